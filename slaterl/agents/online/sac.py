@@ -1,0 +1,152 @@
+"""Soft actor-critic in the latent space of a ranker.
+
+Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905; with the belief of
+Deffayet et al. 2023: the actor and the critics each read trajectories through a GRU of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from slaterl.agents.base import LatentAgent
+from slaterl.agents.networks import Critics, mlp, polyak
+from slaterl.beliefs.gru import GRUBelief
+from slaterl.data.trajectories import Trajectories
+from slaterl.errors import check_positive, check_range
+from slaterl.rankers.base import Ranker
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+
+
+class SAC(LatentAgent):
+    """Off-policy actor-critic with a tanh-Gaussian policy and a learned temperature alpha.
+
+    Policy and log-probabilities live in [-1, 1]^A; the critics read actions in the ranker's latent units.
+
+    Args:
+        belief: makes a belief; called once for the actor and once for the critics.
+        gamma: discount; tau: share of the online critics that enters the targets at every update.
+        q_lr, pi_lr, alpha_lr: Adam's learning rates of critics, policy (each with its belief) and temperature.
+        q_hidden, pi_hidden: widths of the hidden layers.
+        num_critics: of which the minimum counts.
+        initial_alpha: temperature before the first update.
+        target_entropy_scale: the target entropy is minus this times the action's dimension.
+    """
+
+    TERMS: ClassVar = (
+        "loss/critic",
+        "loss/actor",
+        "loss/alpha",
+        "value/q",
+        "value/target",
+        "policy/entropy",
+        "policy/alpha",
+    )
+
+    def __init__(
+        self,
+        *,
+        ranker: Ranker,
+        belief: Callable[[], GRUBelief],
+        generator: torch.Generator,
+        gamma: float,
+        tau: float,
+        q_lr: float,
+        pi_lr: float,
+        alpha_lr: float,
+        q_hidden: Sequence[int],
+        pi_hidden: Sequence[int],
+        num_critics: int,
+        initial_alpha: float,
+        target_entropy_scale: float,
+    ) -> None:
+        check_range(0, 1, **{"agent.gamma": gamma, "agent.tau": tau})
+        check_positive(**{"agent.q_lr": q_lr, "agent.pi_lr": pi_lr, "agent.alpha_lr": alpha_lr})
+        check_positive(**{"agent.num_critics": num_critics, "agent.initial_alpha": initial_alpha})
+        super().__init__(ranker)
+        self.gamma, self.tau = gamma, tau
+        self.target_entropy = -target_entropy_scale * ranker.action_dim
+        self.generators["update"] = generator
+
+        self.actor_belief, self.critic_belief = belief(), belief()
+        state_dim = self.actor_belief.state_dim
+        self.actor = mlp(state_dim, pi_hidden, 2 * ranker.action_dim)
+        self.critics = Critics(num_critics, state_dim + ranker.action_dim, q_hidden)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(initial_alpha)))
+
+        self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
+        self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
+        self.add_optimizer("alpha", self.log_alpha, lr=alpha_lr)
+
+    def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
+        if generator is None:
+            return self.actor(state).chunk(2, dim=-1)[0].tanh()
+        return tanh_gaussian(self.actor(state), generator)[0]
+    def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:
+        """[num_critics, ...] at belief states [..., H] and actions [..., A] in [-1, 1]."""
+        return critics(torch.cat([state, self.ranker.to_latent(action)], dim=-1))
+
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """One step of critics, policy, temperature and targets on B whole trajectories."""
+        assert batch.actions is not None
+        slates, clicks = batch.slates[:, :-1], batch.clicks[:, :-1]  # frame t is o_t: what a_t may depend on
+        reward = batch.rewards  # [B, H]
+        generator, alpha = self.generators["update"], self.log_alpha.detach().exp()
+        critic_state = self.critic_belief(slates, clicks)  # [B, H, state]
+        gaussian = self.actor(self.actor_belief(slates, clicks))  # [B, H, 2A]
+
+        # critics: y = r + gamma * (min Q'(s', a') - alpha * log pi(a' | s')), and y = r in the last turn
+        with torch.no_grad():
+            next_action, next_log_prob = tanh_gaussian(gaussian[:, 1:], generator)
+            next_q = self.q_values(self.target_critics, critic_state[:, 1:], next_action).amin(0)
+            target = reward.clone()
+            target[:, :-1] += self.gamma * (next_q - alpha * next_log_prob)
+        q = self.q_values(self.critics, critic_state, batch.actions)
+        critic_loss = (q - target).square().mean()
+        self.minimise("critic", critic_loss)
+
+        # policy: the critics and their belief receive nothing from it
+        self.critics.requires_grad_(False)
+        action, log_prob = tanh_gaussian(gaussian, generator)
+        policy_q = self.q_values(self.critics, critic_state.detach(), action).amin(0)
+        actor_loss = (alpha * log_prob - policy_q).mean()
+        self.minimise("actor", actor_loss)
+        self.critics.requires_grad_(True)
+
+        # temperature: up while the entropy is below its target
+        alpha_loss = -self.log_alpha.exp() * (log_prob.detach().mean() + self.target_entropy)
+        self.minimise("alpha", alpha_loss)
+        polyak(self.critics, self.target_critics, self.tau)
+
+        return {
+            "loss/critic": critic_loss,
+            "loss/actor": actor_loss,
+            "loss/alpha": alpha_loss,
+            "value/q": q.mean(),
+            "value/target": target.mean(),
+            "policy/entropy": -log_prob.mean(),
+            "policy/alpha": alpha,
+        }
+
+
+def tanh_gaussian(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Reparameterised draws [..., A] in [-1, 1] from means and log-deviations [..., 2A], and their log-probabilities.
+
+    log pi(a) = log N(x) - log(1 - tanh(x)^2) summed over the action (appendix C of the paper), in the form that does
+    not lose precision where tanh saturates.
+    """
+    mean, log_std = parameters.chunk(2, dim=-1)
+    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    raw = torch.addcmul(mean, log_std.exp(), noise)
+    log_gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - raw - softplus(-2 * raw))
+    return raw.tanh(), (log_gaussian - log_slope).sum(-1)

@@ -1,0 +1,153 @@
+"""A GRU over what users were shown and did: the state that an agent acts and learns on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding, linear
+
+from slaterl.errors import check_positive
+
+
+class GRUBelief(nn.Module):
+    """Belief state h_t [B, H] after the observations 0..t, with item embeddings of its own.
+
+    The input of turn t is each slot's item embedding and click, S * (E + 1) numbers. The equations, the parameters'
+    names, shapes and initialisation are torch.nn.GRU's; training (`forward`) and acting (`step`) run the same code.
+
+    Args:
+        item_dim: E, width of the item embeddings (N(0, 1) at the start, learned).
+        hidden_dim: H, width of the state.
+    """
+
+    def __init__(self, *, num_items: int, slate_size: int, item_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        check_positive(**{"belief.item_dim": item_dim, "belief.hidden_dim": hidden_dim})
+        self.state_dim = hidden_dim
+        bound = 1 / math.sqrt(hidden_dim)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+        self.item_embeddings = nn.Parameter(torch.randn(num_items, item_dim))
+        self.weight_ih = uniform(3 * hidden_dim, slate_size * (item_dim + 1))
+        self.weight_hh = uniform(3 * hidden_dim, hidden_dim)
+        self.bias_ih = uniform(3 * hidden_dim)
+        self.bias_hh = uniform(3 * hidden_dim)
+
+    def initial_state(self, num_users: int) -> Tensor:
+        """[B, H], before anything was observed."""
+        return self.weight_hh.new_zeros(num_users, self.state_dim)
+
+    def step(self, slate: Tensor, clicks: Tensor, state: Tensor) -> Tensor:
+        """Read one observation (slate [B, S], clicks [B, S]): state [B, H] -> state [B, H]."""
+        return self(slate.unsqueeze(1), clicks.unsqueeze(1), state).squeeze(1)
+
+    def forward(self, slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
+        """Read T frames of B trajectories (slates and clicks [B, T, S]): the state after each of them, [B, T, H]."""
+        batch, turns, slots = slates.shape
+        items = embedding(slates.long(), self.item_embeddings)  # [B, T, S, E]
+        inputs = torch.cat([items, clicks.unsqueeze(3).to(items.dtype)], dim=3).flatten(2)
+        # time first, so that each turn is one contiguous block
+        gates = linear(inputs.transpose(0, 1), self.weight_ih, self.bias_ih)  # [T, B, 3H]
+        start = self.initial_state(batch) if state is None else state
+        return gru_scan(gates, start, self.weight_hh, self.bias_hh).transpose(0, 1)
+
+
+def gru_scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
+    """Hidden states [T, B, H] of a GRU, given its input's share of the gates [T, B, 3H] (order: reset, update, new)."""
+    if torch.is_grad_enabled():
+        return _GRUScan.apply(gates, start, weight_hh, bias_hh)
+    return _scan(gates, start, weight_hh, bias_hh)[0]
+
+
+def _scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """h_t = n + z * (h_{t-1} - n), with r, z = sigmoid(...), n = tanh(x_n + r * (W_hn h_{t-1} + b_hn)).
+
+    Small operations: their count is the cost, so all write into slices cut beforehand.
+
+    Returns the states [T, B, H], the gates r, z, n [T, B, 3H], and W_hh h_{t-1} + b_hh [T, B, 3H].
+    """
+    turns, batch, width = gates.shape
+    hidden_dim = width // 3
+    two = 2 * hidden_dim
+    states = gates.new_empty(turns, batch, hidden_dim)
+    activated = gates.new_empty(turns, batch, width)
+    recurrent = gates.new_empty(turns, batch, width)
+    weight = weight_hh.t().contiguous()
+    state = start
+    for x_rz, x_n, h, h_rz, h_n, rz, r, z, n, out in zip(
+        gates[:, :, :two].unbind(),
+        gates[:, :, two:].unbind(),
+        recurrent.unbind(),
+        recurrent[:, :, :two].unbind(),
+        recurrent[:, :, two:].unbind(),
+        activated[:, :, :two].unbind(),
+        activated[:, :, :hidden_dim].unbind(),
+        activated[:, :, hidden_dim:two].unbind(),
+        activated[:, :, two:].unbind(),
+        states.unbind(),
+        strict=True,
+    ):
+        torch.addmm(bias_hh, state, weight, out=h)
+        torch.add(x_rz, h_rz, out=rz).sigmoid_()
+        torch.addcmul(x_n, r, h_n, out=n).tanh_()
+        state = torch.lerp(n, state, z, out=out)
+    return states, activated, recurrent
+
+
+class _GRUScan(torch.autograd.Function):
+    """The recurrence with a backward pass written by hand.
+
+    Autograd through 100 turns of small operations, or torch.nn.GRU on the CPU, spends most of an update's time on
+    overhead. Here everything that does not depend on the carried gradient is computed for all turns at once, and
+    the loop backwards is left with four operations a turn.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
+        states, activated, recurrent = _scan(gates, start, weight_hh, bias_hh)
+        ctx.save_for_backward(start, weight_hh, states, activated, recurrent)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        start, weight_hh, states, activated, recurrent = ctx.saved_tensors
+        reset, update, new = activated.chunk(3, dim=2)
+        recurrent_new = recurrent.chunk(3, dim=2)[2]
+        previous = torch.cat([start.unsqueeze(0), states[:-1]])
+        # d h_t / d (pre-activation of each gate), for all turns at once
+        d_new = (1 - update) * (1 - new * new)
+        d_update = (previous - new) * update * (1 - update)
+        d_reset = d_new * recurrent_new * reset * (1 - reset)
+        # as seen by W_hh h + b_hh, where the new gate's share passes through the reset gate
+        factors = torch.stack([d_reset, d_update, d_new * reset], dim=2)  # [T, B, 3, H]
+        grad_recurrent = torch.empty_like(factors)
+        grad_total = torch.empty_like(states)  # of h_t: from its own use and from all later turns
+        kept = torch.empty_like(start)
+        carry = torch.zeros_like(start)
+        turns = zip(
+            grad_states.unbind(),
+            factors.unbind(),
+            update.unbind(),
+            grad_recurrent.unbind(),
+            grad_recurrent.flatten(2).unbind(),
+            grad_total.unbind(),
+            grad_total.unsqueeze(2).unbind(),
+            strict=True,
+        )
+        for grad, factor, keep, by_gate, flat, total, spread in reversed(list(turns)):
+            torch.add(grad, carry, out=total)
+            torch.mul(spread, factor, out=by_gate)
+            torch.mul(total, keep, out=kept)
+            carry = torch.addmm(kept, flat, weight_hh)
+        grad_recurrent = grad_recurrent.flatten(2)  # [T, B, 3H]
+        two = 2 * start.shape[1]
+        grad_gates = torch.cat([grad_recurrent[:, :, :two], grad_total * d_new], dim=2)
+        rows = grad_recurrent.flatten(0, 1)
+        return grad_gates, carry, rows.t() @ previous.flatten(0, 1), rows.sum(0)

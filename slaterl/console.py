@@ -1,0 +1,63 @@
+"""What is shown while a stage runs. All of it goes to stderr: stdout's last line is the run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(stderr=True, highlight=False)
+
+
+class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f} {self.unit}/s", style="cyan")
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """A bar with speed and time left. Yields `show(done, text)`.
+
+    Args:
+        unit: plural, of what is counted ("steps").
+        start: how much was done before, in a run that goes on.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(unit),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=60) as bar:
+        task = bar.add_task(title, total=total, completed=start, text="")
+
+        def show(done: int, text: str = "") -> None:
+            bar.update(task, completed=done, **({"text": text} if text else {}))
+
+        yield show
+
+
+def note(message: str) -> None:
+    """One line about what happens."""
+    console.print(message, markup=False)
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table; the first column on the left, all others on the right."""
+    shown = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        shown.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)

@@ -1,0 +1,104 @@
+"""Where online batches come from: rounds of trajectories into the replay buffer, then as many batches out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+
+from slaterl.agents.base import LatentAgent
+from slaterl.data.replay import ReplayBuffer
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.rollout import rollout
+
+
+class OnlineData(L.LightningDataModule):
+    """Collects `num_envs` trajectories together, then yields as many batches; first `random_steps` random ones.
+
+    A step is one trajectory and one update (the random trajectories are steps without an update), so `agent.step`
+    tells where in a round one is, and together with this module's state all that comes next.
+
+    Args:
+        users, exploration, batches: the streams that training users, the policy's noise and the batches are drawn from.
+    """
+
+    def __init__(
+        self,
+        env: TopicRec,
+        agent: LatentAgent,
+        *,
+        max_steps: int,
+        random_steps: int,
+        num_envs: int,
+        batch_size: int,
+        capacity: int,
+        users: torch.Generator,
+        exploration: torch.Generator,
+        batches: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.env, self.agent = env, agent
+        self.max_steps, self.random_steps, self.num_envs, self.batch_size = max_steps, random_steps, num_envs, batch_size
+        self.replay = ReplayBuffer(capacity)
+        self.generators = {"users": users, "exploration": exploration, "batches": batches}
+        self.policy = agent.policy(exploration)
+        self.trajectories = 0  # collected so far
+        self.last_return = float("nan")  # mean of the last round, with exploration
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Trajectories, turns and updates so far; each is logged under its own name."""
+        return {
+            "trajectories": self.trajectories,
+            "turns": self.trajectories * self.env.episode_length,
+            "updates": max(0, self.agent.step - self.random_steps),
+        }
+
+    def _collect(self, policy: Any, count: int) -> None:
+        generator = self.generators["users"]
+        data = rollout(policy, self.env, count, generator=generator, deterministic=False)
+        self.replay.push(data)
+        self.trajectories += count
+        self.last_return = data.returns.mean()
+
+    def train_dataloader(self) -> _Batches:
+        return _Batches(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "replay": self.replay.state_dict(),
+            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "trajectories": self.trajectories,
+            "last_return": float(self.last_return),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.replay.load_state_dict(state["replay"], self.env.device)
+        for name, generator in self.generators.items():
+            generator.set_state(state["generators"][name])
+        self.trajectories, self.last_return = state["trajectories"], state["last_return"]
+
+
+class _Batches:
+    """The rest of the training as a sized iterable: with a length, Lightning does not fetch a batch ahead."""
+
+    def __init__(self, data: OnlineData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.max_steps - max(self.data.agent.step, self.data.random_steps)
+
+    def __iter__(self) -> Iterator[Trajectories]:
+        data, agent = self.data, self.data.agent
+        if agent.step == 0:
+            random = agent.random_policy(data.generators["exploration"])
+            while data.trajectories < data.random_steps:
+                data._collect(random, min(data.num_envs, data.random_steps - data.trajectories))
+            agent.step = data.random_steps
+        while agent.step < data.max_steps:
+            if (agent.step - data.random_steps) % data.num_envs == 0:
+                data._collect(data.policy, data.num_envs)
+            yield data.replay.sample(data.batch_size, data.generators["batches"])

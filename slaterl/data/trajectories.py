@@ -1,0 +1,155 @@
+"""Trajectories: the one type for logged data, replay buffers and offline datasets, and its file format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slaterl.errors import UserError
+
+SCHEMA = 1
+
+
+@dataclass
+class Trajectories:
+    """N users' episodes as H + 1 frames each; frame t is the slate and the clicks as the user saw it.
+
+    Frame 0 is the one that reset shows. So o_t = frame t, a_t is the slate of frame t + 1, and r_t the number of
+    clicks of frame t + 1: a belief that has read frames 0..t has never seen a_t.
+
+    Attributes:
+        slates: [N, H+1, S] item ids, an integer type.
+        clicks: [N, H+1, S] bool or uint8.
+        actions: [N, H, A] float, what the policy gave its ranker, in [-1, 1]; None where there was no ranker.
+        policy_id: [N] int16, which behaviour policy made each trajectory.
+        hidden: optional columns of the simulator's hidden state, never part of an observation:
+            `bored` [N, H, K] bool, `user` [N, H, D] float, both as of the turn.
+    """
+
+    slates: Tensor
+    clicks: Tensor
+    actions: Tensor | None = None
+    policy_id: Tensor | None = None
+    hidden: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.slates)
+
+    @property
+    def rewards(self) -> Tensor:
+        """[N, H] clicks of every turn; those of frame 0 are no reward."""
+        return self.clicks[:, 1:].sum(2, dtype=torch.float32)
+
+    @property
+    def returns(self) -> Tensor:
+        """[N] clicks of the whole episode."""
+        return self.rewards.sum(1)
+
+    def columns(self) -> dict[str, Tensor]:
+        """The present columns by name; hidden ones as `hidden.<name>`."""
+        named = {"slates": self.slates, "clicks": self.clicks, "actions": self.actions, "policy_id": self.policy_id}
+        named |= {f"hidden.{name}": column for name, column in self.hidden.items()}
+        return {name: column for name, column in named.items() if column is not None}
+
+    @classmethod
+    def from_columns(cls, columns: dict[str, Tensor]) -> Trajectories:
+        hidden = {name[7:]: column for name, column in columns.items() if name.startswith("hidden.")}
+        return cls(**{name: c for name, c in columns.items() if not name.startswith("hidden.")}, hidden=hidden)
+
+    def __getitem__(self, index: slice | Tensor) -> Trajectories:
+        """The trajectories chosen by a slice or an index tensor."""
+        return self.from_columns({name: column[index] for name, column in self.columns().items()})
+
+    def compact(self, num_items: int) -> Trajectories:
+        """The same with slates in the smallest integer type that holds num_items, and clicks in one byte."""
+        columns = self.columns()
+        columns["slates"] = self.slates.to(smallest_int(num_items))
+        columns["clicks"] = self.clicks.to(torch.uint8)
+        return self.from_columns(columns)
+
+    def to(self, device: torch.device) -> Trajectories:
+        return self.from_columns({name: column.to(device) for name, column in self.columns().items()})
+
+
+def smallest_int(num_items: int) -> torch.dtype:
+    """The smallest torch integer type that holds the ids 0..num_items - 1."""
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if num_items - 1 <= torch.iinfo(dtype).max:
+            return dtype
+    return torch.int64
+
+
+def save(path: Path, data: Trajectories, metadata: dict[str, Any]) -> None:
+    """Write safetensors with a JSON header, beside the target and then renamed, so that no half file is ever seen.
+
+    Args:
+        metadata: plain values (environment, behaviours, seeds, versions); schema, sizes and checksum are added.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    columns = {name: column.cpu().contiguous() for name, column in data.columns().items()}
+    header = dict(metadata, schema=SCHEMA, num_trajectories=len(data), checksum=_checksum(columns))
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(columns, partial, metadata={"slaterl": json.dumps(header)})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error})") from error
+
+
+def load(path: Path, *, num_items: int | None = None) -> tuple[Trajectories, dict[str, Any]]:
+    """Read and verify a file of `save`: the trajectories and their metadata.
+
+    Args:
+        num_items: where given, item ids must be below it.
+
+    Raises:
+        UserError: the file is missing, truncated, altered, of another schema, or holds item ids out of range.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("slaterl")
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: truncated or not a trajectory file ({error})") from error
+    if header is None:
+        raise UserError(f"{path}: not a trajectory file of slaterl (its header has no metadata)")
+    metadata = json.loads(header)
+    if metadata.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {metadata.get('schema')}, this version reads schema {SCHEMA}; make it anew")
+    if _checksum(columns) != metadata["checksum"]:
+        raise UserError(f"{path}: its content does not match its checksum; the file was altered or damaged")
+    data = Trajectories.from_columns(columns)
+    if num_items is not None:
+        check_ids(data.slates, num_items, where=str(path))
+    return data, metadata
+
+
+def check_ids(slates: Tensor, num_items: int, where: str) -> None:
+    """Raise UserError unless all item ids lie in 0..num_items - 1."""
+    low, high = int(slates.min()), int(slates.max())
+    if low < 0 or high >= num_items:
+        raise UserError(f"{where}: slates hold item ids from {low} to {high}, expected 0..{num_items - 1}")
+
+
+def _checksum(columns: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        column = columns[name]
+        digest.update(f"{name} {column.dtype} {list(column.shape)}".encode())
+        digest.update(column.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""The items: their embeddings, generated or read from a file, and the fingerprint that names them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slaterl.errors import UserError, check_positive
+
+
+def item_embeddings(
+    *, num_items: int, num_topics: int, topic_size: int, peakedness: float, seed: int, path: str | None
+) -> Tensor:
+    """Item embeddings E [N, D] with D = num_topics * topic_size: read from `path`, or else generated.
+
+    Args:
+        peakedness: exponent p of the generator; 1 spreads an item over its topics ("diffuse"), larger values
+            concentrate it ("focused").
+        seed: of the generator. The items belong to the environment, so this is not the seed of a run.
+        path: a .pt (a tensor, loaded with weights_only), .npy or .safetensors file (one tensor) to use instead.
+
+    Raises:
+        UserError: the file is missing, is not one finite float matrix, or has another shape than [N, D].
+    """
+    check_positive(num_items=num_items, num_topics=num_topics, topic_size=topic_size, peakedness=peakedness)
+    if path is None:
+        return generate(num_items, num_topics, topic_size, peakedness, seed)
+    return read(path, shape=(num_items, num_topics * topic_size))
+
+
+def generate(num_items: int, num_topics: int, topic_size: int, peakedness: float, seed: int) -> Tensor:
+    """Draw rows of unit norm [N, D]: (topic weight * topic components) ** peakedness (Deffayet et al. 2023, section 5)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(num_items, num_topics, generator=generator)
+    weights = weights / weights.sum(1, keepdim=True)
+    components = topic_components(num_items, num_topics, topic_size, generator)
+    rows = (weights.unsqueeze(2) * components).pow(peakedness).flatten(1)
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def topic_components(count: int, num_topics: int, topic_size: int, generator: torch.Generator) -> Tensor:
+    """|N(0, 0.4^2)| capped at 1, [count, K, z]: the position of an item or a user inside each topic."""
+    normal = torch.randn(count, num_topics, topic_size, generator=generator, device=generator.device)
+    return (0.4 * normal).abs().clamp_(max=1.0)
+
+
+def read(path: str, shape: tuple[int, int]) -> Tensor:
+    """Read one float matrix of the given shape from a .pt, .npy or .safetensors file."""
+    where = f"env.item_embeddings.path={path}"
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{where}: no such file")
+    try:
+        if file.suffix == ".pt":
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        elif file.suffix == ".npy":
+            found = torch.from_numpy(np.load(file, allow_pickle=False))
+        elif file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(file)
+            if len(tensors) != 1:
+                raise UserError(f"{where}: expected one tensor, found {sorted(tensors)}")
+            found = next(iter(tensors.values()))
+        else:
+            raise UserError(f"{where}: expected a .pt, .npy or .safetensors file")
+    except UserError:
+        raise
+    except Exception as error:  # each reader has its own exceptions for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{where}: cannot be read ({reason})") from error
+    if not isinstance(found, Tensor):
+        raise UserError(f"{where}: expected a tensor, found {type(found).__name__}")
+    if tuple(found.shape) != shape or not found.is_floating_point():
+        raise UserError(
+            f"{where}: found {list(found.shape)} {found.dtype}, expected {list(shape)} floats "
+            "[env.num_items, env.num_topics * env.topic_size]"
+        )
+    found = found.detach().to(torch.float32).contiguous()
+    if not torch.isfinite(found).all():
+        raise UserError(f"{where}: {int((~torch.isfinite(found)).sum())} of its values are not finite")
+    return found
+
+
+def fingerprint(embeddings: Tensor) -> str:
+    """16 hex digits that change with any bit of the embeddings."""
+    array = embeddings.detach().cpu().contiguous().numpy()
+    return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()[:16]

@@ -1,0 +1,35 @@
+"""What ends a run with one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message names the field or file, what was found and what was expected.
+
+    run.py prints it without a traceback and exits with status 2.
+    """
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived and the state was saved; run.py exits with status 128 + signum.
+
+    A BaseException, so that no library between the training loop and run.py takes it for an ordinary failure.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"signal {signum}")
+        self.signum = signum
+
+
+def check_positive(**values: float) -> None:
+    """Raise UserError naming the first argument that is not > 0."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise UserError(f"{name}={value}: expected a number above zero")
+
+
+def check_range(low: float, high: float, **values: float) -> None:
+    """Raise UserError naming the first argument that is outside [low, high]."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise UserError(f"{name}={value}: expected a number from {low} to {high}")

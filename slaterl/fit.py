@@ -1,0 +1,218 @@
+"""One fit for whatever learns: train, validate, log, checkpoint, resume."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from slaterl import checkpoints
+from slaterl.console import note, progress
+from slaterl.errors import Interrupted
+from slaterl.learner import Learner
+from slaterl.metrics import MetricsFile
+
+
+class Data(Protocol):
+    """What `fit` asks of a data module, beside a sized `train_dataloader`."""
+
+    counters: Mapping[str, int]  # logged with every row
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def fit(
+    learner: Learner,
+    data: Any,
+    *,
+    folder: Path,
+    kind: str,
+    config: dict[str, Any],
+    max_steps: int,
+    validate: Callable[[], dict[str, float]],
+    score: str,
+    maximise: bool,
+    val_every_n_steps: int,
+    log_every_n_steps: int,
+    save_every_n_steps: int | None,
+    loggers: Sequence[Logger],
+    title: str,
+) -> dict[str, Any]:
+    """Train to `max_steps`, going on from `last.ckpt` in `folder` where there is one.
+
+    Args:
+        data: a LightningDataModule that is also a `Data`.
+        kind, config: what every checkpoint says of itself, besides its state.
+        validate: metrics of the learner as it is; `score` names the one that chooses `best.ckpt`.
+        save_every_n_steps: also keep `step<k>.ckpt`; None for no such files.
+
+    Returns:
+        `best_step`, `best_score`, and `seconds` spent training and validating over all starts.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, after `last.ckpt` was written.
+        TrainingDiverged: a term of the loss is not finite.
+    """
+    loop = _Loop(
+        data,
+        folder=folder,
+        about={"kind": kind, "config": config},
+        max_steps=max_steps,
+        validate=validate,
+        score=score,
+        sign=1.0 if maximise else -1.0,
+        val_every=val_every_n_steps,
+        log_every=log_every_n_steps,
+        save_every=save_every_n_steps,
+        title=title,
+    )
+    if (folder / "last.ckpt").is_file():
+        loop.resume(learner, checkpoints.load(folder / "last.ckpt", kind))
+    if learner.step < max_steps:
+        _quiet_lightning()
+        trainer = L.Trainer(
+            accelerator="gpu" if learner.device.type == "cuda" else "cpu",
+            devices=[learner.device.index or 0] if learner.device.type == "cuda" else 1,
+            max_epochs=1,
+            logger=list(loggers) or False,
+            callbacks=[loop],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[LightningEnvironment()],  # one process, also inside a SLURM job
+            default_root_dir=folder,
+        )
+        trainer.fit(learner, datamodule=data)
+    return {"best_step": loop.best["step"], "best_score": loop.best["score"], "seconds": loop.seconds}
+
+
+class _Loop(L.Callback):
+    """What happens after each update. Everything is counted in `learner.step`, not in Lightning's batches."""
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        folder: Path,
+        about: dict[str, Any],
+        max_steps: int,
+        validate: Callable[[], dict[str, float]],
+        score: str,
+        sign: float,
+        val_every: int,
+        log_every: int,
+        save_every: int | None,
+        title: str,
+    ) -> None:
+        self.data, self.folder, self.about, self.title = data, folder, about, title
+        self.max_steps, self.validate, self.score, self.sign = max_steps, validate, score, sign
+        self.val_every, self.log_every, self.save_every = val_every, log_every, save_every
+        self.best: dict[str, Any] = {"step": 0, "score": None}
+        self.seconds = 0.0
+        self.signum = 0
+
+    def resume(self, learner: Learner, state: dict[str, Any]) -> None:
+        """Put learner, data and this loop where the checkpoint left them."""
+        learner.load_learner_state(state["learner"])
+        self.data.load_state_dict(state["data"])
+        self.best, self.seconds = state["best"], state["seconds"]
+        if learner.step < self.max_steps:
+            note(f"{self.title}: going on from step {learner.step:,}")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        columns = ["step", *self.data.counters, *pl_module.TERMS, "train/return", *pl_module.VAL_TERMS]
+        columns += ["time/seconds", "speed/steps_per_s", "speed/turns_per_s"]
+        self.metrics = MetricsFile(self.folder / "metrics.csv", columns, pl_module.step)
+        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.bar = progress(self.title, self.max_steps, "steps", start=pl_module.step)
+        self.show = self.bar.__enter__()
+        self._mark(pl_module.step)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum:  # asked twice: at once
+            raise Interrupted(signum)
+        self.signum = signum
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step: int = pl_module.step
+        validating = step % self.val_every == 0 or step == self.max_steps
+        row: dict[str, Any] = {}
+        if validating or step % self.log_every == 0:
+            row = self._training_row(pl_module)  # raises if a term is not finite, before anything is saved
+            self.show(step, "")
+        if validating:
+            row |= self._validate(pl_module, step)
+        if row:
+            self.metrics.append(row)
+            for logger in trainer.loggers:
+                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
+        if self.save_every and step % self.save_every == 0:
+            self._save(pl_module, f"step{step}.ckpt")
+        if validating or self.signum:
+            pl_module.meter.check()
+            self._save(pl_module, "last.ckpt", data=self.data.state_dict())
+        if self.signum:
+            raise Interrupted(self.signum)
+
+    def _validate(self, learner: Learner, step: int) -> dict[str, float]:
+        metrics = self.validate()
+        score = metrics[self.score]
+        if self.best["score"] is None or self.sign * score > self.sign * self.best["score"]:
+            self.best = {"step": step, "score": score}
+            self._save(learner, "best.ckpt")
+        shown = f"{self.score} {score:.4g}, best {self.best['score']:.4g} at step {self.best['step']:,}"
+        self.show(step, shown)
+        note(f"{self.title}: step {step:,}: {shown}")
+        return metrics
+
+    def _save(self, learner: Learner, name: str, **more: Any) -> None:
+        state = {**self.about, "learner": learner.learner_state(), "best": dict(self.best)}
+        seconds = self.seconds + time.perf_counter() - self.marked[0]
+        checkpoints.save(self.folder / name, {**state, "seconds": seconds, **more})
+
+    def _mark(self, step: int) -> None:
+        self.marked = (time.perf_counter(), step, self.data.counters.get("turns", 0))
+
+    def _training_row(self, learner: Learner) -> dict[str, Any]:
+        now, step, counters = time.perf_counter(), learner.step, self.data.counters
+        elapsed = now - self.marked[0]
+        row: dict[str, Any] = {"step": step, **counters, **learner.meter.read()}
+        row["speed/steps_per_s"] = (step - self.marked[1]) / elapsed
+        if "turns" in counters:
+            row["train/return"] = float(self.data.last_return)  # type: ignore[attr-defined]
+            row["speed/turns_per_s"] = (counters["turns"] - self.marked[2]) / elapsed
+        self.seconds += elapsed
+        row["time/seconds"] = self.seconds
+        self._mark(step)
+        return row
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if hasattr(self, "bar"):
+            self.bar.__exit__(None, None, None)
+            self.metrics.close()
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+            del self.bar
+
+
+def _quiet_lightning() -> None:
+    """Lightning's advice on data loaders and devices is about other programs than this one."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

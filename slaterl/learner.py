@@ -1,0 +1,138 @@
+"""What `trainer.fit` trains: GeMS and every agent share this shape, and so one way to log, checkpoint and resume."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from slaterl.errors import UserError
+
+
+class TrainingDiverged(UserError):
+    """A term of the loss is no longer finite. The last good checkpoint is kept."""
+
+
+class TermMeter:
+    """Means of scalar terms between two readings, summed on the device so that a step never waits for the host."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.clear()
+
+    def clear(self) -> None:
+        self.sums: Tensor | None = None
+        self.first_bad: Tensor | None = None
+        self.count = 0
+
+    def add(self, terms: dict[str, Tensor], step: int) -> None:
+        """Add one step's terms, given under the meter's names."""
+        values = torch.stack([terms[name].detach() for name in self.names])
+        if self.sums is None:
+            self.sums = torch.zeros_like(values)
+            self.first_bad = torch.zeros_like(values, dtype=torch.int64)
+        assert self.first_bad is not None
+        self.sums += values
+        self.first_bad = torch.where(values.isfinite() | (self.first_bad > 0), self.first_bad, step)
+        self.count += 1
+
+    def check(self) -> None:
+        """Raise TrainingDiverged naming the term that was the first to be NaN or infinite, and its step."""
+        if self.first_bad is None:
+            return
+        bad = [(step, name) for step, name in zip(self.first_bad.tolist(), self.names, strict=True) if step]
+        if bad:
+            step, name = min(bad, key=lambda pair: pair[0])
+            raise TrainingDiverged(f"{name} is not finite since step {step}; training stopped, the checkpoints are kept")
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading, which start anew."""
+        self.check()
+        if self.sums is None:
+            return {}
+        means = dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
+        self.clear()
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "first_bad": self.first_bad, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums, self.first_bad, self.count = state["sums"], state["first_bad"], state["count"]
+
+
+class Learner(L.LightningModule):
+    """A module with its optimisers, its step counter and one `update` per batch.
+
+    Optimisers are stepped by `update` itself (Lightning's manual optimisation, unwrapped): Lightning counts every
+    wrapped optimiser step as a global step, so with three optimisers its count is not ours. `step` is.
+
+    Attributes:
+        TERMS: names of the scalars that `update` returns; they are logged and checked for NaN.
+        VAL_TERMS: names of what validation measures.
+        step: of the protocol, set by the data module before the first update.
+        optim: the optimisers by name. `add_optimizer` fills it.
+        generators: every random stream that `update` draws from, saved with the checkpoint.
+    """
+
+    TERMS: ClassVar[tuple[str, ...]] = ()
+    VAL_TERMS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.step = 0
+        self.optim: dict[str, Optimizer] = {}
+        self.generators: dict[str, torch.Generator] = {}
+        self.meter = TermMeter(self.TERMS)
+
+    def add_optimizer(self, name: str, *modules: torch.nn.Module | torch.nn.Parameter, lr: float) -> None:
+        """Adam over all parameters of these that require a gradient."""
+        parameters: list[torch.nn.Parameter] = []
+        for module in modules:
+            parameters += [module] if isinstance(module, torch.nn.Parameter) else list(module.parameters())
+        self.optim[name] = Adam([p for p in parameters if p.requires_grad], lr=lr, fused=True)
+
+    def minimise(self, name: str, loss: Tensor) -> None:
+        """One step of the optimiser `name` down the gradient of `loss`."""
+        self.optim[name].zero_grad(set_to_none=True)
+        loss.backward()
+        self.optim[name].step()
+
+    def update(self, batch: Any) -> dict[str, Tensor]:
+        """One gradient update. Returns the terms named by TERMS as scalars, on the device."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.step += 1
+        self.meter.add(self.update(batch), self.step)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Data modules yield batches where they are needed; Lightning would copy their containers."""
+        return batch
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return list(self.optim.values())
+
+    def learner_state(self) -> dict[str, Any]:
+        """All that the next update depends on, but for the data: tensors and plain values."""
+        return {
+            "module": self.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optim.items()},
+            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "meter": self.meter.state_dict(),
+            "step": self.step,
+        }
+
+    def load_learner_state(self, state: dict[str, Any]) -> None:
+        """The inverse of learner_state."""
+        self.load_state_dict(state["module"])
+        for name, optimizer in self.optim.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, generator in self.generators.items():
+            generator.set_state(state["generators"][name].cpu())
+        self.meter.load_state_dict(state["meter"])
+        self.step = state["step"]

@@ -1,0 +1,52 @@
+"""What turns an agent's action into a slate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Ranker(nn.Module):
+    """Maps latent actions to slates, and slates back to latent actions.
+
+    Agents act in [-1, 1]^A; the action box (center and half-width of each latent dimension, part of the state dict)
+    maps that to latent units.
+
+    Attributes:
+        action_dim: A.
+        center, half_width: [A].
+    """
+
+    center: Tensor
+    half_width: Tensor
+
+    def __init__(self, action_dim: int) -> None:
+        super().__init__()
+        self.action_dim = action_dim
+        self.register_buffer("center", torch.zeros(action_dim))
+        self.register_buffer("half_width", torch.ones(action_dim))
+
+    def set_box(self, low: Tensor, high: Tensor) -> None:
+        """Let [-1, 1] stand for [low, high], each [A]."""
+        self.half_width.copy_((high - low) / 2)
+        self.center.copy_((high + low) / 2)
+
+    def to_latent(self, action: Tensor) -> Tensor:
+        """[..., A] in [-1, 1] -> latent units."""
+        return torch.addcmul(self.center, self.half_width, action)
+
+    def to_action(self, latent: Tensor) -> Tensor:
+        """The inverse of to_latent, clipped to [-1, 1]."""
+        return ((latent - self.center) / self.half_width).clamp(-1, 1)
+
+    def random_action(self, num_users: int, generator: torch.Generator) -> Tensor:
+        """Uniform in the middle half of the box, [B, A]."""
+        return torch.rand(num_users, self.action_dim, generator=generator, device=generator.device) - 0.5
+
+    def rank(self, latent: Tensor) -> Tensor:
+        """[B, A] -> slates [B, S]."""
+        raise NotImplementedError
+
+    def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
+        """Slates and clicks [B, S] -> the latent action [B, A] that stands for them."""
+        raise NotImplementedError

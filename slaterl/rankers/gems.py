@@ -1,0 +1,154 @@
+"""GeMS: a variational auto-encoder of slates and clicks, whose latent space is the agent's action space.
+
+Deffayet et al., "Generative Slate Recommendation with Reinforcement Learning", WSDM 2023, section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
+
+from slaterl.agents.networks import mlp
+from slaterl.errors import UserError, check_positive, check_range
+from slaterl.rankers.base import Ranker
+
+
+class GeMSLosses(NamedTuple):
+    """The terms of the loss (scalars), before their weights, and the share of slots reconstructed."""
+
+    slate: Tensor  # cross-entropy over items, mean over slots
+    click: Tensor  # binary cross-entropy, mean over slots
+    kl: Tensor  # mean over latent dimensions
+    prior: Tensor  # squared distance of a learned prior from the standard normal
+    accuracy: Tensor
+
+
+class GeMS(Ranker):
+    """The VAE. Frozen, it is a ranker: the slate of z has in each slot the item of the largest logit.
+
+    Args:
+        item_dim: width of the item embeddings, learned from scratch.
+        encoder_hidden, decoder_hidden: widths of the hidden layers.
+        lambda_click, lambda_KL: weights of the click and the KL term.
+        lambda_prior: where positive, the prior's mean and log-variance are learned, and held to the standard normal
+            with this weight; where 0, the prior is the standard normal.
+        posterior_noise: what the noise of the posterior's sample is multiplied by: `variance`, as in the published
+            code, whose figures belong to it, or `std`, as the reparameterisation of a Gaussian has it.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_items: int,
+        slate_size: int,
+        item_dim: int,
+        latent_dim: int,
+        encoder_hidden: Sequence[int],
+        decoder_hidden: Sequence[int],
+        lambda_click: float,
+        lambda_KL: float,  # noqa: N803 (the paper's name)
+        lambda_prior: float,
+        posterior_noise: Literal["variance", "std"],
+    ) -> None:
+        check_positive(**{"ranker.latent_dim": latent_dim, "ranker.item_dim": item_dim})
+        weights = {"ranker.lambda_click": lambda_click, "ranker.lambda_KL": lambda_KL}
+        check_range(0, float("inf"), **weights, **{"ranker.lambda_prior": lambda_prior})
+        if posterior_noise not in ("variance", "std"):
+            raise UserError(f"ranker.posterior_noise={posterior_noise}: expected variance or std")
+        super().__init__(action_dim=latent_dim)
+        self.slate_size, self.item_dim = slate_size, item_dim
+        self.lambda_click, self.lambda_kl, self.lambda_prior = lambda_click, lambda_KL, lambda_prior
+        self.posterior_noise = posterior_noise
+        self.item_embeddings = nn.Parameter(torch.randn(num_items, item_dim))
+        self.encoder = mlp(slate_size * (item_dim + 1), encoder_hidden, 2 * latent_dim)
+        self.decoder = nn.Sequential(mlp(latent_dim, decoder_hidden[:-1], decoder_hidden[-1]), nn.ReLU())
+        self.slate_head = nn.Linear(decoder_hidden[-1], slate_size * item_dim)
+        self.click_head = nn.Linear(decoder_hidden[-1], slate_size)
+        self.prior = nn.Parameter(torch.zeros(2, latent_dim), requires_grad=lambda_prior > 0)
+
+    def posterior(self, slates: Tensor, clicks: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each [B, A], of the latent given slates and clicks [B, S]."""
+        items = embedding(slates.long(), self.item_embeddings).flatten(1)
+        mean, log_variance = self.encoder(torch.cat([items, clicks.to(items.dtype)], dim=1)).chunk(2, dim=1)
+        return mean, log_variance
+
+    def queries(self, hidden: Tensor) -> Tensor:
+        """Decoder output [B, hidden] -> what each slot scores the items against, [B, S, E]."""
+        return self.slate_head(hidden).unflatten(1, (self.slate_size, self.item_dim))
+
+    def rank(self, latent: Tensor) -> Tensor:
+        return linear(self.queries(self.decoder(latent)), self.item_embeddings).argmax(dim=2)
+
+    def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
+        return self.posterior(slate, clicks)[0]
+
+    def losses(self, slates: Tensor, clicks: Tensor, noise: Tensor | None) -> GeMSLosses:
+        """Terms of the negative ELBO for slates and clicks [B, S].
+
+        Args:
+            noise: [B, A] standard normal draws; None decodes the posterior's mean (validation).
+        """
+        mean, log_variance = self.posterior(slates, clicks)
+        latent = mean
+        if noise is not None:
+            scale = log_variance if self.posterior_noise == "variance" else log_variance / 2
+            latent = mean + noise * scale.exp()
+        hidden = self.decoder(latent)
+        slate_loss, accuracy = _ItemCrossEntropy.apply(
+            self.queries(hidden).flatten(0, 1), self.item_embeddings.detach(), slates.flatten().long()
+        )
+        prior_mean, prior_log_variance = self.prior
+        ratio = ((mean - prior_mean).square() + log_variance.exp()) / prior_log_variance.exp()
+        return GeMSLosses(
+            slate=slate_loss,
+            click=binary_cross_entropy_with_logits(self.click_head(hidden), clicks.to(hidden.dtype)),
+            kl=0.5 * (ratio - 1 + prior_log_variance - log_variance).mean(),
+            prior=self.prior.square().sum(),
+            accuracy=accuracy,
+        )
+
+    def total(self, losses: GeMSLosses) -> Tensor:
+        """The weighted sum that is minimised."""
+        elbo = losses.slate + self.lambda_click * losses.click + self.lambda_kl * losses.kl
+        return elbo + self.lambda_prior * losses.prior
+
+    @torch.no_grad()
+    def fit_box(self, slates: Tensor, clicks: Tensor) -> None:
+        """Set the action box to the range of posterior mean -+ standard deviation over slates and clicks [M, S]."""
+        mean, log_variance = self.posterior(slates, clicks)
+        deviation = (log_variance / 2).exp()
+        self.set_box((mean - deviation).amin(0), (mean + deviation).amax(0))
+
+
+class _ItemCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of queries [R, E] over items [N, E] for target ids [R] (mean), and the share of hits.
+
+    The same as cross_entropy(queries @ items.T, target) with no gradient into the items, in half the time: the
+    exponentials are taken once, in place, and give the gradient by the queries, (softmax @ items - item of target) / R,
+    in the forward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, items: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = queries @ items.t()
+        of_target = logits.gather(1, target.unsqueeze(1))
+        largest = logits.amax(1, keepdim=True)
+        accuracy = (of_target >= largest).float().mean()
+        exponentials = logits.sub_(largest).exp_()
+        total = exponentials.sum(1, keepdim=True)
+        loss = (total.log() + largest - of_target).mean()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((exponentials @ items / total - items[target]) / len(queries))
+        ctx.mark_non_differentiable(accuracy)
+        return loss, accuracy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        (grad_queries,) = ctx.saved_tensors
+        return grad_loss * grad_queries, None, None

@@ -1,0 +1,69 @@
+"""The one entrypoint: compose an experiment, check it, run its stage.
+
+    python -m slaterl.run env=focused_topdown agent=sac ranker=gems
+
+torch and Lightning are imported inside the task, so that --help, --cfg and submitting a sweep start at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import hydra
+from hydra.types import RunMode
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+_HERE = Path(__file__).resolve().parent
+# in a wheel conf/ lies inside the package, in a checkout beside it
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    from slaterl.errors import Interrupted, UserError
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    try:
+        return run_stage(cfg)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # hydra reports the job and goes on to fail the sweep
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as error:
+        print(f"interrupted by signal {error.signum}; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + error.signum)
+
+
+def run_stage(cfg: DictConfig) -> float | None:
+    """Check the configuration and run its stage. Returns the validation return where there is one, for tuners."""
+    from hydra.utils import get_object
+
+    from slaterl.build import check_config
+    from slaterl.runtime import prepare
+
+    check_config(cfg, known=top_level_keys())
+    prepare(cfg.threads)
+    run = get_object(cfg.stage["_target_"])(cfg)
+    print(run.path)
+    return run.result().get("val_return")
+
+
+def top_level_keys() -> set[str]:
+    """What config.yaml and its groups define."""
+    raw = OmegaConf.load(CONF / "config.yaml")
+    groups = {str(key).removeprefix("optional ") for entry in raw.defaults if isinstance(entry, DictConfig) for key in entry}
+    scale = OmegaConf.load(CONF / "scale" / "paper.yaml")
+    return ({str(key) for key in raw} | groups | {str(key) for key in scale}) - {"defaults", "hydra", "experiment", "scale"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Where products lie: a directory computed from what determines it, with a manifest and a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from slaterl.console import note
+from slaterl.errors import Interrupted, UserError
+
+# Part of every digest: raise it when a change of the code makes products of old configurations stale.
+PRODUCTS = 1
+_PACKAGES = ("slaterl", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One product: `root/stage/env/name-digest`.
+
+    Attributes:
+        spec: all that determines the product, as plain values; inputs enter by their digests. Its hash is the digest.
+    """
+
+    root: Path
+    stage: str
+    env: str
+    name: str
+    spec: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps({"products": PRODUCTS, "stage": self.stage, **self.spec}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.stage / self.env / f"{self.name}-{self.digest}"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it stands, {} before there is one."""
+        return read_json(self.path / "manifest.json") if (self.path / "manifest.json").is_file() else {}
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest.get("status") == "finished"
+
+    def result(self) -> dict[str, Any]:
+        return read_json(self.path / "result.json")
+
+    @contextlib.contextmanager
+    def making(self, config: DictConfig, inputs: Mapping[str, Run]) -> Iterator[bool]:
+        """Hold the run's lock; yields whether there is anything to do.
+
+        The lock is the operating system's, so it ends with the process that holds it, however that ends. Whoever
+        waits for it finds the product finished, or goes on from what is there.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                note(f"waiting for another process that makes {self.path}")
+                lock.acquire()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+        with lock:
+            if self.finished:
+                yield False
+                return
+            before = self.manifest
+            entry = {
+                "stage": self.stage,
+                "status": "running",
+                "spec": self.spec,
+                "inputs": {name: {"path": str(run.path), "digest": run.digest} for name, run in inputs.items()},
+                "config": OmegaConf.to_container(config, resolve=True),
+                "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+                "python": platform.python_version(),
+                "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
+                "command": sys.argv,
+                "started": before.get("started", _now()),
+                "starts": before.get("starts", 0) + 1,
+            }
+            self._write(entry)
+            try:
+                yield True
+            except Interrupted as error:
+                self._write({**entry, "status": "interrupted", "reason": str(error), "ended": _now()})
+                raise
+            except BaseException as error:
+                reason = f"{type(error).__name__}: {error}"
+                with contextlib.suppress(UserError):  # a full disk must not hide why
+                    self._write({**entry, "status": "failed", "reason": reason, "ended": _now()})
+                raise
+            self._write({**entry, "status": "finished", "ended": _now()})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        write_json(self.path / "manifest.json", entry)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write beside the target, then rename. Raises UserError where that is not possible."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,27 @@
+"""One seed, many independent streams of random numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+
+def stream_seed(seed: int, name: str) -> int:
+    """The seed of the stream called `name`: independent of all others and of the order in which they are made."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+
+
+def stream(seed: int, name: str, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator on the device for the stream called `name`."""
+    return torch.Generator(device=device).manual_seed(stream_seed(seed, name))
+
+
+@contextlib.contextmanager
+def seeded_weights(seed: int, name: str) -> Iterator[None]:
+    """Inside, torch's global generator (which initialises weights) is the stream `name`; afterwards it is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, name))
+        yield

@@ -1,0 +1,154 @@
+"""stage=online: train an agent in the simulator, then test its best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from slaterl import checkpoints
+from slaterl.build import build_agent, build_env, plain, resolve_device
+from slaterl.console import note, table
+from slaterl.data.online import OnlineData
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.evaluation import evaluate
+from slaterl.fit import fit
+from slaterl.loggers import make_loggers
+from slaterl.plots import plot_curves
+from slaterl.policies import anchors, load_policy
+from slaterl.runs import Run, write_json
+from slaterl.seeds import stream
+from slaterl.stages.log_data import env_spec
+from slaterl.stages.pretrain import pretrain
+
+PROTOCOL = (
+    "max_steps random_steps num_envs batch_size capacity log_every_n_steps val_every_n_steps val_users test_users "
+    "save_every_n_steps"
+).split()
+
+
+def online(cfg: DictConfig) -> Run:
+    """Find or make a trained and tested agent, and its ranker before it."""
+    env = build_env(cfg.env, resolve_device(cfg.device))
+    ranker_run = pretrain(cfg)
+    spec = {
+        "env": env_spec(cfg, env),
+        "agent": plain(cfg.agent),
+        "belief": plain(cfg.belief),
+        "ranker": ranker_run.digest,
+        "protocol": {name: cfg[name] for name in PROTOCOL},
+        "seed": cfg.seed,
+    }
+    name = f"{cfg.agent.name}-{cfg.ranker.name}-seed{cfg.seed}"
+    run = Run(Path(cfg.paths.root), "online", env.name, name, spec)
+    with run.making(cfg, inputs={"ranker": ranker_run}) as needed:
+        if needed:
+            _make(cfg, env, run, ranker_run)
+    _show(run)
+    return run
+
+
+def _make(cfg: DictConfig, env: TopicRec, run: Run, ranker_run: Run) -> None:
+    seed = cfg.seed
+    config = {name: plain(cfg[name]) for name in ("env", "agent", "belief", "ranker")}
+    config["evaluation"] = {"seed": seed, "test_users": cfg.test_users}
+    agent = build_agent(config, env, seed)
+    agent.ranker.load_state_dict(checkpoints.load(ranker_run.path / "ranker.ckpt", "ranker")["module"])
+    data = OnlineData(
+        env,
+        agent,
+        max_steps=cfg.max_steps,
+        random_steps=cfg.random_steps,
+        num_envs=cfg.num_envs,
+        batch_size=cfg.batch_size,
+        capacity=cfg.capacity,
+        users=stream(seed, "training users", env.device),
+        exploration=stream(seed, "exploration", env.device),
+        batches=stream(seed, "batches", env.device),
+    )
+    policy = agent.policy(generator=None)
+
+    def validate() -> dict[str, float]:
+        found = evaluate(policy, env, cfg.val_users, seed, "validation")
+        values = (found.mean_return, found.interval, found.clicks_per_turn, found.bored_share, found.distinct_items)
+        return dict(zip(agent.VAL_TERMS, values, strict=True))
+
+    outcome = fit(
+        agent,
+        data,
+        folder=run.path,
+        kind="agent",
+        config={**config, "item_embeddings": env.item_embeddings.cpu()},
+        max_steps=cfg.max_steps,
+        validate=validate,
+        score="val/return",
+        maximise=True,
+        val_every_n_steps=cfg.val_every_n_steps,
+        log_every_n_steps=cfg.log_every_n_steps,
+        save_every_n_steps=cfg.save_every_n_steps,
+        loggers=make_loggers(cfg, run),
+        title=f"{cfg.agent.name} on {env.name}",
+    )
+    best = load_policy(run.path / "best.ckpt", env.device)
+    tested = evaluate(best.policy, env, cfg.test_users, seed, "test")
+    write_json(
+        run.path / "result.json",
+        {
+            "stage": "online",
+            "env": env.name,
+            "agent": cfg.agent.name,
+            "ranker": cfg.ranker.name,
+            "seed": seed,
+            "ranker_seed": cfg.ranker_seed,
+            "val_return": outcome["best_score"],
+            "best_step": outcome["best_step"],
+            "test_return": tested.mean_return,
+            "test_interval": tested.interval,
+            "test_users": tested.users,
+            "clicks_per_turn": tested.clicks_per_turn,
+            "bored_share": tested.bored_share,
+            "distinct_items": tested.distinct_items,
+            **anchors(env, cfg.test_users, seed),
+            "steps": agent.step,
+            **data.counters,
+            "item_embeddings": env.fingerprint,
+            "ranker_run": ranker_run.digest,
+            "device": str(env.device),
+            "seconds": outcome["seconds"],
+        },
+    )
+    curves = ["val/return", "train/return", "loss/critic", "loss/actor", "value/q", "policy/alpha"]
+    plot_curves(run.path / "curves.png", run.path / "metrics.csv", curves)
+
+
+def _show(run: Run) -> None:
+    result: Mapping[str, Any] = run.result()
+    note("")
+    table(
+        f"{result['agent']} + {result['ranker']} on {result['env']}, seed {result['seed']}",
+        ["", "val return", "test return (95 % interval)", "clicks a turn", "bored turns", "distinct items"],
+        [
+            [
+                f"best checkpoint (step {result['best_step']:,})",
+                f"{result['val_return']:.1f}",
+                f"{result['test_return']:.1f} ± {result['test_interval']:.1f}",
+                f"{result['clicks_per_turn']:.2f}",
+                f"{result['bored_share']:.1%}",
+                f"{result['distinct_items']:,}",
+            ],
+            *(
+                [
+                    label,
+                    "",
+                    f"{result[f'{key}_return']:.1f} ± {result[f'{key}_interval']:.1f}",
+                    f"{result[f'{key}_clicks_per_turn']:.2f}",
+                    f"{result[f'{key}_bored_share']:.1%}",
+                    f"{result[f'{key}_distinct_items']:,}",
+                ]
+                for key, label in (("oracle", "short-term oracle"), ("random", "random slates"))
+            ),
+        ],
+    )
+    note(f"{result['test_users']} test users; {result['turns']:,} turns and {result['updates']:,} updates of training")

@@ -1,0 +1,104 @@
+"""stage=pretrain: the ranker on logged data, with its action box."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from slaterl import checkpoints
+from slaterl.build import build_env, make, plain, resolve_device
+from slaterl.console import note
+from slaterl.data import trajectories
+from slaterl.errors import UserError
+from slaterl.fit import fit
+from slaterl.loggers import make_loggers
+from slaterl.plots import plot_curves
+from slaterl.rankers.pretraining import GeMSPretraining, SlateData
+from slaterl.runs import Run, write_json
+from slaterl.seeds import seeded_weights, stream
+from slaterl.stages.log_data import log_data, logged_data_run
+
+
+def pretrain(cfg: DictConfig) -> Run:
+    """Find or make the ranker, and its logged data before it."""
+    if "_target_" not in cfg.ranker:
+        raise UserError(f"ranker={cfg.ranker.name}: there is nothing to pretrain; use ranker=gems")
+    env = build_env(cfg.env, resolve_device(cfg.device))
+    data_run = logged_data_run(cfg, env)
+    spec = {
+        "logged_data": data_run.digest,
+        "ranker": plain(cfg.ranker),
+        "pretrain": plain(cfg.pretrain),
+        "seed": cfg.ranker_seed,
+    }
+    run = Run(Path(cfg.paths.root), "pretrain", env.name, f"{cfg.ranker.name}-seed{cfg.ranker_seed}", spec)
+    with run.making(cfg, inputs={"logged_data": data_run}) as needed:
+        if needed:
+            log_data(cfg)
+            _make(cfg, run, data_run)
+        else:
+            note(f"ranker: {run.path}")
+    return run
+
+
+def _make(cfg: DictConfig, run: Run, data_run: Run) -> None:
+    device, seed, settings = resolve_device(cfg.device), cfg.ranker_seed, cfg.pretrain
+    file = data_run.path / "trajectories.safetensors"
+    data, metadata = trajectories.load(file, num_items=cfg.env.num_items)
+    config: dict[str, Any] = {"ranker": plain(cfg.ranker), "env": plain(cfg.env)}
+    sizes = {"num_items": cfg.env.num_items, "slate_size": cfg.env.slate_size}
+    with seeded_weights(seed, "ranker weights"):
+        gems = make(cfg.ranker, **sizes)
+        learner = GeMSPretraining(gems, lr=settings.lr, generator=stream(seed, "ranker noise", device)).to(device)
+    slates = SlateData(
+        data,
+        learner,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        holdout=settings.holdout,
+        seed=seed,
+    )
+    outcome = fit(
+        learner,
+        slates,
+        folder=run.path,
+        kind="ranker_training",
+        config=config,
+        max_steps=slates.max_steps,
+        validate=lambda: learner.validate(slates.held_out_batches()),
+        score="val/loss/total",
+        maximise=False,
+        val_every_n_steps=slates.steps_per_epoch,
+        log_every_n_steps=cfg.log_every_n_steps,
+        save_every_n_steps=None,
+        loggers=make_loggers(cfg, run),
+        title="pretrain GeMS",
+    )
+    best = checkpoints.load(run.path / "best.ckpt", "ranker_training")
+    learner.load_state_dict(best["learner"]["module"])
+    first = data[: settings.box_trajectories]
+    gems.fit_box(first.slates[:, 1:].flatten(0, 1).to(device), first.clicks[:, 1:].flatten(0, 1).to(device))
+    state = {"kind": "ranker", "config": config, "module": gems.state_dict(), "run": run.digest}
+    checkpoints.save(run.path / "ranker.ckpt", {**state, "item_embeddings": metadata["item_embeddings"]})
+    losses = learner.validate(slates.held_out_batches())
+    write_json(
+        run.path / "result.json",
+        {
+            "stage": "pretrain",
+            "env": cfg.env.name,
+            "item_embeddings": metadata["item_embeddings"],
+            "logged_data": data_run.digest,
+            "logged_data_checksum": metadata["checksum"],
+            "ranker": cfg.ranker.name,
+            "ranker_seed": seed,
+            **{name.replace("/", "_"): value for name, value in losses.items()},
+            "box_half_width_mean": gems.half_width.mean().item(),
+            "best_step": outcome["best_step"],
+            "steps": slates.max_steps,
+            "slates": slates.size * settings.epochs,
+            "seconds": outcome["seconds"],
+        },
+    )
+    plot_curves(run.path / "curves.png", run.path / "metrics.csv", ["loss/slate", "loss/click", "loss/kl", "accuracy/slot"])
