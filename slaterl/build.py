@@ -67,13 +67,18 @@ def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **obje
     return make(node, device=device, **objects)
 
 
+def env_spec(node: DictConfig | Mapping[str, Any], env: TopicRec) -> dict[str, Any]:
+    """All that determines the simulator, with the item embeddings by their fingerprint, wherever they came from."""
+    return {**plain(node), "item_embeddings": env.fingerprint}
+
+
 def build_agent(config: Mapping[str, Any], env: TopicRec, seed: int) -> Any:
     """The agent of a configuration's nodes `agent`, `ranker` and `belief`, on the simulator's device, untrained.
 
     Agents get, of what is listed here, what their constructor asks for.
     """
     sizes = {"num_items": env.num_items, "slate_size": env.slate_size}
-    generator = stream(seed, "update", env.device)
+    generator = stream(seed, "agent", env.device)
     offers: dict[str, Any] = {**sizes, "generator": generator, "belief": partial(make, config["belief"], **sizes)}
     wanted = inspect.signature(get_object(config["agent"]["_target_"])).parameters
     with seeded_weights(seed, "weights"):
@@ -120,7 +125,7 @@ _SECTIONS = {
 _COUNTS = (
     "max_steps num_envs batch_size capacity log_every_n_steps val_every_n_steps val_users test_users "
     "save_every_n_steps logged_data.trajectories logged_data.num_envs pretrain.epochs pretrain.batch_size "
-    "pretrain.box_trajectories benchmark.repeats"
+    "pretrain.box_trajectories benchmark.repeats threads"
 ).split()
 
 
@@ -129,8 +134,6 @@ def _check_sizes(cfg: DictConfig) -> None:
         value, low = OmegaConf.select(cfg, key), 1 if key in _COUNTS else 0
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise UserError(f"{key}={value}: expected a whole number of at least {low}")
-    if cfg.threads is not None and (not isinstance(cfg.threads, int) or cfg.threads < 1):
-        raise UserError(f"threads={cfg.threads}: expected a whole number of at least 1, or null")
     if cfg.random_steps >= cfg.max_steps:
         raise UserError(f"random_steps={cfg.random_steps}: must be less than max_steps={cfg.max_steps}")
     if cfg.random_steps < cfg.batch_size - cfg.num_envs:
@@ -149,7 +152,7 @@ def _check_sizes(cfg: DictConfig) -> None:
 def _check_fit(cfg: DictConfig) -> None:
     """Agent and ranker must fit before anything starts."""
     wants_ranker = "ranker" in inspect.signature(get_object(cfg.agent["_target_"])).parameters
-    if wants_ranker and "_target_" not in cfg.ranker:
+    if wants_ranker and "_target_" not in cfg.ranker and cfg.checkpoint is None:
         raise UserError(f"agent={cfg.agent.name} acts through a ranker; use ranker=gems instead of ranker={cfg.ranker.name}")
     # a heuristic beside the default ranker is no contradiction where nothing is trained
     if not wants_ranker and cfg.stage.name == "online":

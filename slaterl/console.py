@@ -24,8 +24,8 @@ class _Speed(ProgressColumn):
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A bar with speed and time left. Yields `show(done, text)`.
+def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar with speed and time left. Yields `show(done)`.
 
     Args:
         unit: plural, of what is counted ("steps").
@@ -37,15 +37,10 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Call
         MofNCompleteColumn(),
         _Speed(unit),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=console, speed_estimate_period=60) as bar:
-        task = bar.add_task(title, total=total, completed=start, text="")
-
-        def show(done: int, text: str = "") -> None:
-            bar.update(task, completed=done, **({"text": text} if text else {}))
-
-        yield show
+        task = bar.add_task(title, total=total, completed=start)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def note(message: str) -> None:

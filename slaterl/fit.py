@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from slaterl import checkpoints
 from slaterl.console import note, progress
-from slaterl.errors import Interrupted
+from slaterl.errors import Interrupted, UserError
 from slaterl.learner import Learner
 from slaterl.metrics import MetricsFile
 
@@ -123,6 +123,9 @@ class _Loop(L.Callback):
 
     def resume(self, learner: Learner, state: dict[str, Any]) -> None:
         """Put learner, data and this loop where the checkpoint left them."""
+        if state["device"] != learner.device.type:  # their random streams differ
+            where = self.folder / "last.ckpt"
+            raise UserError(f"device={learner.device.type}: {where} was written on {state['device']}; go on there")
         learner.load_learner_state(state["learner"])
         self.data.load_state_dict(state["data"])
         self.best, self.seconds = state["best"], state["seconds"]
@@ -149,7 +152,7 @@ class _Loop(L.Callback):
         row: dict[str, Any] = {}
         if validating or step % self.log_every == 0:
             row = self._training_row(pl_module)  # raises if a term is not finite, before anything is saved
-            self.show(step, "")
+            self.show(step)
         if validating:
             row |= self._validate(pl_module, step)
         if row:
@@ -171,12 +174,11 @@ class _Loop(L.Callback):
             self.best = {"step": step, "score": score}
             self._save(learner, "best.ckpt")
         shown = f"{self.score} {score:.4g}, best {self.best['score']:.4g} at step {self.best['step']:,}"
-        self.show(step, shown)
         note(f"{self.title}: step {step:,}: {shown}")
         return metrics
 
     def _save(self, learner: Learner, name: str, **more: Any) -> None:
-        state = {**self.about, "learner": learner.learner_state(), "best": dict(self.best)}
+        state = {**self.about, "learner": learner.learner_state(), "best": dict(self.best), "device": learner.device.type}
         seconds = self.seconds + time.perf_counter() - self.marked[0]
         checkpoints.save(self.folder / name, {**state, "seconds": seconds, **more})
 

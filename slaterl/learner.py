@@ -35,8 +35,9 @@ class TermMeter:
             self.sums = torch.zeros_like(values)
             self.first_bad = torch.zeros_like(values, dtype=torch.int64)
         assert self.first_bad is not None
-        self.sums += values
-        self.first_bad = torch.where(values.isfinite() | (self.first_bad > 0), self.first_bad, step)
+        self.sums = self.sums.to(values.device) + values  # a resumed run reads its sums onto the CPU
+        first_bad = self.first_bad.to(values.device)
+        self.first_bad = torch.where(values.isfinite() | (first_bad > 0), first_bad, step)
         self.count += 1
 
     def check(self) -> None:
@@ -133,6 +134,6 @@ class Learner(L.LightningModule):
         for name, optimizer in self.optim.items():
             optimizer.load_state_dict(state["optimizers"][name])
         for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name].cpu())
+            generator.set_state(state["generators"][name])
         self.meter.load_state_dict(state["meter"])
         self.step = state["step"]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.envs.topic_rec import Observation
+from slaterl.evaluation import MEASURES
 from slaterl.learner import Learner
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision
@@ -24,7 +25,7 @@ class LatentAgent(Learner):
         actor_belief: the belief that the policy reads.
     """
 
-    VAL_TERMS: ClassVar = ("val/return", "val/interval", "val/clicks_per_turn", "val/bored_share", "val/distinct_items")
+    VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in MEASURES)
     actor_belief: GRUBelief
 
     def __init__(self, ranker: Ranker) -> None:
@@ -35,8 +36,8 @@ class LatentAgent(Learner):
         """Belief states [B, H] -> actions [B, A] in [-1, 1]; without a generator the deterministic ones."""
         raise NotImplementedError
 
-    def policy(self, generator: torch.Generator) -> LatentPolicy:
-        """The agent as something that acts; `generator` is its exploration's."""
+    def policy(self, generator: torch.Generator | None = None) -> LatentPolicy:
+        """The agent as something that acts; `generator` is its exploration's, None where it never explores."""
         return LatentPolicy(self, generator)
 
     def random_policy(self, generator: torch.Generator) -> RandomLatentPolicy:
@@ -47,7 +48,7 @@ class LatentAgent(Learner):
 class LatentPolicy:
     """Reads each observation into the belief, acts on its state, ranks the action."""
 
-    def __init__(self, agent: LatentAgent, generator: torch.Generator) -> None:
+    def __init__(self, agent: LatentAgent, generator: torch.Generator | None) -> None:
         self.agent, self.generator = agent, generator
 
     def reset(self, num_users: int) -> None:

@@ -26,7 +26,8 @@ def item_embeddings(
     Raises:
         UserError: the file is missing, is not one finite float matrix, or has another shape than [N, D].
     """
-    check_positive(num_items=num_items, num_topics=num_topics, topic_size=topic_size, peakedness=peakedness)
+    sizes = {"env.num_items": num_items, "env.num_topics": num_topics, "env.topic_size": topic_size}
+    check_positive(**sizes, **{"env.item_embeddings.peakedness": peakedness})
     if path is None:
         return generate(num_items, num_topics, topic_size, peakedness, seed)
     return read(path, shape=(num_items, num_topics * topic_size))

@@ -61,6 +61,7 @@ class SlateData(L.LightningDataModule):
     The order of an epoch depends on the seed and the epoch's number alone, so the step tells where one is.
 
     Args:
+        data: on the learner's device.
         holdout: share of the trajectories, the first ones, kept for validation.
     """
 
@@ -84,14 +85,14 @@ class SlateData(L.LightningDataModule):
         return {"epoch": step // self.steps_per_epoch, "slates": step * self.batch_size}
 
     def _take(self, data: Trajectories, index: Tensor) -> Slates:
-        """Slates by their flat number, trajectory after trajectory, on the learner's device."""
+        """Slates by their flat number, trajectory after trajectory."""
         trajectory, turn = index // self.horizon, index % self.horizon + 1
-        device = self.learner.device
-        return Slates(data.slates[trajectory, turn].to(device), data.clicks[trajectory, turn].to(device))
+        return Slates(data.slates[trajectory, turn], data.clicks[trajectory, turn])
 
     def held_out_batches(self) -> Iterator[Slates]:
         """All held-out slates in order."""
-        for index in torch.arange(len(self.held_out) * self.horizon).split(2048):
+        size = len(self.held_out) * self.horizon
+        for index in torch.arange(size, device=self.held_out.slates.device).split(2048):
             yield self._take(self.held_out, index)
 
     def train_dataloader(self) -> SlateData:
@@ -104,6 +105,7 @@ class SlateData(L.LightningDataModule):
         while self.learner.step < self.max_steps:
             epoch, first = divmod(self.learner.step, self.steps_per_epoch)
             order = torch.randperm(self.size, generator=stream(self.seed, f"slates of epoch {epoch}"))
+            order = order.to(self.training.slates.device)
             for index in order.split(self.batch_size)[first:]:
                 yield self._take(self.training, index)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.build import build_env, plain, resolve_device
+from slaterl.build import build_env, env_spec, plain, resolve_device
 from slaterl.console import note, progress
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
@@ -18,16 +17,11 @@ from slaterl.runs import Run, write_json
 from slaterl.seeds import stream
 
 
-def env_spec(cfg: DictConfig, env: TopicRec) -> dict[str, Any]:
-    """All that determines the simulator, with the item embeddings by their fingerprint, wherever they came from."""
-    return {**plain(cfg.env), "item_embeddings": env.fingerprint}
-
-
 def logged_data_run(cfg: DictConfig, env: TopicRec) -> Run:
     """Where the logged data of this configuration lie, made or not."""
     settings = plain(cfg.logged_data)
     name = f"epsilon{settings['epsilon']}-{settings['trajectories']}-seed{settings['seed']}"
-    spec = {"env": env_spec(cfg, env), "logged_data": settings}
+    spec = {"env": env_spec(cfg.env, env), "logged_data": settings}
     return Run(Path(cfg.paths.root), "log_data", env.name, name, spec)
 
 

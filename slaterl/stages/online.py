@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from slaterl import checkpoints
-from slaterl.build import build_agent, build_env, plain, resolve_device
-from slaterl.console import note, table
+from slaterl.agents.base import LatentAgent
+from slaterl.build import build_agent, build_env, env_spec, plain, resolve_device
+from slaterl.console import note
 from slaterl.data.online import OnlineData
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.evaluation import evaluate
+from slaterl.evaluation import anchors, evaluate, show_result
 from slaterl.fit import fit
 from slaterl.loggers import make_loggers
 from slaterl.plots import plot_curves
-from slaterl.policies import anchors, load_policy
+from slaterl.policies import load_policy
 from slaterl.runs import Run, write_json
 from slaterl.seeds import stream
-from slaterl.stages.log_data import env_spec
 from slaterl.stages.pretrain import pretrain
 
 PROTOCOL = (
@@ -32,9 +31,11 @@ PROTOCOL = (
 def online(cfg: DictConfig) -> Run:
     """Find or make a trained and tested agent, and its ranker before it."""
     env = build_env(cfg.env, resolve_device(cfg.device))
+    config = {name: plain(cfg[name]) for name in ("env", "agent", "belief", "ranker")}
+    agent = build_agent(config, env, cfg.seed)  # before anything is made: a wrong setting must not cost an hour
     ranker_run = pretrain(cfg)
     spec = {
-        "env": env_spec(cfg, env),
+        "env": env_spec(cfg.env, env),
         "agent": plain(cfg.agent),
         "belief": plain(cfg.belief),
         "ranker": ranker_run.digest,
@@ -45,17 +46,16 @@ def online(cfg: DictConfig) -> Run:
     run = Run(Path(cfg.paths.root), "online", env.name, name, spec)
     with run.making(cfg, inputs={"ranker": ranker_run}) as needed:
         if needed:
-            _make(cfg, env, run, ranker_run)
+            agent.ranker.load_state_dict(checkpoints.load(ranker_run.path / "ranker.ckpt", "ranker")["module"])
+            _make(cfg, config, env, agent, run, ranker_run)
     _show(run)
     return run
 
 
-def _make(cfg: DictConfig, env: TopicRec, run: Run, ranker_run: Run) -> None:
+def _make(
+    cfg: DictConfig, config: dict[str, Any], env: TopicRec, agent: LatentAgent, run: Run, ranker_run: Run
+) -> None:
     seed = cfg.seed
-    config = {name: plain(cfg[name]) for name in ("env", "agent", "belief", "ranker")}
-    config["evaluation"] = {"seed": seed, "test_users": cfg.test_users}
-    agent = build_agent(config, env, seed)
-    agent.ranker.load_state_dict(checkpoints.load(ranker_run.path / "ranker.ckpt", "ranker")["module"])
     data = OnlineData(
         env,
         agent,
@@ -68,19 +68,21 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run, ranker_run: Run) -> None:
         exploration=stream(seed, "exploration", env.device),
         batches=stream(seed, "batches", env.device),
     )
-    policy = agent.policy(generator=None)
+    policy = agent.policy()
 
     def validate() -> dict[str, float]:
-        found = evaluate(policy, env, cfg.val_users, seed, "validation")
-        values = (found.mean_return, found.interval, found.clicks_per_turn, found.bored_share, found.distinct_items)
-        return dict(zip(agent.VAL_TERMS, values, strict=True))
+        return evaluate(policy, env, cfg.val_users, seed, "validation").named("val/")
 
     outcome = fit(
         agent,
         data,
         folder=run.path,
         kind="agent",
-        config={**config, "item_embeddings": env.item_embeddings.cpu()},
+        config={
+            **config,
+            "item_embeddings": env.item_embeddings.cpu(),
+            "evaluation": {"seed": seed, "test_users": cfg.test_users},
+        },
         max_steps=cfg.max_steps,
         validate=validate,
         score="val/return",
@@ -104,12 +106,8 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run, ranker_run: Run) -> None:
             "ranker_seed": cfg.ranker_seed,
             "val_return": outcome["best_score"],
             "best_step": outcome["best_step"],
-            "test_return": tested.mean_return,
-            "test_interval": tested.interval,
             "test_users": tested.users,
-            "clicks_per_turn": tested.clicks_per_turn,
-            "bored_share": tested.bored_share,
-            "distinct_items": tested.distinct_items,
+            **tested.named("test_"),
             **anchors(env, cfg.test_users, seed),
             "steps": agent.step,
             **data.counters,
@@ -124,31 +122,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run, ranker_run: Run) -> None:
 
 
 def _show(run: Run) -> None:
-    result: Mapping[str, Any] = run.result()
-    note("")
-    table(
-        f"{result['agent']} + {result['ranker']} on {result['env']}, seed {result['seed']}",
-        ["", "val return", "test return (95 % interval)", "clicks a turn", "bored turns", "distinct items"],
-        [
-            [
-                f"best checkpoint (step {result['best_step']:,})",
-                f"{result['val_return']:.1f}",
-                f"{result['test_return']:.1f} ± {result['test_interval']:.1f}",
-                f"{result['clicks_per_turn']:.2f}",
-                f"{result['bored_share']:.1%}",
-                f"{result['distinct_items']:,}",
-            ],
-            *(
-                [
-                    label,
-                    "",
-                    f"{result[f'{key}_return']:.1f} ± {result[f'{key}_interval']:.1f}",
-                    f"{result[f'{key}_clicks_per_turn']:.2f}",
-                    f"{result[f'{key}_bored_share']:.1%}",
-                    f"{result[f'{key}_distinct_items']:,}",
-                ]
-                for key, label in (("oracle", "short-term oracle"), ("random", "random slates"))
-            ),
-        ],
-    )
+    result = run.result()
+    title = f"{result['agent']} + {result['ranker']} on {result['env']}, seed {result['seed']}"
+    show_result(title, f"best (step {result['best_step']:,})", result)
     note(f"{result['test_users']} test users; {result['turns']:,} turns and {result['updates']:,} updates of training")

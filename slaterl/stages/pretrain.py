@@ -15,6 +15,7 @@ from slaterl.errors import UserError
 from slaterl.fit import fit
 from slaterl.loggers import make_loggers
 from slaterl.plots import plot_curves
+from slaterl.rankers.gems import GeMS
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.runs import Run, write_json
 from slaterl.seeds import seeded_weights, stream
@@ -25,7 +26,10 @@ def pretrain(cfg: DictConfig) -> Run:
     """Find or make the ranker, and its logged data before it."""
     if "_target_" not in cfg.ranker:
         raise UserError(f"ranker={cfg.ranker.name}: there is nothing to pretrain; use ranker=gems")
-    env = build_env(cfg.env, resolve_device(cfg.device))
+    device = resolve_device(cfg.device)
+    env = build_env(cfg.env, device)
+    with seeded_weights(cfg.ranker_seed, "ranker weights"):
+        gems = make(cfg.ranker, num_items=env.num_items, slate_size=env.slate_size)
     data_run = logged_data_run(cfg, env)
     spec = {
         "logged_data": data_run.digest,
@@ -37,23 +41,20 @@ def pretrain(cfg: DictConfig) -> Run:
     with run.making(cfg, inputs={"logged_data": data_run}) as needed:
         if needed:
             log_data(cfg)
-            _make(cfg, run, data_run)
+            _make(cfg, gems.to(device), run, data_run)
         else:
             note(f"ranker: {run.path}")
     return run
 
 
-def _make(cfg: DictConfig, run: Run, data_run: Run) -> None:
-    device, seed, settings = resolve_device(cfg.device), cfg.ranker_seed, cfg.pretrain
+def _make(cfg: DictConfig, gems: GeMS, run: Run, data_run: Run) -> None:
+    device, seed, settings = gems.center.device, cfg.ranker_seed, cfg.pretrain
     file = data_run.path / "trajectories.safetensors"
     data, metadata = trajectories.load(file, num_items=cfg.env.num_items)
     config: dict[str, Any] = {"ranker": plain(cfg.ranker), "env": plain(cfg.env)}
-    sizes = {"num_items": cfg.env.num_items, "slate_size": cfg.env.slate_size}
-    with seeded_weights(seed, "ranker weights"):
-        gems = make(cfg.ranker, **sizes)
-        learner = GeMSPretraining(gems, lr=settings.lr, generator=stream(seed, "ranker noise", device)).to(device)
+    learner = GeMSPretraining(gems, lr=settings.lr, generator=stream(seed, "ranker noise", device)).to(device)
     slates = SlateData(
-        data,
+        data.to(device),
         learner,
         batch_size=settings.batch_size,
         epochs=settings.epochs,

@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.networks import Critics, mlp, polyak
-from slaterl.beliefs.gru import GRUBelief
+from slaterl.beliefs.gru import GRUBelief, unroll
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import check_positive, check_range
 from slaterl.rankers.base import Ranker
@@ -89,7 +89,7 @@ class SAC(LatentAgent):
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         if generator is None:
             return self.actor(state).chunk(2, dim=-1)[0].tanh()
-        return tanh_gaussian(self.actor(state), generator)[0]
+        return _draw(self.actor(state), generator)[0].tanh()
     def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:
         """[num_critics, ...] at belief states [..., H] and actions [..., A] in [-1, 1]."""
         return critics(torch.cat([state, self.ranker.to_latent(action)], dim=-1))
@@ -100,8 +100,13 @@ class SAC(LatentAgent):
         slates, clicks = batch.slates[:, :-1], batch.clicks[:, :-1]  # frame t is o_t: what a_t may depend on
         reward = batch.rewards  # [B, H]
         generator, alpha = self.generators["update"], self.log_alpha.detach().exp()
-        critic_state = self.critic_belief(slates, clicks)  # [B, H, state]
-        gaussian = self.actor(self.actor_belief(slates, clicks))  # [B, H, 2A]
+        for optimizer in self.optim.values():
+            optimizer.zero_grad(set_to_none=True)
+        # Both beliefs in one scan. The losses end at `states`, so that the way back is one scan, too.
+        beliefs = unroll([self.critic_belief, self.actor_belief], slates, clicks)
+        states = beliefs.detach().requires_grad_()
+        critic_state, actor_state = states  # [B, H, state]
+        gaussian = self.actor(actor_state)  # [B, H, 2A]
 
         # critics: y = r + gamma * (min Q'(s', a') - alpha * log pi(a' | s')), and y = r in the last turn
         with torch.no_grad():
@@ -111,19 +116,23 @@ class SAC(LatentAgent):
             target[:, :-1] += self.gamma * (next_q - alpha * next_log_prob)
         q = self.q_values(self.critics, critic_state, batch.actions)
         critic_loss = (q - target).square().mean()
-        self.minimise("critic", critic_loss)
+        critic_loss.backward()
 
         # policy: the critics and their belief receive nothing from it
         self.critics.requires_grad_(False)
         action, log_prob = tanh_gaussian(gaussian, generator)
         policy_q = self.q_values(self.critics, critic_state.detach(), action).amin(0)
         actor_loss = (alpha * log_prob - policy_q).mean()
-        self.minimise("actor", actor_loss)
+        actor_loss.backward()
         self.critics.requires_grad_(True)
 
         # temperature: up while the entropy is below its target
         alpha_loss = -self.log_alpha.exp() * (log_prob.detach().mean() + self.target_entropy)
-        self.minimise("alpha", alpha_loss)
+        alpha_loss.backward()
+
+        beliefs.backward(states.grad)
+        for optimizer in self.optim.values():
+            optimizer.step()
         polyak(self.critics, self.target_critics, self.tau)
 
         return {
@@ -143,10 +152,15 @@ def tanh_gaussian(parameters: Tensor, generator: torch.Generator) -> tuple[Tenso
     log pi(a) = log N(x) - log(1 - tanh(x)^2) summed over the action (appendix C of the paper), in the form that does
     not lose precision where tanh saturates.
     """
-    mean, log_std = parameters.chunk(2, dim=-1)
-    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    raw = torch.addcmul(mean, log_std.exp(), noise)
+    raw, noise, log_std = _draw(parameters, generator)
     log_gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - raw - softplus(-2 * raw))
     return raw.tanh(), (log_gaussian - log_slope).sum(-1)
+
+
+def _draw(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussian draws before the tanh, the standard normal noise in them, and the log-deviations, each [..., A]."""
+    mean, log_std = parameters.chunk(2, dim=-1)
+    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    return torch.addcmul(mean, log_std.exp(), noise), noise, log_std

@@ -1,0 +1,144 @@
+"""stage=benchmark: how fast this machine runs this configuration, and how long a full run will take."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from slaterl.agents.heuristics import EpsilonOracle
+from slaterl.build import build_agent, build_env, make, plain, resolve_device
+from slaterl.console import note, table
+from slaterl.data import trajectories
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
+from slaterl.evaluation import evaluate
+from slaterl.rankers.pretraining import GeMSPretraining, SlateData
+from slaterl.rollout import collect, rollout
+from slaterl.runs import Run, write_json
+from slaterl.seeds import stream
+
+SIMULATED_USERS = 1024
+# The published code on 2 CPU cores of this class of machine, in the units below.
+PUBLISHED = {"simulator": 2_500, "log_data": 20, "pretrain": 6_650, "online": 1 / 0.279, "validation": 200 / 14}
+
+
+def benchmark(cfg: DictConfig) -> Run:
+    """Measure the simulator and every stage; medians of `benchmark.repeats` after one that warms up."""
+    device = resolve_device(cfg.device)
+    env = build_env(cfg.env, device)
+    agent = build_agent({name: plain(cfg[name]) for name in ("agent", "ranker", "belief")}, env, cfg.seed)
+    if not isinstance(agent, torch.nn.Module):
+        raise UserError(f"agent={cfg.agent.name} does not learn; stage=benchmark measures learning agents")
+    machine = {"host": platform.node(), "device": _device_name(device), "cores": len(os.sched_getaffinity(0))}
+    machine |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    spec = {"machine": machine, "time": time.time()}  # every benchmark is a product of its own
+    run = Run(Path(cfg.paths.root), "benchmark", env.name, f"{cfg.agent.name}-{cfg.ranker.name}", spec)
+    with run.making(cfg, inputs={}):
+        note(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads")
+        result = {"stage": "benchmark", "env": env.name, **machine, **_measure(cfg, env, agent)}
+        write_json(run.path / "result.json", result)
+    _show(result)
+    return run
+
+
+def _measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
+    users = stream(cfg.seed, "benchmark", env.device)
+    sizes = {"num_items": env.num_items, "slate_size": env.slate_size, "generator": users}
+    random = EpsilonOracle(epsilon=1.0, **sizes)
+    logging = EpsilonOracle(epsilon=cfg.logged_data.epsilon, **sizes)
+
+    def seconds(action: Callable[[], Any]) -> float:
+        """Median over repeats."""
+        times = []
+        for _ in range(cfg.benchmark.repeats + 1):
+            _wait(env.device)
+            start = time.perf_counter()
+            action()
+            _wait(env.device)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+    def serve(policy: Any, count: int) -> trajectories.Trajectories:
+        return rollout(policy, env, count, generator=users, deterministic=False)
+
+    found: dict[str, Any] = {}
+    found["simulator_turns_per_s"] = SIMULATED_USERS * env.episode_length / seconds(lambda: serve(random, SIMULATED_USERS))
+
+    count = cfg.logged_data.num_envs
+    logged = collect(logging, env, count, generator=users, deterministic=False, num_envs=count)
+    found["log_data_trajectories_per_s"] = count / seconds(lambda: serve(logging, count))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sample.safetensors"
+        trajectories.save(file, logged, {})
+        found["log_data_megabytes_per_100k"] = file.stat().st_size / count * 100_000 / 1e6
+
+    gems = make(cfg.ranker, num_items=env.num_items, slate_size=env.slate_size)
+    learner = GeMSPretraining(gems, lr=cfg.pretrain.lr, generator=users).to(env.device)
+    size = cfg.pretrain.batch_size
+    batches = iter(SlateData(logged, learner, batch_size=size, epochs=1000, holdout=0.1, seed=0))
+    found["pretrain_slates_per_s"] = size * 20 / seconds(lambda: [learner.update(next(batches)) for _ in range(20)])
+
+    explorer = agent.policy(users)
+    batch = serve(explorer, cfg.batch_size)
+    found["online_trajectory_s"] = seconds(lambda: serve(explorer, cfg.num_envs)) / cfg.num_envs
+    found["online_update_s"] = seconds(lambda: [agent.update(batch) for _ in range(10)]) / 10
+    found["online_step_s"] = found["online_trajectory_s"] + found["online_update_s"]
+    found["validation_s"] = seconds(lambda: evaluate(explorer, env, cfg.val_users, cfg.seed, "validation"))
+    found["peak_memory_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found | _estimate(cfg, env, found)
+
+
+def _estimate(cfg: DictConfig, env: TopicRec, found: dict[str, Any]) -> dict[str, float]:
+    """Seconds of each stage of a full run of this configuration, from an empty machine."""
+    slates = cfg.logged_data.trajectories * (1 - cfg.pretrain.holdout) * env.episode_length * cfg.pretrain.epochs
+    updates = cfg.max_steps - cfg.random_steps
+    validations = cfg.max_steps / cfg.val_every_n_steps
+    stages = {
+        "estimate_log_data_s": cfg.logged_data.trajectories / found["log_data_trajectories_per_s"],
+        "estimate_pretrain_s": slates / found["pretrain_slates_per_s"],
+        "estimate_online_s": updates * found["online_step_s"] + validations * found["validation_s"],
+    }
+    return {**stages, "estimate_s": sum(stages.values())}
+
+
+def _show(result: dict[str, Any]) -> None:
+    validation = result["validation_s"]
+    rows = [
+        ("simulator, 1,024 users, random slates", "turns/s", "simulator", result["simulator_turns_per_s"]),
+        ("logged data", "trajectories/s", "log_data", result["log_data_trajectories_per_s"]),
+        ("pretraining", "slates/s", "pretrain", result["pretrain_slates_per_s"]),
+        ("online training", "steps/s", "online", 1 / result["online_step_s"]),
+    ]
+    shown = [
+        [label, f"{speed:,.1f} {unit}", f"{PUBLISHED[key]:,.1f}", f"{speed / PUBLISHED[key]:,.0f} x"]
+        for label, unit, key, speed in rows
+    ]
+    shown.append(["validation", f"{validation:.2f} s", "14 s for 200 users", ""])
+    table("speed", ["", "here", "published code, 2 cores", ""], shown)
+    hours = {name: result[f"estimate_{name}_s"] / 60 for name in ("log_data", "pretrain", "online")}
+    parts = ", ".join(f"{name} {minutes:,.1f} min" for name, minutes in hours.items())
+    note(f"a full run of this configuration: {result['estimate_s'] / 60:,.1f} min ({parts})")
+    note(f"logged data {result['log_data_megabytes_per_100k']:.0f} MB per 100,000; memory {result['peak_memory_megabytes']:,.0f} MB")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "cpu"

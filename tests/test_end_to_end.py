@@ -1,0 +1,205 @@
+"""The command line as users meet it: all stages, interruptions, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from slaterl.errors import UserError
+from slaterl.run import CONF, run_stage
+
+KILLER = str(Path(__file__).parent / "killer.py")
+ENVIRONMENTS = [f"{items}_{clicks}" for items in ("focused", "diffuse") for clicks in ("topdown", "mix", "divpen")]
+# the smallest job that has several checkpoints in each stage
+SMOKE = ["scale=smoke", "device=cpu", "threads=1", "pretrain.epochs=3"]
+
+
+def run(home: Path, *arguments: str, script: list[str] | None = None, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *(script or ["-m", "slaterl.run"]), *arguments]
+    environment = {**os.environ, "SLATERL_HOME": str(home), "COLUMNS": "200"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=home.parent, **options)
+
+
+def folder(done: subprocess.CompletedProcess) -> Path:
+    """The run's folder: the last line on stdout."""
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1])
+
+
+def results(home: Path) -> dict[str, dict]:
+    """Every result.json below home but for the times, which no two runs share."""
+    found = {}
+    for file in sorted(home.glob("*/*/*/result.json")):
+        entries = json.loads(file.read_text()).items()
+        found[str(file.relative_to(home))] = {key: value for key, value in entries if "seconds" not in key}
+    return found
+
+
+def rows(file: Path) -> list[list[str]]:
+    """metrics.csv but for times and speeds."""
+    lines = [line.split(",") for line in file.read_text().splitlines()]
+    keep = [i for i, name in enumerate(lines[0]) if not name.startswith(("time/", "speed/"))]
+    return [[line[i] for i in keep] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("undisturbed") / "home"
+    folder(run(home, *SMOKE))
+    return home
+
+
+def test_same_command_twice_is_one_run(undisturbed: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*") if file.suffix in (".ckpt", ".json", ".csv")}
+    again = run(undisturbed, *SMOKE)
+    assert folder(again) == next(undisturbed.glob("online/focused_topdown/*"))
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert "short-term oracle" in again.stderr
+
+
+def test_what_a_run_leaves(undisturbed: Path) -> None:
+    online = next(undisturbed.glob("online/focused_topdown/*"))
+    names = {file.name for file in online.iterdir()}
+    expected = {"manifest.json", "result.json", "metrics.csv", "curves.png", "best.ckpt", "last.ckpt"}
+    assert names - {".lock"} == expected | {"step30.ckpt", "step60.ckpt"}
+    manifest = json.loads((online / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert Path(manifest["inputs"]["ranker"]["path"]).is_dir()
+    assert (online / "curves.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads((online / "result.json").read_text())
+    assert all(not isinstance(value, dict | list) for value in result.values())
+    assert (result["steps"], result["updates"], result["trajectories"], result["turns"]) == (60, 40, 60, 1200)
+
+
+def test_evaluate_needs_the_checkpoint_alone(undisturbed: Path, tmp_path: Path) -> None:
+    online = next(undisturbed.glob("online/focused_topdown/*"))
+    alone = tmp_path / "somewhere.ckpt"
+    alone.write_bytes((online / "best.ckpt").read_bytes())
+    evaluated = folder(run(tmp_path / "home", "stage=evaluate", f"checkpoint={alone}", "device=cpu", "threads=1"))
+    found, expected = (json.loads((path / "result.json").read_text()) for path in (evaluated, online))
+    for name in ("test_return", "test_interval", "test_distinct_items", "oracle_return", "random_return"):
+        assert found[name] == expected[name]
+
+    other = run(tmp_path / "home", "stage=evaluate", f"checkpoint={alone}", "env=diffuse_mix")
+    assert other.returncode == 2 and "force=true" in other.stderr and "Traceback" not in other.stderr
+    smaller = run(tmp_path / "home", "stage=evaluate", f"checkpoint={alone}", "env.num_items=500")
+    assert smaller.returncode == 2 and "1000 items" in smaller.stderr and "500" in smaller.stderr
+
+
+def test_killed_again_and_again(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL between writing and renaming, and between two updates, through all stages: the same results."""
+    home, kills = tmp_path / "home", 0
+    for point in ["replace:2", "replace:4", "update:7", "replace:7", "update:4", "update:3", "update:21", "replace:9"]:
+        done = run(home, *SMOKE, script=[KILLER, point])
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        kills += 1
+    assert kills >= 6, "the job was over before it was killed in each stage"
+    folder(run(home, *SMOKE))
+    assert results(home) == results(undisturbed)
+    for file in home.glob("*/*/*/metrics.csv"):
+        assert rows(file) == rows(undisturbed / file.relative_to(home))
+    assert not list(home.rglob("*.partial"))
+
+
+def test_sigterm_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    # 3 epochs of pretraining are 15 updates: this is the 12th of the agent, between two validations
+    done = run(home, *SMOKE, script=[KILLER, "term:27"])
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    online = next(home.glob("online/*/*"))
+    assert json.loads((online / "manifest.json").read_text())["status"] == "interrupted"
+    again = run(home, *SMOKE)
+    assert "going on from step 32" in again.stderr
+    folder(again)
+    assert results(home) == results(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["+agent.gama=0.9"], "agent.gama: no such setting; did you mean gamma?"),
+        (["agent.gamma=1.5"], "agent.gamma=1.5"),
+        (["env.num_items=0"], "env.num_items=0"),
+        (["ranker.latent_dim=-1"], "ranker.latent_dim=-1"),
+        (["max_steps=-5"], "max_steps=-5"),
+        (["env.item_embeddings.path=/nowhere.pt"], "/nowhere.pt"),
+        (["ranker=none"], "ranker=gems"),
+        (["agent=random"], "stage=evaluate"),
+        (["stage=evaluate"], "checkpoint"),
+        (["stage=evaluate", "checkpoint=/nowhere.ckpt"], "/nowhere.ckpt"),
+    ],
+)
+def test_mistakes_start_nothing(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLATERL_HOME", str(tmp_path / "home"))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["scale=smoke", *arguments])
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_stage(cfg)
+    assert not (tmp_path / "home").exists(), "nothing may be left of a job that never started"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("agent.gama=0.9", "gama"), ("env=moon", "moon"), ("device=gpu", "error: device=gpu: expected auto, cpu or cuda")],
+)
+def test_mistakes_end_in_one_message(argument: str, message: str, tmp_path: Path) -> None:
+    done = run(tmp_path / "home", "scale=smoke", argument)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file where the folder should be")
+    done = run(tmp_path / "home", "scale=smoke")
+    assert done.returncode == 2 and str(tmp_path / "home") in done.stderr and "Traceback" not in done.stderr
+
+
+def test_full_disk(undisturbed: Path, tmp_path: Path) -> None:
+    """Files cannot grow beyond what the manifest needs: the error names the file, and nothing half-written stays."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = run(tmp_path / "home", *SMOKE, preexec_fn=limit)
+    assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "home").rglob("*.partial"))
+    folder(run(tmp_path / "home", *SMOKE))
+    assert results(tmp_path / "home") == results(undisturbed)
+
+
+def test_diverging_loss_names_term_and_step(undisturbed: Path) -> None:
+    """NaN stops the run; its last good checkpoint is kept and loads."""
+    done = run(undisturbed, *SMOKE, "agent.q_lr=1e30", "val_every_n_steps=21")
+    assert done.returncode == 2
+    assert "is not finite since step" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_all_environments(undisturbed: Path) -> None:
+    """One process a job would spend its time on imports: the stages are called as run.py calls them."""
+    script = (
+        "import sys\n"
+        "from hydra import compose, initialize_config_dir\n"
+        "from slaterl.run import CONF, run_stage\n"
+        "with initialize_config_dir(str(CONF), version_base='1.3'):\n"
+        "    for env in sys.argv[1:]:\n"
+        "        run_stage(compose('config', [f'env={env}', 'scale=smoke', 'threads=1', 'device=cpu']))\n"
+    )
+    done = run(undisturbed, *ENVIRONMENTS, script=["-c", script])
+    assert done.returncode == 0, done.stderr
+    for env in ENVIRONMENTS:
+        online = list(undisturbed.glob(f"online/{env}/*/result.json"))
+        assert online and json.loads(online[0].read_text())["env"] == env
