@@ -19,6 +19,7 @@ from slaterl import checkpoints
 from slaterl.console import note, progress
 from slaterl.errors import Interrupted, UserError
 from slaterl.learner import Learner
+from slaterl.loggers import logging_to
 from slaterl.metrics import MetricsFile
 
 
@@ -92,7 +93,8 @@ def fit(
             plugins=[LightningEnvironment()],  # one process, also inside a SLURM job
             default_root_dir=folder,
         )
-        trainer.fit(learner, datamodule=data)
+        with logging_to(loggers, folder / "metrics.csv", learner.step):
+            trainer.fit(learner, datamodule=data)
     return {"best_step": loop.best["step"], "best_score": loop.best["score"], "seconds": loop.seconds}
 
 

@@ -48,8 +48,10 @@ def run_stage(cfg: DictConfig) -> float | None:
     from hydra.utils import get_object
 
     from slaterl.build import check_config
+    from slaterl.loggers import check_loggers
     from slaterl.runtime import prepare
 
+    check_loggers(cfg)
     check_config(cfg, known=top_level_keys())
     prepare(cfg.threads)
     run = get_object(cfg.stage["_target_"])(cfg)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from slaterl import metrics
 from slaterl.errors import UserError
 from slaterl.run import CONF, run_stage
 
@@ -203,3 +204,39 @@ def test_all_environments(undisturbed: Path) -> None:
     for env in ENVIRONMENTS:
         online = list(undisturbed.glob(f"online/{env}/*/result.json"))
         assert online and json.loads(online[0].read_text())["env"] == env
+
+
+def in_process(home: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Path:
+    """The run's folder, without a process of its own."""
+    monkeypatch.setenv("SLATERL_HOME", str(home))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*SMOKE, *arguments])
+    run_stage(cfg)
+    return max(home.glob(f"{cfg.stage.name}/*/*"), key=lambda path: path.stat().st_mtime)
+
+
+def test_validation_does_not_move_training(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validating more often, with more users, changes no number of the training itself."""
+    often = in_process(undisturbed, monkeypatch, "val_every_n_steps=10", "val_users=13")
+    usual = next(undisturbed.glob("online/focused_topdown/*/step30.ckpt")).parent
+    assert often != usual
+    files = [metrics.read(path / "metrics.csv") for path in (often, usual)]
+    for column in ("loss/critic", "loss/actor", "policy/entropy", "train/return"):
+        assert [row[column] for row in files[0]] == [row[column] for row in files[1]]
+
+
+def test_benchmark(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = in_process(undisturbed, monkeypatch, "stage=benchmark", "benchmark.repeats=1")
+    result = json.loads((found / "result.json").read_text())
+    for name in ("simulator_turns_per_s", "pretrain_slates_per_s", "online_step_s", "validation_s", "estimate_s"):
+        assert result[name] > 0
+
+
+def test_swanlab_offline_beside_csv(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another logger changes neither metrics.csv nor the result, and writes in the run's folder alone."""
+    home = undisturbed.parent / "swanlab"
+    monkeypatch.chdir(undisturbed.parent)
+    found = in_process(home, monkeypatch, "logger=[csv,swanlab]", "logger.mode=offline")
+    assert list(found.glob("swanlog/run-*"))
+    assert not (undisturbed.parent / "swanlog").exists()
+    assert results(home) == {name: result for name, result in results(undisturbed).items() if name in results(home)}
