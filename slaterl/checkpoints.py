@@ -9,26 +9,21 @@ from typing import Any
 import torch
 
 from slaterl.errors import UserError
+from slaterl.files import first_line, whole_file
 
 FORMAT = 1
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write beside the target, then rename.
+    """Write a checkpoint, whole or not at all.
 
     Raises:
         UserError: the disk is full or the folder cannot be written. What was there before stays.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:
@@ -45,8 +40,8 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own for a damaged file
-        raise UserError(f"{path}: damaged, or not a checkpoint of slaterl ({str(error).splitlines()[0]})") from error
-    if not isinstance(state, dict) or "format" not in state:
+        raise UserError(f"{path}: damaged, or not a checkpoint of slaterl ({first_line(error)})") from error
+    if not isinstance(state, dict) or not {"format", "kind"} <= set(state):
         raise UserError(f"{path}: not a checkpoint of slaterl")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """A mistake the user can mend. The message names the field or file, what was found and what was expected.
@@ -26,6 +28,22 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise UserError(f"{name}={value}: expected a number above zero")
+
+
+def check_counts(**values: int) -> None:
+    """Raise UserError naming the first argument that is not a whole number above zero."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value}: expected a whole number of at least 1")
+
+
+def check_widths(**values: Sequence[int]) -> None:
+    """Raise UserError naming the first argument that is not a list of layer widths, with at least one."""
+    for name, widths in values.items():
+        if not isinstance(widths, list | tuple) or not widths:
+            raise UserError(f"{name}={widths}: expected a list of layer widths, such as [256]")
+        for width in widths:
+            check_counts(**{name: width})
 
 
 def check_range(low: float, high: float, **values: float) -> None:

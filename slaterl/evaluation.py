@@ -13,7 +13,6 @@ from slaterl.envs.topic_rec import TopicRec
 from slaterl.rollout import Policy, rollout
 from slaterl.seeds import stream
 
-
 MEASURES = ("return", "interval", "clicks_per_turn", "bored_share", "distinct_items")
 
 

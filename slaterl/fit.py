@@ -180,7 +180,12 @@ class _Loop(L.Callback):
         return metrics
 
     def _save(self, learner: Learner, name: str, **more: Any) -> None:
-        state = {**self.about, "learner": learner.learner_state(), "best": dict(self.best), "device": learner.device.type}
+        state = {
+            **self.about,
+            "learner": learner.learner_state(),
+            "best": dict(self.best),
+            "device": learner.device.type,
+        }
         seconds = self.seconds + time.perf_counter() - self.marked[0]
         checkpoints.save(self.folder / name, {**state, "seconds": seconds, **more})
 

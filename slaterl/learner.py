@@ -47,7 +47,9 @@ class TermMeter:
         bad = [(step, name) for step, name in zip(self.first_bad.tolist(), self.names, strict=True) if step]
         if bad:
             step, name = min(bad, key=lambda pair: pair[0])
-            raise TrainingDiverged(f"{name} is not finite since step {step}; training stopped, the checkpoints are kept")
+            raise TrainingDiverged(
+                f"{name} is not finite since step {step}; training stopped, the checkpoints are kept"
+            )
 
     def read(self) -> dict[str, float]:
         """The means since the last reading, which start anew."""

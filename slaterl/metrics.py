@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slaterl.errors import UserError
+from slaterl.files import first_line, whole_file
 
 
 class MetricsFile:
@@ -21,16 +22,11 @@ class MetricsFile:
     def __init__(self, path: Path, columns: Sequence[str], resume_step: int) -> None:
         self.path, self.columns = path, list(columns)
         rows = [row for row in read(path) if int(row["step"]) <= resume_step] if path.exists() else []
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with open(partial, "w", newline="") as file:
-                writer = csv.DictWriter(file, self.columns)
-                writer.writeheader()
-                writer.writerows(rows)
-            os.replace(partial, path)
-            self.file = open(path, "a", newline="")  # noqa: SIM115 (open as long as the run)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        with whole_file(path) as partial, open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        self.file = open(path, "a", newline="")  # noqa: SIM115 (open as long as the run)
         self.writer = csv.DictWriter(self.file, self.columns)
 
     def append(self, row: Mapping[str, float]) -> None:
@@ -40,17 +36,17 @@ class MetricsFile:
             self.writer.writerow(shown)
             self.file.flush()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise UserError(f"{self.path}: cannot be written ({first_line(error)})") from error
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # what could not be written was reported by append
+            self.file.close()
 
 
 def read(path: Path) -> list[dict[str, str]]:
     """All complete rows of a metrics.csv; a last line cut off by a kill is left out."""
     with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        return [row for row in reader if None not in row.values()]
+        return list(csv.DictReader(line for line in file if line.endswith("\n")))
 
 
 def curve(path: Path, column: str) -> tuple[list[int], list[float]]:

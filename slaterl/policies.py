@@ -45,4 +45,3 @@ def load_policy(path: Path, device: torch.device | str = "cpu") -> LoadedPolicy:
     agent = build_agent(config, env, seed=0)
     agent.load_state_dict(state["learner"]["module"])
     return LoadedPolicy(agent.policy(), env, config, state["learner"]["step"])
-

@@ -98,7 +98,9 @@ def collect(
         part = rollout(policy, env, size, generator=generator, deterministic=deterministic)
         if gathered is None:
             columns = part.columns().items()
-            gathered = Trajectories.from_columns({k: c.new_empty(count, *c.shape[1:], device="cpu") for k, c in columns})
+            gathered = Trajectories.from_columns(
+                {k: c.new_empty(count, *c.shape[1:], device="cpu") for k, c in columns}
+            )
         for name, column in gathered.columns().items():
             column[start : start + size] = part.columns()[name]
         on_progress(start + size)

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 import hydra
-from hydra.types import RunMode
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 _HERE = Path(__file__).resolve().parent
@@ -47,7 +47,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     """Check the configuration and run its stage. Returns the validation return where there is one, for tuners."""
     from hydra.utils import get_object
 
-    from slaterl.build import check_config
+    from slaterl.check import check_config
     from slaterl.loggers import check_loggers
     from slaterl.runtime import prepare
 
@@ -61,10 +61,11 @@ def run_stage(cfg: DictConfig) -> float | None:
 
 def top_level_keys() -> set[str]:
     """What config.yaml and its groups define."""
-    raw = OmegaConf.load(CONF / "config.yaml")
-    groups = {str(key).removeprefix("optional ") for entry in raw.defaults if isinstance(entry, DictConfig) for key in entry}
-    scale = OmegaConf.load(CONF / "scale" / "paper.yaml")
-    return ({str(key) for key in raw} | groups | {str(key) for key in scale}) - {"defaults", "hydra", "experiment", "scale"}
+    config = OmegaConf.load(CONF / "config.yaml")
+    groups = {str(key) for entry in config.defaults if isinstance(entry, DictConfig) for key in entry}
+    sizes = {str(key) for key in OmegaConf.load(CONF / "scale" / "paper.yaml")}
+    elsewhere = {"defaults", "hydra", "experiment", "scale", "override hydra/job_logging"}
+    return ({str(key) for key in config} | groups | sizes) - elsewhere
 
 
 if __name__ == "__main__":

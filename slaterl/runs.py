@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import note
 from slaterl.errors import Interrupted, UserError
+from slaterl.files import whole_file
 
 # Part of every digest: raise it when a change of the code makes products of old configurations stale.
 PRODUCTS = 1
@@ -43,7 +44,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        text = json.dumps({"products": PRODUCTS, "stage": self.stage, **self.spec}, sort_keys=True)
+        text = json.dumps(_canonical({"products": PRODUCTS, "stage": self.stage, **self.spec}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
@@ -126,14 +127,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write beside the target, then rename. Raises UserError where that is not possible."""
-    partial = path.with_name(path.name + ".partial")
-    try:
+    """Write whole or not at all. Raises UserError where that is not possible."""
+    with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _canonical(value: Any) -> Any:
+    """1 and 1.0 are one setting."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _now() -> str:

@@ -23,5 +23,5 @@ def stream(seed: int, name: str, device: str | torch.device = "cpu") -> torch.Ge
 def seeded_weights(seed: int, name: str) -> Iterator[None]:
     """Inside, torch's global generator (which initialises weights) is the stream `name`; afterwards it is as before."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, name))
+        torch.default_generator.manual_seed(stream_seed(seed, name))  # torch.manual_seed would also set CUDA's
         yield

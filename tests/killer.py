@@ -1,8 +1,8 @@
 """Runs `python -m slaterl.run` and ends itself at a chosen point, as a power cut or a scheduler would.
 
-    python tests/killer.py replace:5 scale=smoke ...     SIGKILL just before the fifth file is renamed into place
-    python tests/killer.py update:23 scale=smoke ...     SIGKILL after the 23rd gradient update
-    python tests/killer.py term:23 scale=smoke ...       SIGTERM to itself after the 23rd gradient update
+python tests/killer.py replace:5 scale=smoke ...     SIGKILL just before the fifth file is renamed into place
+python tests/killer.py update:23 scale=smoke ...     SIGKILL after the 23rd gradient update
+python tests/killer.py term:23 scale=smoke ...       SIGTERM to itself after the 23rd gradient update
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_same_command_twice_is_one_run(undisturbed: Path) -> None:
-    before = {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*") if file.suffix in (".ckpt", ".json", ".csv")}
+    before = {
+        file: file.stat().st_mtime_ns for file in undisturbed.rglob("*") if file.suffix in (".ckpt", ".json", ".csv")
+    }
     again = run(undisturbed, *SMOKE)
     assert folder(again) == next(undisturbed.glob("online/focused_topdown/*"))
     assert {file: file.stat().st_mtime_ns for file in before} == before

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding, linear
 
-from slaterl.errors import check_positive
+from slaterl.errors import check_counts
 
 
 class GRUBelief(nn.Module):
@@ -27,7 +27,7 @@ class GRUBelief(nn.Module):
 
     def __init__(self, *, num_items: int, slate_size: int, item_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        check_positive(**{"belief.item_dim": item_dim, "belief.hidden_dim": hidden_dim})
+        check_counts(**{"belief.item_dim": item_dim, "belief.hidden_dim": hidden_dim})
         self.state_dim = hidden_dim
         bound = 1 / math.sqrt(hidden_dim)
 

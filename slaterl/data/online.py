@@ -41,7 +41,12 @@ class OnlineData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.env, self.agent = env, agent
-        self.max_steps, self.random_steps, self.num_envs, self.batch_size = max_steps, random_steps, num_envs, batch_size
+        self.max_steps, self.random_steps, self.num_envs, self.batch_size = (
+            max_steps,
+            random_steps,
+            num_envs,
+            batch_size,
+        )
         self.replay = ReplayBuffer(capacity)
         self.generators = {"users": users, "exploration": exploration, "batches": batches}
         self.policy = agent.policy(exploration)

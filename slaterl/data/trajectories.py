@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slaterl.errors import UserError
+from slaterl.files import first_line, whole_file
 
 SCHEMA = 1
 
@@ -89,7 +89,7 @@ def smallest_int(num_items: int) -> torch.dtype:
 
 
 def save(path: Path, data: Trajectories, metadata: dict[str, Any]) -> None:
-    """Write safetensors with a JSON header, beside the target and then renamed, so that no half file is ever seen.
+    """Write safetensors with a JSON header, whole or not at all.
 
     Args:
         metadata: plain values (environment, behaviours, seeds, versions); schema, sizes and checksum are added.
@@ -98,15 +98,10 @@ def save(path: Path, data: Trajectories, metadata: dict[str, Any]) -> None:
         UserError: the disk is full or the folder cannot be written.
     """
     columns = {name: column.cpu().contiguous() for name, column in data.columns().items()}
-    header = dict(metadata, schema=SCHEMA, num_trajectories=len(data), checksum=_checksum(columns))
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    header = dict(metadata, schema=SCHEMA, num_trajectories=len(data))
+    header["checksum"] = _checksum(header, columns)
+    with whole_file(path) as partial:
         save_file(columns, partial, metadata={"slaterl": json.dumps(header)})
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error})") from error
 
 
 def load(path: Path, *, num_items: int | None = None) -> tuple[Trajectories, dict[str, Any]]:
@@ -125,14 +120,17 @@ def load(path: Path, *, num_items: int | None = None) -> tuple[Trajectories, dic
             header = (file.metadata() or {}).get("slaterl")
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: truncated or not a trajectory file ({error})") from error
-    if header is None:
-        raise UserError(f"{path}: not a trajectory file of slaterl (its header has no metadata)")
-    metadata = json.loads(header)
-    if metadata.get("schema") != SCHEMA:
-        raise UserError(f"{path}: schema {metadata.get('schema')}, this version reads schema {SCHEMA}; make it anew")
-    if _checksum(columns) != metadata["checksum"]:
+        raise UserError(f"{path}: truncated or not a trajectory file ({first_line(error)})") from error
+    try:
+        metadata = dict(json.loads(header))
+        schema, checksum = metadata["schema"], metadata.pop("checksum")
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a trajectory file of slaterl (its header has no metadata)") from error
+    if schema != SCHEMA:
+        raise UserError(f"{path}: schema {schema}, this version reads schema {SCHEMA}; make it anew")
+    if _checksum(metadata, columns) != checksum:
         raise UserError(f"{path}: its content does not match its checksum; the file was altered or damaged")
+    metadata["checksum"] = checksum
     data = Trajectories.from_columns(columns)
     if num_items is not None:
         check_ids(data.slates, num_items, where=str(path))
@@ -141,13 +139,15 @@ def load(path: Path, *, num_items: int | None = None) -> tuple[Trajectories, dic
 
 def check_ids(slates: Tensor, num_items: int, where: str) -> None:
     """Raise UserError unless all item ids lie in 0..num_items - 1."""
+    if slates.numel() == 0:
+        raise UserError(f"{where}: holds no trajectories")
     low, high = int(slates.min()), int(slates.max())
     if low < 0 or high >= num_items:
         raise UserError(f"{where}: slates hold item ids from {low} to {high}, expected 0..{num_items - 1}")
 
 
-def _checksum(columns: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(header: dict[str, Any], columns: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(columns):
         column = columns[name]
         digest.update(f"{name} {column.dtype} {list(column.shape)}".encode())

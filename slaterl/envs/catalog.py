@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slaterl.errors import UserError, check_positive
+from slaterl.errors import UserError, check_counts, check_positive
 
 
 def item_embeddings(
@@ -27,14 +27,15 @@ def item_embeddings(
         UserError: the file is missing, is not one finite float matrix, or has another shape than [N, D].
     """
     sizes = {"env.num_items": num_items, "env.num_topics": num_topics, "env.topic_size": topic_size}
-    check_positive(**sizes, **{"env.item_embeddings.peakedness": peakedness})
+    check_counts(**sizes)
+    check_positive(**{"env.item_embeddings.peakedness": peakedness})
     if path is None:
         return generate(num_items, num_topics, topic_size, peakedness, seed)
     return read(path, shape=(num_items, num_topics * topic_size))
 
 
 def generate(num_items: int, num_topics: int, topic_size: int, peakedness: float, seed: int) -> Tensor:
-    """Draw rows of unit norm [N, D]: (topic weight * topic components) ** peakedness (Deffayet et al. 2023, section 5)."""
+    """Rows of unit norm [N, D], (topic weight * topic components) ** peakedness (Deffayet et al. 2023, section 5)."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.rand(num_items, num_topics, generator=generator)
     weights = weights / weights.sum(1, keepdim=True)

@@ -16,7 +16,7 @@ from torch.nn.functional import embedding as rows_of
 
 from slaterl.envs.catalog import fingerprint, topic_components
 from slaterl.envs.click_models import PositionBasedModel
-from slaterl.errors import UserError, check_positive, check_range
+from slaterl.errors import UserError, check_counts, check_positive, check_range
 
 
 class Observation(NamedTuple):
@@ -86,18 +86,14 @@ class TopicRec:
         sizes |= dict(episode_length=episode_length, recent_items_maxlen=recent_items_maxlen)
         sizes |= dict(boredom_threshold=boredom_threshold, boredom_moving_window=boredom_moving_window)
         sizes |= dict(boredom_timeout=boredom_timeout, diversity_threshold=diversity_threshold)
-        for field, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise UserError(f"env.{field}={value}: expected a whole number")
-            check_positive(**{f"env.{field}": value})
+        check_counts(**{f"env.{field}": value for field, value in sizes.items()})
         check_positive(**{"env.diversity_penalty": diversity_penalty, "env.slope": slope})
         check_range(0, 1, **{"env.omega": omega})
         if slate_size > num_items:
             raise UserError(f"env.slate_size={slate_size}: a slate cannot be larger than env.num_items={num_items}")
-        if tuple(item_embeddings.shape) != (num_items, num_topics * topic_size):
-            raise UserError(
-                f"env.item_embeddings: found {list(item_embeddings.shape)}, expected {[num_items, num_topics * topic_size]}"
-            )
+        expected = [num_items, num_topics * topic_size]
+        if list(item_embeddings.shape) != expected:
+            raise UserError(f"env.item_embeddings: found {list(item_embeddings.shape)}, expected {expected}")
         self.name = name
         self.device = torch.device(device)
         self.num_items, self.num_topics, self.topic_size = num_items, num_topics, topic_size
@@ -254,7 +250,7 @@ class TopicRec:
         return (self._topics(state.embedding) * weight.unsqueeze(2)).flatten(1)
 
     def _score(self, items: Tensor, topics: Tensor, effective: Tensor) -> None:
-        """Set `scores` and `click_probabilities` [B, S] of a slate, given its embeddings [B, S, D] and topics [B, S]."""
+        """Set `scores` and `click_probabilities` [B, S] of slates with embeddings [B, S, D] and topics [B, S]."""
         self.scores = torch.bmm(items, effective.unsqueeze(2)).squeeze(2) / self.max_score
         attractiveness = torch.sigmoid((self.scores - self.offset) * self.slope)
         if self.diversity_penalty != 1.0:

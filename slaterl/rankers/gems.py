@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
 
 from slaterl.agents.networks import mlp
-from slaterl.errors import UserError, check_positive, check_range
+from slaterl.errors import UserError, check_counts, check_range, check_widths
 from slaterl.rankers.base import Ranker
 
 
@@ -55,7 +55,8 @@ class GeMS(Ranker):
         lambda_prior: float,
         posterior_noise: Literal["variance", "std"],
     ) -> None:
-        check_positive(**{"ranker.latent_dim": latent_dim, "ranker.item_dim": item_dim})
+        check_counts(**{"ranker.latent_dim": latent_dim, "ranker.item_dim": item_dim})
+        check_widths(**{"ranker.encoder_hidden": encoder_hidden, "ranker.decoder_hidden": decoder_hidden})
         weights = {"ranker.lambda_click": lambda_click, "ranker.lambda_KL": lambda_KL}
         check_range(0, float("inf"), **weights, **{"ranker.lambda_prior": lambda_prior})
         if posterior_noise not in ("variance", "std"):

@@ -72,7 +72,9 @@ def _measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
         return rollout(policy, env, count, generator=users, deterministic=False)
 
     found: dict[str, Any] = {}
-    found["simulator_turns_per_s"] = SIMULATED_USERS * env.episode_length / seconds(lambda: serve(random, SIMULATED_USERS))
+    found["simulator_turns_per_s"] = (
+        SIMULATED_USERS * env.episode_length / seconds(lambda: serve(random, SIMULATED_USERS))
+    )
 
     count = cfg.logged_data.num_envs
     logged = collect(logging, env, count, generator=users, deterministic=False, num_envs=count)
@@ -128,7 +130,8 @@ def _show(result: dict[str, Any]) -> None:
     hours = {name: result[f"estimate_{name}_s"] / 60 for name in ("log_data", "pretrain", "online")}
     parts = ", ".join(f"{name} {minutes:,.1f} min" for name, minutes in hours.items())
     note(f"a full run of this configuration: {result['estimate_s'] / 60:,.1f} min ({parts})")
-    note(f"logged data {result['log_data_megabytes_per_100k']:.0f} MB per 100,000; memory {result['peak_memory_megabytes']:,.0f} MB")
+    size, memory = result["log_data_megabytes_per_100k"], result["peak_memory_megabytes"]
+    note(f"logged data: {size:.0f} MB per 100,000 trajectories; memory at most {memory:,.0f} MB")
 
 
 def _wait(device: torch.device) -> None:

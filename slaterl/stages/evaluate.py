@@ -85,4 +85,3 @@ def _other_env(cfg: DictConfig, loaded: LoadedPolicy) -> TopicRec:
             f"env={env.name} has {env.fingerprint}, where its slates mean something else; force=true evaluates anyway"
         )
     return env
-

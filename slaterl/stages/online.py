@@ -23,9 +23,17 @@ from slaterl.seeds import stream
 from slaterl.stages.pretrain import pretrain
 
 PROTOCOL = (
-    "max_steps random_steps num_envs batch_size capacity log_every_n_steps val_every_n_steps val_users test_users "
-    "save_every_n_steps"
-).split()
+    "max_steps",
+    "random_steps",
+    "num_envs",
+    "batch_size",
+    "capacity",
+    "log_every_n_steps",
+    "val_every_n_steps",
+    "val_users",
+    "test_users",
+    "save_every_n_steps",
+)
 
 
 def online(cfg: DictConfig) -> Run:

@@ -102,4 +102,6 @@ def _make(cfg: DictConfig, gems: GeMS, run: Run, data_run: Run) -> None:
             "seconds": outcome["seconds"],
         },
     )
-    plot_curves(run.path / "curves.png", run.path / "metrics.csv", ["loss/slate", "loss/click", "loss/kl", "accuracy/slot"])
+    plot_curves(
+        run.path / "curves.png", run.path / "metrics.csv", ["loss/slate", "loss/click", "loss/kl", "accuracy/slot"]
+    )

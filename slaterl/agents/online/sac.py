@@ -19,7 +19,7 @@ from slaterl.agents.base import LatentAgent
 from slaterl.agents.networks import Critics, mlp, polyak
 from slaterl.beliefs.gru import GRUBelief, unroll
 from slaterl.data.trajectories import Trajectories
-from slaterl.errors import check_positive, check_range
+from slaterl.errors import check_counts, check_positive, check_range, check_widths
 from slaterl.rankers.base import Ranker
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -69,7 +69,9 @@ class SAC(LatentAgent):
     ) -> None:
         check_range(0, 1, **{"agent.gamma": gamma, "agent.tau": tau})
         check_positive(**{"agent.q_lr": q_lr, "agent.pi_lr": pi_lr, "agent.alpha_lr": alpha_lr})
-        check_positive(**{"agent.num_critics": num_critics, "agent.initial_alpha": initial_alpha})
+        check_positive(**{"agent.initial_alpha": initial_alpha})
+        check_counts(**{"agent.num_critics": num_critics})
+        check_widths(**{"agent.q_hidden": q_hidden, "agent.pi_hidden": pi_hidden})
         super().__init__(ranker)
         self.gamma, self.tau = gamma, tau
         self.target_entropy = -target_entropy_scale * ranker.action_dim
@@ -90,6 +92,7 @@ class SAC(LatentAgent):
         if generator is None:
             return self.actor(state).chunk(2, dim=-1)[0].tanh()
         return _draw(self.actor(state), generator)[0].tanh()
+
     def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:
         """[num_critics, ...] at belief states [..., H] and actions [..., A] in [-1, 1]."""
         return critics(torch.cat([state, self.ranker.to_latent(action)], dim=-1))

@@ -1,0 +1,163 @@
+"""One look at the composed configuration, before anything starts.
+
+Hydra refuses unknown keys on the command line, but not those added with a + or misspelt in a preset.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from slaterl.errors import UserError
+
+# arguments that the program gives, by node
+_SUPPLIED = {
+    "agent": {"num_items", "slate_size", "generator", "belief", "ranker"},
+    "belief": {"num_items", "slate_size"},
+    "ranker": {"num_items", "slate_size"},
+    "env": {"device"},
+    "stage": {"cfg"},
+}
+# nodes without a class, and what is read of them
+_SECTIONS = {
+    "logged_data": {"trajectories", "epsilon", "num_envs", "seed"},
+    "pretrain": {"epochs", "lr", "batch_size", "holdout", "box_trajectories"},
+    "benchmark": {"repeats"},
+    "params": {"lambda_KL", "lambda_click"},
+    "paths": {"root"},
+}
+# whole numbers, and the least they may be
+_COUNTS = {
+    "max_steps": 1,
+    "random_steps": 0,
+    "num_envs": 1,
+    "batch_size": 1,
+    "capacity": 1,
+    "threads": 1,
+    "seed": 0,
+    "ranker_seed": 0,
+    "log_every_n_steps": 1,
+    "val_every_n_steps": 1,
+    "val_users": 1,
+    "test_users": 1,
+    "save_every_n_steps": 1,
+    "logged_data.trajectories": 2,
+    "logged_data.num_envs": 1,
+    "logged_data.seed": 0,
+    "pretrain.epochs": 1,
+    "pretrain.batch_size": 1,
+    "pretrain.box_trajectories": 1,
+    "benchmark.repeats": 1,
+}
+
+
+def check_config(cfg: DictConfig, known: set[str]) -> None:
+    """Refuse settings that nothing reads, values that are missing, sizes that cannot be, parts that do not fit.
+
+    Args:
+        known: the top-level keys of the configuration.
+
+    Raises:
+        UserError: names the setting.
+    """
+    raw = OmegaConf.to_container(cfg, resolve=False)  # resolving would fail at what refers to a misspelt key
+    assert isinstance(raw, dict)
+    _check_keys(raw, known)
+    for path in _missing(raw, ""):
+        raise UserError(f"{path}: a value is needed; give {path}=...")
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    _check_values(cfg)
+    _check_fit(cfg)
+
+
+def _check_keys(raw: Mapping[str, Any], known: set[str]) -> None:
+    _compare("", set(raw), known, needed=known)
+    for section, keys in _SECTIONS.items():
+        if not isinstance(raw[section], dict):
+            raise UserError(f"{section}={raw[section]}: expected the settings {', '.join(sorted(keys))}")
+        _compare(section, set(raw[section]), keys, needed=keys)
+    for path, node in _nodes(raw):
+        if "_target_" not in node:
+            if path != "ranker":  # ranker=none
+                raise UserError(f"{path}: its class (_target_) is missing; choose one of the files in conf/")
+            _compare(path, set(node), {"name"}, needed={"name"})
+            continue
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        supplied = _SUPPLIED.get(path, set())
+        settings = {name for name in parameters if name not in supplied} | {"name", "_target_"}
+        needed = {name for name in settings & set(parameters) if parameters[name].default is inspect.Parameter.empty}
+        _compare(path, set(node), settings, needed)
+
+
+def _nodes(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for group in ("env", "click_model", "belief", "ranker", "agent", "stage"):
+        if not isinstance(raw[group], dict):
+            raise UserError(f"{group}={raw[group]}: expected one of the files in conf/{group}")
+        yield group, raw[group]
+        yield from ((f"{group}.{key}", value) for key, value in raw[group].items() if isinstance(value, dict))
+
+
+def _compare(path: str, found: set[str], known: set[str], needed: set[str]) -> None:
+    dot = f"{path}." if path else ""
+    for key in sorted(found - known):
+        close = difflib.get_close_matches(key, known, n=1)
+        shown = ", ".join(sorted(known - {"_target_"}))
+        hint = f"did you mean {close[0]}?" if close else f"there are {shown}"
+        raise UserError(f"{dot}{key}: no such setting; {hint}")
+    for key in sorted(needed - found):
+        raise UserError(f"{dot}{key}: a value is needed; give {dot}{key}=...")
+
+
+def _missing(raw: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            yield from _missing(value, f"{path}{key}.")
+        elif value == "???":
+            yield f"{path}{key}"
+
+
+def _check_values(cfg: DictConfig) -> None:
+    for key, low in _COUNTS.items():
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise UserError(f"{key}={value}: expected a whole number of at least {low}")
+    for key, low, high in (("pretrain.lr", 0, float("inf")), ("pretrain.holdout", 0, 1), ("logged_data.epsilon", 0, 1)):
+        value = OmegaConf.select(cfg, key)
+        inside = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        if not inside or (value in (low, high) and key != "logged_data.epsilon"):
+            raise UserError(f"{key}={value}: expected a number between {low} and {high}")
+    for key, kind, what in (("paths.root", str, "a folder"), ("force", bool, "true or false")):
+        if not isinstance(OmegaConf.select(cfg, key), kind):
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected {what}")
+    if cfg.checkpoint is not None and not isinstance(cfg.checkpoint, str):
+        raise UserError(f"checkpoint={cfg.checkpoint}: expected a path")
+    if cfg.random_steps >= cfg.max_steps:
+        raise UserError(f"random_steps={cfg.random_steps}: must be less than max_steps={cfg.max_steps}")
+    if cfg.random_steps + cfg.num_envs < cfg.batch_size:
+        raise UserError(
+            f"random_steps={cfg.random_steps}: the first batch takes batch_size={cfg.batch_size} trajectories; "
+            "random_steps + num_envs must be at least that"
+        )
+    if cfg.capacity < cfg.batch_size:
+        raise UserError(f"capacity={cfg.capacity}: must be at least batch_size={cfg.batch_size}")
+
+
+def _check_fit(cfg: DictConfig) -> None:
+    """Agent and ranker, agent and stage."""
+    wants_ranker = "ranker" in inspect.signature(get_object(cfg.agent["_target_"])).parameters
+    if wants_ranker and "_target_" not in cfg.ranker and cfg.checkpoint is None:
+        raise UserError(
+            f"agent={cfg.agent.name} acts through a ranker; use ranker=gems instead of ranker={cfg.ranker.name}"
+        )
+    # a heuristic beside the default ranker is no contradiction where nothing is trained
+    if not wants_ranker and cfg.stage.name == "online":
+        raise UserError(f"agent={cfg.agent.name} does not learn; use stage=evaluate agent={cfg.agent.name}")
