@@ -7,6 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -26,10 +27,25 @@ from slaterl.metrics import MetricsFile
 class Data(Protocol):
     """What `fit` asks of a data module, beside a sized `train_dataloader`."""
 
-    counters: Mapping[str, int]  # logged with every row
+    counters: Mapping[str, int]  # how far the training is, logged with every row
+    measures: Mapping[str, float]  # of what was collected since the last row
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When what happens, in steps.
+
+    Attributes:
+        save_every_n_steps: also keep `step<k>.ckpt`; None for no such files.
+    """
+
+    max_steps: int
+    val_every_n_steps: int
+    log_every_n_steps: int
+    save_every_n_steps: int | None = None
 
 
 def fit(
@@ -39,23 +55,21 @@ def fit(
     folder: Path,
     kind: str,
     config: dict[str, Any],
-    max_steps: int,
+    schedule: Schedule,
     validate: Callable[[], dict[str, float]],
     score: str,
     maximise: bool,
-    val_every_n_steps: int,
-    log_every_n_steps: int,
-    save_every_n_steps: int | None,
     loggers: Sequence[Logger],
     title: str,
 ) -> dict[str, Any]:
-    """Train to `max_steps`, going on from `last.ckpt` in `folder` where there is one.
+    """Train to the end of the schedule, going on from `last.ckpt` in `folder` where there is one.
 
     Args:
         data: a LightningDataModule that is also a `Data`.
         kind, config: what every checkpoint says of itself, besides its state.
         validate: metrics of the learner as it is; `score` names the one that chooses `best.ckpt`.
-        save_every_n_steps: also keep `step<k>.ckpt`; None for no such files.
+        maximise: whether a larger score is better.
+        title: what the progress bar is called.
 
     Returns:
         `best_step`, `best_score`, and `seconds` spent training and validating over all starts.
@@ -64,22 +78,11 @@ def fit(
         Interrupted: on SIGINT or SIGTERM, after `last.ckpt` was written.
         TrainingDiverged: a term of the loss is not finite.
     """
-    loop = _Loop(
-        data,
-        folder=folder,
-        about={"kind": kind, "config": config},
-        max_steps=max_steps,
-        validate=validate,
-        score=score,
-        sign=1.0 if maximise else -1.0,
-        val_every=val_every_n_steps,
-        log_every=log_every_n_steps,
-        save_every=save_every_n_steps,
-        title=title,
-    )
+    sign = 1.0 if maximise else -1.0
+    loop = _Loop(data, folder, {"kind": kind, "config": config}, schedule, validate, score, sign, title)
     if (folder / "last.ckpt").is_file():
         loop.resume(learner, checkpoints.load(folder / "last.ckpt", kind))
-    if learner.step < max_steps:
+    if learner.step < schedule.max_steps:
         _quiet_lightning()
         trainer = L.Trainer(
             accelerator="gpu" if learner.device.type == "cuda" else "cpu",
@@ -104,21 +107,16 @@ class _Loop(L.Callback):
     def __init__(
         self,
         data: Data,
-        *,
         folder: Path,
         about: dict[str, Any],
-        max_steps: int,
+        schedule: Schedule,
         validate: Callable[[], dict[str, float]],
         score: str,
         sign: float,
-        val_every: int,
-        log_every: int,
-        save_every: int | None,
         title: str,
     ) -> None:
-        self.data, self.folder, self.about, self.title = data, folder, about, title
-        self.max_steps, self.validate, self.score, self.sign = max_steps, validate, score, sign
-        self.val_every, self.log_every, self.save_every = val_every, log_every, save_every
+        self.data, self.folder, self.about, self.schedule = data, folder, about, schedule
+        self.validate, self.score, self.sign, self.title = validate, score, sign, title
         self.best: dict[str, Any] = {"step": 0, "score": None}
         self.seconds = 0.0
         self.signum = 0
@@ -131,15 +129,16 @@ class _Loop(L.Callback):
         learner.load_learner_state(state["learner"])
         self.data.load_state_dict(state["data"])
         self.best, self.seconds = state["best"], state["seconds"]
-        if learner.step < self.max_steps:
+        if learner.step < self.schedule.max_steps:
             note(f"{self.title}: going on from step {learner.step:,}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        columns = ["step", *self.data.counters, *pl_module.TERMS, "train/return", *pl_module.VAL_TERMS]
-        columns += ["time/seconds", "speed/steps_per_s", "speed/turns_per_s"]
+        counters = self.data.counters
+        columns = ["step", *counters, *pl_module.TERMS, *self.data.measures, *pl_module.VAL_TERMS, "time/seconds"]
+        columns += [f"speed/{name}_per_s" for name in ("steps", "turns") if name == "steps" or name in counters]
         self.metrics = MetricsFile(self.folder / "metrics.csv", columns, pl_module.step)
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.bar = progress(self.title, self.max_steps, "steps", start=pl_module.step)
+        self.bar = progress(self.title, self.schedule.max_steps, "steps", start=pl_module.step)
         self.show = self.bar.__enter__()
         self._mark(pl_module.step)
 
@@ -149,11 +148,11 @@ class _Loop(L.Callback):
         self.signum = signum
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step: int = pl_module.step
-        validating = step % self.val_every == 0 or step == self.max_steps
+        step, schedule = pl_module.step, self.schedule
+        validating = step % schedule.val_every_n_steps == 0 or step == schedule.max_steps
         row: dict[str, Any] = {}
-        if validating or step % self.log_every == 0:
-            row = self._training_row(pl_module)  # raises if a term is not finite, before anything is saved
+        if validating or step % schedule.log_every_n_steps == 0:
+            row = self._training_row(pl_module)
             self.show(step)
         if validating:
             row |= self._validate(pl_module, step)
@@ -161,10 +160,9 @@ class _Loop(L.Callback):
             self.metrics.append(row)
             for logger in trainer.loggers:
                 logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
-        if self.save_every and step % self.save_every == 0:
+        if schedule.save_every_n_steps and step % schedule.save_every_n_steps == 0:
             self._save(pl_module, f"step{step}.ckpt")
         if validating or self.signum:
-            pl_module.meter.check()
             self._save(pl_module, "last.ckpt", data=self.data.state_dict())
         if self.signum:
             raise Interrupted(self.signum)
@@ -180,6 +178,7 @@ class _Loop(L.Callback):
         return metrics
 
     def _save(self, learner: Learner, name: str, **more: Any) -> None:
+        learner.meter.check()  # never over a good checkpoint with one that is not finite
         state = {
             **self.about,
             "learner": learner.learner_state(),
@@ -195,10 +194,9 @@ class _Loop(L.Callback):
     def _training_row(self, learner: Learner) -> dict[str, Any]:
         now, step, counters = time.perf_counter(), learner.step, self.data.counters
         elapsed = now - self.marked[0]
-        row: dict[str, Any] = {"step": step, **counters, **learner.meter.read()}
+        row: dict[str, Any] = {"step": step, **counters, **learner.meter.read(), **self.data.measures}
         row["speed/steps_per_s"] = (step - self.marked[1]) / elapsed
         if "turns" in counters:
-            row["train/return"] = float(self.data.last_return)  # type: ignore[attr-defined]
             row["speed/turns_per_s"] = (counters["turns"] - self.marked[2]) / elapsed
         self.seconds += elapsed
         row["time/seconds"] = self.seconds

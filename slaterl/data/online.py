@@ -51,7 +51,7 @@ class OnlineData(L.LightningDataModule):
         self.generators = {"users": users, "exploration": exploration, "batches": batches}
         self.policy = agent.policy(exploration)
         self.trajectories = 0  # collected so far
-        self.last_return = float("nan")  # mean of the last round, with exploration
+        self.last_return: torch.Tensor | float = float("nan")
 
     @property
     def counters(self) -> dict[str, int]:
@@ -61,6 +61,11 @@ class OnlineData(L.LightningDataModule):
             "turns": self.trajectories * self.env.episode_length,
             "updates": max(0, self.agent.step - self.random_steps),
         }
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Mean return of the last round, with exploration."""
+        return {"train/return": float(self.last_return)}
 
     def _collect(self, policy: Any, count: int) -> None:
         generator = self.generators["users"]

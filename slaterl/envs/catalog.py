@@ -29,8 +29,15 @@ def item_embeddings(
     sizes = {"env.num_items": num_items, "env.num_topics": num_topics, "env.topic_size": topic_size}
     check_counts(**sizes)
     check_positive(**{"env.item_embeddings.peakedness": peakedness})
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserError(f"env.item_embeddings.seed={seed}: expected a whole number")
+    if path is not None and not isinstance(path, str):
+        raise UserError(f"env.item_embeddings.path={path}: expected a path")
     if path is None:
-        return generate(num_items, num_topics, topic_size, peakedness, seed)
+        generated = generate(num_items, num_topics, topic_size, peakedness, seed)
+        if not generated.isfinite().all():
+            raise UserError(f"env.item_embeddings.peakedness={peakedness}: so large that items vanish in float32")
+        return generated
     return read(path, shape=(num_items, num_topics * topic_size))
 
 

@@ -22,7 +22,7 @@ class PositionBasedModel:
     bottom_weight: float
 
     def __post_init__(self) -> None:
-        check_range(0, 1, decay=self.decay, bottom_weight=self.bottom_weight)
+        check_range(0, 1, **{"click_model.decay": self.decay, "click_model.bottom_weight": self.bottom_weight})
 
     def examination(self, slate_size: int) -> Tensor:
         """Probability of looking at each rank, [S]."""

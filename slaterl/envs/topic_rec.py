@@ -7,6 +7,7 @@ the host. Shapes: B users, N items, K topics of z dimensions (D = K * z), S slot
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,16 +90,19 @@ class TopicRec:
         check_counts(**{f"env.{field}": value for field, value in sizes.items()})
         check_positive(**{"env.diversity_penalty": diversity_penalty, "env.slope": slope})
         check_range(0, 1, **{"env.omega": omega})
+        check_range(-math.inf, math.inf, **{"env.offset": offset, "env.short_term_boost": short_term_boost})
         if slate_size > num_items:
             raise UserError(f"env.slate_size={slate_size}: a slate cannot be larger than env.num_items={num_items}")
         expected = [num_items, num_topics * topic_size]
         if list(item_embeddings.shape) != expected:
             raise UserError(f"env.item_embeddings: found {list(item_embeddings.shape)}, expected {expected}")
+        if not item_embeddings.isfinite().all() or not item_embeddings.any():
+            raise UserError("env.item_embeddings: all zero, or not finite")
         self.name = name
         self.device = torch.device(device)
         self.num_items, self.num_topics, self.topic_size = num_items, num_topics, topic_size
         self.slate_size, self.episode_length = slate_size, episode_length
-        self.omega, self.offset, self.slope = omega, offset, slope
+        self.omega, self.offset, self.slope = float(omega), offset, slope
         self.boredom_threshold, self.boredom_timeout = boredom_threshold, boredom_timeout
         self.boredom_moving_window, self.recent_items_maxlen = boredom_moving_window, recent_items_maxlen
         self.diversity_threshold, self.diversity_penalty = diversity_threshold, diversity_penalty
@@ -201,6 +205,9 @@ class TopicRec:
             the observation (with the slate as shown), the number of clicks [B] float, and whether the episode ended
             (the same for all users: the horizon is the task's, terminal and not a truncation).
         """
+        if self.device.type == "cpu" and (int(slate.min()) < 0 or int(slate.max()) >= self.num_items):
+            # only where looking costs no synchronisation
+            raise UserError(f"slate: item ids must lie in 0..{self.num_items - 1}")
         state = self.state
         state.turn += 1
         self._update_boredom()
@@ -208,9 +215,6 @@ class TopicRec:
         if oracle_slots is not None:
             best = (effective @ self.item_embeddings.T).topk(self.slate_size, dim=1).indices
             slate = torch.where(oracle_slots, best, slate)
-        elif self.device.type == "cpu" and (int(slate.min()) < 0 or int(slate.max()) >= self.num_items):
-            # only where looking costs no synchronisation
-            raise UserError(f"slate: item ids must lie in 0..{self.num_items - 1}")
         items, topics = rows_of(slate, self.item_embeddings), self.item_topic.take(slate)
         self._score(items, topics, effective)
         clicks = self._click(uniforms)

@@ -84,6 +84,10 @@ class SlateData(L.LightningDataModule):
         step = self.learner.step
         return {"epoch": step // self.steps_per_epoch, "slates": step * self.batch_size}
 
+    @property
+    def measures(self) -> Mapping[str, float]:
+        return {}
+
     def _take(self, data: Trajectories, index: Tensor) -> Slates:
         """Slates by their flat number, trajectory after trajectory."""
         trajectory, turn = index // self.horizon, index % self.horizon + 1

@@ -14,7 +14,7 @@ from slaterl.console import note
 from slaterl.data.online import OnlineData
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.evaluation import anchors, evaluate, show_result
-from slaterl.fit import fit
+from slaterl.fit import Schedule, fit
 from slaterl.loggers import make_loggers
 from slaterl.plots import plot_curves
 from slaterl.policies import load_policy
@@ -91,13 +91,15 @@ def _make(
             "item_embeddings": env.item_embeddings.cpu(),
             "evaluation": {"seed": seed, "test_users": cfg.test_users},
         },
-        max_steps=cfg.max_steps,
+        schedule=Schedule(
+            max_steps=cfg.max_steps,
+            val_every_n_steps=cfg.val_every_n_steps,
+            log_every_n_steps=cfg.log_every_n_steps,
+            save_every_n_steps=cfg.save_every_n_steps,
+        ),
         validate=validate,
         score="val/return",
         maximise=True,
-        val_every_n_steps=cfg.val_every_n_steps,
-        log_every_n_steps=cfg.log_every_n_steps,
-        save_every_n_steps=cfg.save_every_n_steps,
         loggers=make_loggers(cfg, run),
         title=f"{cfg.agent.name} on {env.name}",
     )

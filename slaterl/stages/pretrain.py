@@ -12,7 +12,7 @@ from slaterl.build import build_env, make, plain, resolve_device
 from slaterl.console import note
 from slaterl.data import trajectories
 from slaterl.errors import UserError
-from slaterl.fit import fit
+from slaterl.fit import Schedule, fit
 from slaterl.loggers import make_loggers
 from slaterl.plots import plot_curves
 from slaterl.rankers.gems import GeMS
@@ -67,13 +67,14 @@ def _make(cfg: DictConfig, gems: GeMS, run: Run, data_run: Run) -> None:
         folder=run.path,
         kind="ranker_training",
         config=config,
-        max_steps=slates.max_steps,
+        schedule=Schedule(
+            max_steps=slates.max_steps,
+            val_every_n_steps=slates.steps_per_epoch,
+            log_every_n_steps=cfg.log_every_n_steps,
+        ),
         validate=lambda: learner.validate(slates.held_out_batches()),
         score="val/loss/total",
         maximise=False,
-        val_every_n_steps=slates.steps_per_epoch,
-        log_every_n_steps=cfg.log_every_n_steps,
-        save_every_n_steps=None,
         loggers=make_loggers(cfg, run),
         title="pretrain GeMS",
     )

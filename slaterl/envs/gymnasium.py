@@ -1,0 +1,216 @@
+"""TopicRec as Gymnasium environments: one user (`SlateEnv`), or many in one batched simulator (`SlateVectorEnv`).
+
+    name = "slaterl.envs.gymnasium:slaterl/TopicRec-v0"
+    env = gymnasium.make(name, env="focused_topdown")
+    envs = gymnasium.make_vec(name, num_envs=8, env="diffuse_mix", overrides=["env.num_items=200"])
+
+What stands before the colon is the module that Gymnasium imports first; once it is imported, the id alone will do
+(Gymnasium has loaded no plugins since 1.0). torch and Hydra wait until an environment is made, so that registering it
+costs nothing. Shapes: B users, S slots, K topics, D dimensions of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from slaterl.errors import check_counts
+
+if TYPE_CHECKING:
+    from slaterl.envs.topic_rec import Observation, TopicRec
+
+ENV_ID = "slaterl/TopicRec-v0"
+
+Arrays = dict[str, np.ndarray]
+
+
+def register() -> None:
+    """Make `slaterl/TopicRec-v0` known to Gymnasium. Importing this module does it."""
+    if ENV_ID not in gymnasium.registry:
+        gymnasium.register(ENV_ID, f"{__name__}:SlateEnv", vector_entry_point=f"{__name__}:SlateVectorEnv")
+
+
+class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
+    """One user, who is shown a slate a turn. The reward is the number of clicks.
+
+    Observation: `slate` (item ids) and `clicks`, [S] each. Action: the item ids of the next slate, [S]. The horizon is
+    the task's own, so an episode ends in `terminated`, never in `truncated`. `info["hidden"]` holds what no policy may
+    see: `bored` [K] and `user` [D].
+
+    Args:
+        env: name of a file in conf/env.
+        overrides: as on the command line, for example ["env.num_items=200", "click_model=mixPBM"].
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(self, *, env: str, overrides: Sequence[str] = ()) -> None:
+        self.simulator = _build(env, overrides)
+        self.observation_space, self.action_space = _spaces(self.simulator)
+        self._running = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
+        """A new user is shown the first slate. There are no options."""
+        super().reset(seed=seed)
+        observation = _new_users(self.simulator, 1, self.np_random)
+        self._running = True
+        return _first(_arrays(observation)), {"hidden": _first(_hidden(self.simulator))}
+
+    def step(self, action: np.ndarray) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
+        """Show a slate [S].
+
+        Raises:
+            InvalidAction: wrong shape, not whole numbers, or ids that are no items.
+            ResetNeeded: the episode ended, or none began.
+        """
+        if not self._running:
+            raise ResetNeeded("step: no episode is running; call reset first")
+        slate = _checked(action, self.action_space.shape, self.simulator.num_items)
+        observation, clicks, ended = _step(self.simulator, slate[None])
+        self._running = not ended
+        return _first(observation), float(clicks[0]), ended, False, {"hidden": _first(_hidden(self.simulator))}
+
+
+class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
+    """B users in one batched simulator; spaces, rewards and info as a vector of `SlateEnv` has them.
+
+    All episodes end at the same step. The step after it ignores its actions and brings new users, without a reward
+    (Gymnasium's next-step autoreset).
+
+    Args:
+        num_envs: B.
+        env, overrides: see SlateEnv.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs: int = 1, *, env: str, overrides: Sequence[str] = ()) -> None:
+        check_counts(num_envs=num_envs)
+        self.num_envs = num_envs
+        self.simulator = _build(env, overrides)
+        self.single_observation_space, self.single_action_space = _spaces(self.simulator)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._ended: bool | None = None  # None before the first reset
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
+        """B new users are shown the first slate. One seed determines all of them."""
+        if not np.all((options or {}).get("reset_mask", True)):
+            raise ValueError("options['reset_mask']: the users of this environment can only be reset together")
+        super().reset(seed=seed)
+        observation = _new_users(self.simulator, self.num_envs, self.np_random)
+        self._ended = False
+        return _arrays(observation), self._info()
+
+    def step(self, actions: np.ndarray) -> tuple[Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Show the slates [B, S]; after the end of an episode, bring new users instead.
+
+        Raises:
+            InvalidAction: wrong shape, not whole numbers, or ids that are no items.
+            ResetNeeded: before the first reset.
+        """
+        if self._ended is None:
+            raise ResetNeeded("step: no episode is running; call reset first")
+        never = np.zeros(self.num_envs, dtype=np.bool_)
+        if self._ended:
+            observation, info = self.reset()
+            return observation, np.zeros(self.num_envs), never, never.copy(), info
+        slates = _checked(actions, self.action_space.shape, self.simulator.num_items)
+        observation, clicks, self._ended = _step(self.simulator, slates)
+        return observation, clicks, np.full(self.num_envs, self._ended), never, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        """Gymnasium's layout: beside each entry a mask `_entry` [B] of the users who have it."""
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        hidden = _hidden(self.simulator)
+        return {"hidden": hidden | {f"_{key}": everyone.copy() for key in hidden}, "_hidden": everyone}
+
+
+def _build(env: str, overrides: Sequence[str]) -> TopicRec:
+    """The simulator of conf/env/<env>.yaml, on the CPU, where Gymnasium's arrays are."""
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    from slaterl.build import build_env
+    from slaterl.run import CONF
+
+    with _hydra_set_aside(), initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[f"env={env}", *overrides])
+    return build_env(cfg.env, torch.device("cpu"))
+
+
+@contextmanager
+def _hydra_set_aside() -> Iterator[None]:
+    """Inside, Hydra is uninitialised; afterwards a surrounding Hydra app finds its global state as it left it."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import JobRuntime
+    from hydra.version import VersionBase
+
+    instances = Singleton._instances  # where initialize() itself keeps one of the three
+    kept = {cls: instances.pop(cls) for cls in (GlobalHydra, JobRuntime, VersionBase) if cls in instances}
+    try:
+        yield
+    finally:
+        for cls in (GlobalHydra, JobRuntime, VersionBase):
+            instances.pop(cls, None)
+        instances.update(kept)
+
+
+def _spaces(simulator: TopicRec) -> tuple[spaces.Dict, spaces.MultiDiscrete]:
+    """Observations and actions of one user."""
+    items = [simulator.num_items] * simulator.slate_size
+    clicks = spaces.MultiBinary(simulator.slate_size)
+    return spaces.Dict({"slate": spaces.MultiDiscrete(items), "clicks": clicks}), spaces.MultiDiscrete(items)
+
+
+def _new_users(simulator: TopicRec, num_users: int, random: np.random.Generator) -> Observation:
+    """Begin an episode whose users and clicks all follow from one draw of `random`."""
+    import torch
+
+    return simulator.reset(num_users, generator=torch.Generator().manual_seed(int(random.integers(2**63))))
+
+
+def _checked(action: Any, shape: tuple[int, ...], num_items: int) -> np.ndarray:
+    """The action as item ids of the given shape, an int64 copy."""
+    slate = np.asarray(action)
+    if slate.shape != shape or slate.dtype.kind not in "iu":
+        found = f"{slate.dtype} of shape {list(slate.shape)}"
+        raise InvalidAction(f"action: found {found}, expected whole numbers of shape {list(shape)}")
+    if slate.min() < 0 or slate.max() >= num_items:
+        raise InvalidAction(f"action: item ids must lie in 0..{num_items - 1}, found {slate.min()}..{slate.max()}")
+    return slate.astype(np.int64)
+
+
+def _step(simulator: TopicRec, slates: np.ndarray) -> tuple[Arrays, np.ndarray, bool]:
+    """Show slates [B, S]. Returns the observation, the numbers of clicks [B], and whether the episode ended."""
+    import torch
+
+    observation, clicks, ended = simulator.step(torch.from_numpy(slates))
+    return _arrays(observation), clicks.numpy().astype(np.float64), ended
+
+
+def _arrays(observation: Observation) -> Arrays:
+    """Copies, which the caller may keep or change."""
+    return {"slate": observation.slate.numpy().copy(), "clicks": observation.clicks.numpy().astype(np.int8)}
+
+
+def _hidden(simulator: TopicRec) -> Arrays:
+    """The users' hidden state, for the caller to keep: `bored` [B, K] and `user` [B, D]."""
+    return {"bored": simulator.state.bored.numpy(), "user": simulator.state.embedding.numpy().copy()}
+
+
+def _first(batch: Arrays) -> Arrays:
+    """The only user of a batch."""
+    return {key: array[0] for key, array in batch.items()}
+
+
+register()
