@@ -7,6 +7,7 @@ torch and Lightning are imported inside the task, so that --help, --cfg and subm
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+
+# Read when torch is imported. By default OpenMP's threads spin while they wait for each other, and where another
+# process wants the core they spin on, an update takes 50 times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _HERE = Path(__file__).resolve().parent
 # in a wheel conf/ lies inside the package, in a checkout beside it
