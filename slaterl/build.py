@@ -43,6 +43,11 @@ def plain(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
+def settings_of(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """A node's values without the label that names runs: what determines a product."""
+    return {key: value for key, value in plain(node).items() if key != "name"}
+
+
 def resolve_device(name: str) -> torch.device:
     """auto | cpu | cuda | cuda:<i> -> a device that exists.
 

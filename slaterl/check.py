@@ -44,8 +44,8 @@ _COUNTS = {
     "ranker_seed": 0,
     "log_every_n_steps": 1,
     "val_every_n_steps": 1,
-    "val_users": 1,
-    "test_users": 1,
+    "val_users": 2,
+    "test_users": 2,
     "save_every_n_steps": 1,
     "logged_data.trajectories": 2,
     "logged_data.num_envs": 1,
@@ -80,7 +80,11 @@ def check_config(cfg: DictConfig, known: set[str]) -> None:
 
 
 def _check_keys(raw: Mapping[str, Any], known: set[str]) -> None:
-    _compare("", set(raw), known, needed=known)
+    for key in sorted(set(raw) - known):
+        inside = [f"{group}.{key}" for group, node in raw.items() if isinstance(node, dict) and key in node]
+        if inside:
+            raise UserError(f"{key}: no such setting; did you mean {inside[0]}?")
+    _compare("", set(raw), known, needed=known - {"logger"})
     for section, keys in _SECTIONS.items():
         if not isinstance(raw[section], dict):
             raise UserError(f"{section}={raw[section]}: expected the settings {', '.join(sorted(keys))}")
@@ -91,10 +95,14 @@ def _check_keys(raw: Mapping[str, Any], known: set[str]) -> None:
                 raise UserError(f"{path}: its class (_target_) is missing; choose one of the files in conf/")
             _compare(path, set(node), {"name"}, needed={"name"})
             continue
-        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        try:
+            parameters = inspect.signature(get_object(node["_target_"])).parameters
+        except (ImportError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}._target_={node['_target_']}: no such class ({error})") from error
         supplied = _SUPPLIED.get(path, set())
         settings = {name for name in parameters if name not in supplied} | {"name", "_target_"}
         needed = {name for name in settings & set(parameters) if parameters[name].default is inspect.Parameter.empty}
+        needed |= {"name"} if path in ("agent", "ranker", "env", "stage") else set()
         _compare(path, set(node), settings, needed)
 
 
@@ -140,6 +148,11 @@ def _check_values(cfg: DictConfig) -> None:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected {what}")
     if cfg.checkpoint is not None and not isinstance(cfg.checkpoint, str):
         raise UserError(f"checkpoint={cfg.checkpoint}: expected a path")
+    if cfg.checkpoint is not None and cfg.stage.name != "evaluate":
+        raise UserError(f"checkpoint={cfg.checkpoint}: only stage=evaluate reads it")
+    for key, instead in (("click_model", "click_model=mixPBM"), ("item_embeddings", "env.item_embeddings.path=<file>")):
+        if not isinstance(cfg.env[key], DictConfig) or "_target_" not in cfg.env[key]:
+            raise UserError(f"env.{key}={cfg.env[key]}: not how it is set; use {instead}")
     if cfg.random_steps >= cfg.max_steps:
         raise UserError(f"random_steps={cfg.random_steps}: must be less than max_steps={cfg.max_steps}")
     if cfg.random_steps + cfg.num_envs < cfg.batch_size:
@@ -154,10 +167,11 @@ def _check_values(cfg: DictConfig) -> None:
 def _check_fit(cfg: DictConfig) -> None:
     """Agent and ranker, agent and stage."""
     wants_ranker = "ranker" in inspect.signature(get_object(cfg.agent["_target_"])).parameters
-    if wants_ranker and "_target_" not in cfg.ranker and cfg.checkpoint is None:
+    trains = cfg.stage.name in ("online", "benchmark")
+    if trains and wants_ranker and "_target_" not in cfg.ranker:
         raise UserError(
             f"agent={cfg.agent.name} acts through a ranker; use ranker=gems instead of ranker={cfg.ranker.name}"
         )
     # a heuristic beside the default ranker is no contradiction where nothing is trained
-    if not wants_ranker and cfg.stage.name == "online":
+    if trains and not wants_ranker:
         raise UserError(f"agent={cfg.agent.name} does not learn; use stage=evaluate agent={cfg.agent.name}")

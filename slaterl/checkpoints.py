@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     with whole_file(path) as partial, open(partial, "wb") as file:
         torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:

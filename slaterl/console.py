@@ -45,7 +45,7 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Call
 
 def note(message: str) -> None:
     """One line about what happens."""
-    console.print(message, markup=False)
+    console.print(message, markup=False, soft_wrap=True)  # a path in it can be copied
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,15 +24,35 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        partial.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone; inputs are shared
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())  # a manifest must not outlive a power cut that its product does not
         os.replace(partial, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError on a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer on a full disk
+            raise
         raise UserError(f"{path}: cannot be written ({first_line(error)})") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
+def fingerprint_of(path: Path) -> str:
+    """16 hex digits that change with any byte of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return reason.splitlines()[0]
+    """What an error says, in one line: the operating system's words where it was the cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

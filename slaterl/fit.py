@@ -23,6 +23,8 @@ from slaterl.learner import Learner
 from slaterl.loggers import logging_to
 from slaterl.metrics import MetricsFile
 
+AUTOSAVE_SECONDS = 120  # what a kill may cost where validations are far apart
+
 
 class Data(Protocol):
     """What `fit` asks of a data module, beside a sized `train_dataloader`."""
@@ -141,6 +143,7 @@ class _Loop(L.Callback):
         self.bar = progress(self.title, self.schedule.max_steps, "steps", start=pl_module.step)
         self.show = self.bar.__enter__()
         self._mark(pl_module.step)
+        self.saved = time.perf_counter()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:  # asked twice: at once
@@ -162,8 +165,9 @@ class _Loop(L.Callback):
                 logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
         if schedule.save_every_n_steps and step % schedule.save_every_n_steps == 0:
             self._save(pl_module, f"step{step}.ckpt")
-        if validating or self.signum:
+        if validating or self.signum or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
             self._save(pl_module, "last.ckpt", data=self.data.state_dict())
+            self.saved = time.perf_counter()
         if self.signum:
             raise Interrupted(self.signum)
 
@@ -178,7 +182,7 @@ class _Loop(L.Callback):
         return metrics
 
     def _save(self, learner: Learner, name: str, **more: Any) -> None:
-        learner.meter.check()  # never over a good checkpoint with one that is not finite
+        learner.check_finite()  # never over a good checkpoint with one that is not
         state = {
             **self.about,
             "learner": learner.learner_state(),

@@ -48,7 +48,7 @@ class TermMeter:
         if bad:
             step, name = min(bad, key=lambda pair: pair[0])
             raise TrainingDiverged(
-                f"{name} is not finite since step {step}; training stopped, the checkpoints are kept"
+                f"{name} is not finite since step {step}; training stopped, what was saved before is kept"
             )
 
     def read(self) -> dict[str, float]:
@@ -112,6 +112,14 @@ class Learner(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         self.step += 1
         self.meter.add(self.update(batch), self.step)
+
+    def check_finite(self) -> None:
+        """Raise TrainingDiverged naming the term or the parameter that is NaN or infinite."""
+        self.meter.check()
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                kept = "training stopped, what was saved before is kept"
+                raise TrainingDiverged(f"the parameter {name} is not finite at step {self.step}; {kept}")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Data modules yield batches where they are needed; Lightning would copy their containers."""

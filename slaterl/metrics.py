@@ -21,7 +21,10 @@ class MetricsFile:
 
     def __init__(self, path: Path, columns: Sequence[str], resume_step: int) -> None:
         self.path, self.columns = path, list(columns)
-        rows = [row for row in read(path) if int(row["step"]) <= resume_step] if path.exists() else []
+        try:
+            rows = [row for row in read(path) if int(row["step"]) <= resume_step] if path.exists() else []
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: not a record of slaterl; remove it to go on") from error
         with whole_file(path) as partial, open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from slaterl import metrics
+from slaterl.files import whole_file
 
 
 def plot_curves(path: Path, csv: Path, columns: Sequence[str]) -> None:
@@ -26,4 +27,5 @@ def plot_curves(path: Path, csv: Path, columns: Sequence[str]) -> None:
         axis.grid(alpha=0.3)
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")

@@ -32,13 +32,13 @@ class LoadedPolicy:
     step: int
 
 
-def load_policy(path: Path, device: torch.device | str = "cpu") -> LoadedPolicy:
+def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedPolicy:
     """Read an agent's checkpoint; it needs no other file.
 
     Raises:
         UserError: missing, damaged, or not an agent's checkpoint.
     """
-    state = checkpoints.load(path, "agent")
+    state = checkpoints.load(Path(path), "agent")
     config: dict[str, Any] = state["config"]
     embeddings: Tensor = config.pop("item_embeddings")
     env = build_env(config["env"], torch.device(device), item_embeddings=embeddings)

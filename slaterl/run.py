@@ -18,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-# Read when torch is imported. By default OpenMP's threads spin while they wait for each other, and where another
-# process wants the core they spin on, an update takes 50 times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Read when torch is imported. GNU OpenMP's threads spin for milliseconds while they wait for each other, so that an
+# update takes 20 times as long where another process wants their core; a shorter spin costs nothing on a free one.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HERE = Path(__file__).resolve().parent
 # in a wheel conf/ lies inside the package, in a checkout beside it
@@ -39,9 +39,9 @@ def main(cfg: DictConfig) -> float | None:
     try:
         return run_stage(cfg)
     except UserError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # hydra reports the job and goes on to fail the sweep
         print(f"error: {error}", file=sys.stderr)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the other jobs go on, and hydra fails the sweep at its end
         sys.exit(2)
     except Interrupted as error:
         print(f"interrupted by signal {error.signum}; the same command goes on from here", file=sys.stderr)
@@ -56,6 +56,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     from slaterl.loggers import check_loggers
     from slaterl.runtime import prepare
 
+    cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
     check_loggers(cfg)
     check_config(cfg, known=top_level_keys())
     prepare(cfg.threads)

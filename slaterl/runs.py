@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
 import sys
 import time
@@ -33,6 +34,7 @@ class Run:
     """One product: `root/stage/env/name-digest`.
 
     Attributes:
+        products: files that others read; a run without them is not finished, whatever its manifest says.
         spec: all that determines the product, as plain values; inputs enter by their digests. Its hash is the digest.
     """
 
@@ -41,6 +43,7 @@ class Run:
     env: str
     name: str
     spec: dict[str, Any]
+    products: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -49,7 +52,8 @@ class Run:
 
     @property
     def path(self) -> Path:
-        return self.root / self.stage / self.env / f"{self.name}-{self.digest}"
+        name = re.sub(r"(?<=\d)\.0(?!\d)", "", self.name)  # 1 and 1.0 are one setting, also here
+        return self.root / self.stage / self.env / f"{name}-{self.digest}"
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -58,7 +62,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.manifest.get("status") == "finished"
+        there = all((self.path / name).is_file() for name in self.products)
+        return there and self.manifest.get("status") == "finished"
 
     def result(self) -> dict[str, Any]:
         return read_json(self.path / "result.json")
@@ -85,6 +90,7 @@ class Run:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         with lock:
             if self.finished:
+                note(f"finished before, {self.manifest['ended']}: {self.path}")
                 yield False
                 return
             before = self.manifest
@@ -123,13 +129,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"{path}: cannot be read ({error}); remove its folder to make it anew") from error
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write whole or not at all. Raises UserError where that is not possible."""
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _canonical(value: Any) -> Any:

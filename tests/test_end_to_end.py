@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from slaterl import metrics
+from slaterl import checkpoints, metrics
 from slaterl.errors import UserError
 from slaterl.run import CONF, run_stage
 
@@ -79,6 +79,7 @@ def test_same_command_twice_is_one_run(undisturbed: Path, first: Path) -> None:
     again = run(undisturbed, *SMOKE)
     assert folder(again) == first
     assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert "finished before" in again.stderr
     assert "short-term oracle" in again.stderr
 
 
@@ -153,6 +154,12 @@ def test_sigterm_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
         (["ranker=none"], "ranker=gems"),
         (["agent=random"], "stage=evaluate"),
         (["stage=evaluate"], "checkpoint"),
+        (["ranker=none", "checkpoint=x"], "checkpoint=x: only stage=evaluate"),
+        (["env.click_model=mixPBM"], "use click_model=mixPBM"),
+        (["env.item_embeddings=foo.pt"], "use env.item_embeddings.path="),
+        (["+gamma=0.9"], "did you mean agent.gamma?"),
+        (["agent._target_=foo.bar"], "agent._target_=foo.bar"),
+        (["agent.target_entropy_scale=abc"], "agent.target_entropy_scale=abc"),
         (["stage=evaluate", "checkpoint=/nowhere.ckpt"], "/nowhere.ckpt"),
     ],
 )
@@ -198,10 +205,39 @@ def test_full_disk(undisturbed: Path, tmp_path: Path) -> None:
 
 
 def test_diverging_loss_names_term_and_step(undisturbed: Path) -> None:
-    """NaN stops the run; its last good checkpoint is kept and loads."""
+    """NaN stops the run; what was saved before it loads and is finite."""
+    # the first validation comes one step after the first update, the second long after everything is NaN
     done = run(undisturbed, *SMOKE, "agent.q_lr=1e30", "val_every_n_steps=21")
     assert done.returncode == 2
-    assert "is not finite since step" in done.stderr and "Traceback" not in done.stderr
+    assert re.search(r"error: (loss|value)/\w+ is not finite since step 2\d;", done.stderr)
+    assert "Traceback" not in done.stderr
+    failed = [file for file in undisturbed.glob("online/*/*/manifest.json") if '"failed"' in file.read_text()]
+    saved = list(failed[0].parent.glob("*.ckpt"))
+    assert saved, "the first validation saves a checkpoint"
+    for file in saved:
+        tensors = checkpoints.load(file, "agent")["learner"]["module"].values()
+        assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+def test_part_of_the_environment_of_a_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
+    """What the command line says of the environment changes the checkpoint's own, and nothing else of it."""
+    trained = folder(run(undisturbed, *SMOKE, "env=focused_divpen", "env.boredom_threshold=3"))
+    arguments = [f"checkpoint={trained / 'best.ckpt'}", "env.episode_length=7", "click_model=tdPBM", "threads=1"]
+    found = folder(run(tmp_path / "home", "stage=evaluate", *arguments))
+    assert found.parent.name == "focused_divpen"
+    spec = json.loads((found / "manifest.json").read_text())["spec"]["env"]
+    assert (spec["diversity_penalty"], spec["boredom_threshold"], spec["episode_length"]) == (3, 3, 7)
+    assert spec["click_model"]["bottom_weight"] == 0
+
+
+def test_python_of_the_readme(first: Path) -> None:
+    """Its blocks run as they stand, but for the path."""
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    script = "\n".join(blocks).replace("outputs/online/.../best.ckpt", str(first / "best.ckpt"))
+    done = run(first, script=["-c", script])
+    assert done.returncode == 0, done.stderr
+    assert "mean_return=" in done.stdout
 
 
 def test_all_environments(undisturbed: Path) -> None:

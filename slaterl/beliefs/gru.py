@@ -62,27 +62,31 @@ class GRUBelief(nn.Module):
 def unroll(beliefs: Sequence[GRUBelief], slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
     """States of n beliefs of one size over the same frames, [n, B, T, H], in one scan.
 
-    The cost of a scan is the number of its operations and hardly their size, so two beliefs take as long as one.
+    n GRUs of H units are one GRU of n * H units whose recurrent weights are block-diagonal. The cost of a scan is the
+    number of its operations and hardly their size, so two beliefs take as long as one.
 
     Args:
         slates, clicks: [B, T, S].
         state: [B, H] to start from; zeros where it is not given.
     """
-    gates = torch.stack([belief.input_gates(slates, clicks) for belief in beliefs], dim=1)  # [T, n, B, 3H]
+    count, hidden_dim = len(beliefs), beliefs[0].state_dim
+    by_gate = (3, hidden_dim)
+    gates = torch.stack([belief.input_gates(slates, clicks).unflatten(2, by_gate) for belief in beliefs], dim=3)
+    weights = [belief.weight_hh.unflatten(0, by_gate) for belief in beliefs]
+    weight_hh = torch.cat([torch.block_diag(*(weight[gate] for weight in weights)) for gate in range(3)])
+    bias_hh = torch.stack([belief.bias_hh.unflatten(0, by_gate) for belief in beliefs], dim=1).flatten()
     if state is None:
         state = beliefs[0].initial_state(len(slates))
-    start = state.expand(len(beliefs), -1, -1)
-    weight_hh = torch.stack([belief.weight_hh for belief in beliefs])
-    bias_hh = torch.stack([belief.bias_hh for belief in beliefs]).unsqueeze(1)
-    return gru_scan(gates, start, weight_hh, bias_hh).permute(1, 2, 0, 3)
+    states = gru_scan(gates.flatten(2), state.repeat(1, count), weight_hh, bias_hh)
+    return states.unflatten(2, (count, hidden_dim)).permute(2, 1, 0, 3)
 
 
 def gru_scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
-    """Hidden states [T, n, B, H] of n GRUs.
+    """Hidden states [T, B, H] of a GRU.
 
     Args:
-        gates: the input's share, [T, n, B, 3H] (order: reset, update, new).
-        start: [n, B, H]; weight_hh: [n, 3H, H]; bias_hh: [n, 1, 3H].
+        gates: the input's share, [T, B, 3H] (order: reset, update, new).
+        start: [B, H]; weight_hh: [3H, H]; bias_hh: [3H].
     """
     if torch.is_grad_enabled():
         return _GRUScan.apply(gates, start, weight_hh, bias_hh)
@@ -94,13 +98,13 @@ def _scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> t
 
     Small operations: their count is the cost, so all write into slices cut beforehand.
 
-    Returns the states [T, n, B, H], the gates r, z, n [T, n, B, 3H], and W_hh h_{t-1} + b_hh [T, n, B, 3H].
+    Returns the states [T, B, H], the gates r, z, n [T, B, 3H], and W_hh h_{t-1} + b_hh [T, B, 3H].
     """
-    hidden_dim = start.shape[2]
+    hidden_dim = start.shape[1]
     two = 2 * hidden_dim
-    states = gates.new_empty(*gates.shape[:3], hidden_dim)
+    states = gates.new_empty(*gates.shape[:2], hidden_dim)
     activated, recurrent = torch.empty_like(gates), torch.empty_like(gates)
-    weight = weight_hh.transpose(1, 2).contiguous()
+    weight = weight_hh.t().contiguous()
     state = start
     for x_rz, x_n, h, h_rz, h_n, rz, r, z, n, out in zip(
         gates[..., :two].unbind(),
@@ -115,7 +119,7 @@ def _scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> t
         states.unbind(),
         strict=True,
     ):
-        torch.baddbmm(bias_hh, state, weight, out=h)
+        torch.addmm(bias_hh, state, weight, out=h)
         torch.add(x_rz, h_rz, out=rz).sigmoid_()
         torch.addcmul(x_n, r, h_n, out=n).tanh_()
         state = torch.lerp(n, state, z, out=out)
@@ -140,15 +144,15 @@ class _GRUScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         start, weight_hh, states, activated, recurrent = ctx.saved_tensors
-        reset, update, new = activated.chunk(3, dim=3)
-        recurrent_new = recurrent.chunk(3, dim=3)[2]
+        reset, update, new = activated.chunk(3, dim=2)
+        recurrent_new = recurrent.chunk(3, dim=2)[2]
         previous = torch.cat([start.unsqueeze(0), states[:-1]])
         # d h_t / d (pre-activation of each gate), for all turns at once
         d_new = (1 - update) * (1 - new * new)
         d_update = (previous - new) * update * (1 - update)
         d_reset = d_new * recurrent_new * reset * (1 - reset)
         # as seen by W_hh h + b_hh, where the new gate's share passes through the reset gate
-        factors = torch.stack([d_reset, d_update, d_new * reset], dim=3)  # [T, n, B, 3, H]
+        factors = torch.stack([d_reset, d_update, d_new * reset], dim=2)  # [T, B, 3, H]
         grad_recurrent = torch.empty_like(factors)
         grad_total = torch.empty_like(states)  # of h_t: from its own use and from all later turns
         kept = torch.empty_like(start)
@@ -158,19 +162,18 @@ class _GRUScan(torch.autograd.Function):
             factors.unbind(),
             update.unbind(),
             grad_recurrent.unbind(),
-            grad_recurrent.flatten(3).unbind(),
+            grad_recurrent.flatten(2).unbind(),
             grad_total.unbind(),
-            grad_total.unsqueeze(3).unbind(),
+            grad_total.unsqueeze(2).unbind(),
             strict=True,
         )
         for grad, factor, keep, by_gate, flat, total, spread in reversed(list(turns)):
             torch.add(grad, carry, out=total)
             torch.mul(spread, factor, out=by_gate)
             torch.mul(total, keep, out=kept)
-            carry = torch.baddbmm(kept, flat, weight_hh)
-        grad_recurrent = grad_recurrent.flatten(3)  # [T, n, B, 3H]
-        two = 2 * start.shape[2]
-        grad_gates = torch.cat([grad_recurrent[..., :two], grad_total * d_new], dim=3)
-        rows = grad_recurrent.transpose(0, 1).flatten(1, 2)  # [n, T * B, 3H]
-        grad_weight = torch.bmm(rows.transpose(1, 2), previous.transpose(0, 1).flatten(1, 2))
-        return grad_gates, carry, grad_weight, rows.sum(1, keepdim=True)
+            carry = torch.addmm(kept, flat, weight_hh)
+        grad_recurrent = grad_recurrent.flatten(2)  # [T, B, 3H]
+        two = 2 * start.shape[1]
+        grad_gates = torch.cat([grad_recurrent[..., :two], grad_total * d_new], dim=2)
+        rows = grad_recurrent.flatten(0, 1)  # [T * B, 3H]
+        return grad_gates, carry, rows.t() @ previous.flatten(0, 1), rows.sum(0)

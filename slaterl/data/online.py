@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from slaterl.agents.base import LatentAgent
+from slaterl.console import note
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
@@ -104,6 +105,7 @@ class _Batches:
     def __iter__(self) -> Iterator[Trajectories]:
         data, agent = self.data, self.data.agent
         if agent.step == 0:
+            note(f"collecting {data.random_steps:,} random trajectories")
             random = agent.random_policy(data.generators["exploration"])
             while data.trajectories < data.random_steps:
                 data._collect(random, min(data.num_envs, data.random_steps - data.trajectories))

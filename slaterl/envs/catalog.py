@@ -29,8 +29,8 @@ def item_embeddings(
     sizes = {"env.num_items": num_items, "env.num_topics": num_topics, "env.topic_size": topic_size}
     check_counts(**sizes)
     check_positive(**{"env.item_embeddings.peakedness": peakedness})
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UserError(f"env.item_embeddings.seed={seed}: expected a whole number")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"env.item_embeddings.seed={seed}: expected a whole number from 0 to 2^63 - 1")
     if path is not None and not isinstance(path, str):
         raise UserError(f"env.item_embeddings.path={path}: expected a path")
     if path is None:

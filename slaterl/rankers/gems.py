@@ -121,9 +121,13 @@ class GeMS(Ranker):
     @torch.no_grad()
     def fit_box(self, slates: Tensor, clicks: Tensor) -> None:
         """Set the action box to the range of posterior mean -+ standard deviation over slates and clicks [M, S]."""
-        mean, log_variance = self.posterior(slates, clicks)
-        deviation = (log_variance / 2).exp()
-        self.set_box((mean - deviation).amin(0), (mean + deviation).amax(0))
+        lows, highs = [], []
+        for part_slates, part_clicks in zip(slates.split(8192), clicks.split(8192), strict=True):
+            mean, log_variance = self.posterior(part_slates, part_clicks)
+            deviation = (log_variance / 2).exp()
+            lows.append((mean - deviation).amin(0))
+            highs.append((mean + deviation).amax(0))
+        self.set_box(torch.stack(lows).amin(0), torch.stack(highs).amax(0))
 
 
 class _ItemCrossEntropy(torch.autograd.Function):

@@ -39,13 +39,17 @@ def benchmark(cfg: DictConfig) -> Run:
     agent = build_agent({name: plain(cfg[name]) for name in ("agent", "ranker", "belief")}, env, cfg.seed)
     if not isinstance(agent, torch.nn.Module):
         raise UserError(f"agent={cfg.agent.name} does not learn; stage=benchmark measures learning agents")
-    machine = {"host": platform.node(), "device": _device_name(device), "cores": len(os.sched_getaffinity(0))}
+    machine = {"host": platform.node(), "device": _device_name(device), "cores": os.cpu_count()}
     machine |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     spec = {"machine": machine, "time": time.time()}  # every benchmark is a product of its own
     run = Run(Path(cfg.paths.root), "benchmark", env.name, f"{cfg.agent.name}-{cfg.ranker.name}", spec)
     with run.making(cfg, inputs={}):
         note(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads")
-        result = {"stage": "benchmark", "env": env.name, **machine, **_measure(cfg, env, agent)}
+        sizes = {
+            name: cfg[name] for name in ("num_envs", "batch_size", "capacity", "max_steps", "random_steps", "val_users")
+        }
+        sizes |= {"num_items": env.num_items, "episode_length": env.episode_length, "agent": cfg.agent.name}
+        result = {"stage": "benchmark", "env": env.name, **machine, **sizes, **_measure(cfg, env, agent)}
         write_json(run.path / "result.json", result)
     _show(result)
     return run
@@ -117,7 +121,7 @@ def _show(result: dict[str, Any]) -> None:
     validation = result["validation_s"]
     rows = [
         ("simulator, 1,024 users, random slates", "turns/s", "simulator", result["simulator_turns_per_s"]),
-        ("logged data", "trajectories/s", "log_data", result["log_data_trajectories_per_s"]),
+        ("logged data", "traj./s", "log_data", result["log_data_trajectories_per_s"]),
         ("pretraining", "slates/s", "pretrain", result["pretrain_slates_per_s"]),
         ("online training", "steps/s", "online", 1 / result["online_step_s"]),
     ]
@@ -127,8 +131,8 @@ def _show(result: dict[str, Any]) -> None:
     ]
     shown.append(["validation", f"{validation:.2f} s", "14 s for 200 users", ""])
     table("speed", ["", "here", "published code, 2 cores", ""], shown)
-    hours = {name: result[f"estimate_{name}_s"] / 60 for name in ("log_data", "pretrain", "online")}
-    parts = ", ".join(f"{name} {minutes:,.1f} min" for name, minutes in hours.items())
+    minutes = {name: result[f"estimate_{name}_s"] / 60 for name in ("log_data", "pretrain", "online")}
+    parts = ", ".join(f"{name} {spent:,.1f} min" for name, spent in minutes.items())
     note(f"a full run of this configuration: {result['estimate_s'] / 60:,.1f} min ({parts})")
     size, memory = result["log_data_megabytes_per_100k"], result["peak_memory_megabytes"]
     note(f"logged data: {size:.0f} MB per 100,000 trajectories; memory at most {memory:,.0f} MB")

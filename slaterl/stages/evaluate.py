@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from slaterl.build import build_agent, build_env, env_spec, plain, resolve_device
+from slaterl.build import build_agent, build_env, env_spec, plain, resolve_device, settings_of
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.evaluation import anchors, show_result
 from slaterl.evaluation import evaluate as serve
+from slaterl.files import fingerprint_of
 from slaterl.learner import Learner
 from slaterl.policies import LoadedPolicy, load_policy
 from slaterl.rollout import Policy
@@ -33,25 +34,26 @@ def evaluate(cfg: DictConfig) -> Run:
         if isinstance(policy, Learner):
             raise UserError(f"checkpoint: agent={cfg.agent.name} learns, so evaluating it needs checkpoint=<path>")
         about: dict[str, Any] = {"agent": cfg.agent.name, "step": 0}
-        spec: dict[str, Any] = {"agent": plain(cfg.agent)}
+        spec: dict[str, Any] = {"agent": settings_of(cfg.agent)}
         name = f"{cfg.agent.name}-seed{seed}"
     else:
-        file = Path(cfg.checkpoint)
+        file, given = Path(cfg.checkpoint), _given()
+        for key in ("agent", "ranker", "belief", "params"):
+            if any(name.split(".")[0] == key for name in given):
+                raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
         loaded = load_policy(file, device)
-        given = _given()
-        node, env = loaded.config["env"], loaded.env
-        if given & {"env", "click_model"}:
-            node, env = plain(cfg.env), _other_env(cfg, loaded)
+        node = _env_node(cfg, loaded, given)
+        env = loaded.env if node == loaded.config["env"] else _other_env(cfg, node, loaded)
         seed = cfg.seed if "seed" in given else loaded.config["evaluation"]["seed"]
         users = cfg.test_users if "test_users" in given else loaded.config["evaluation"]["test_users"]
         policy = loaded.policy
-        content = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        content = fingerprint_of(file)
         about = {"agent": loaded.config["agent"]["name"], "step": loaded.step, "checkpoint": str(file.resolve())}
         about["checkpoint_sha256"] = content
         spec = {"checkpoint": content}
         name = f"{about['agent']}-step{loaded.step}-seed{seed}"
     spec |= {"env": env_spec(node, env), "seed": seed, "users": users}
-    run = Run(Path(cfg.paths.root), "evaluate", env.name, name, spec)
+    run = Run(Path(cfg.paths.root), "evaluate", env.name, name, spec, products=("result.json",))
     with run.making(cfg, inputs={}) as needed:
         if needed:
             tested = serve(policy, env, users, seed, "test")
@@ -65,20 +67,42 @@ def evaluate(cfg: DictConfig) -> Run:
 
 
 def _given() -> set[str]:
-    """First words of what was set on the command line: env.num_items=200 -> env."""
+    """What was set on the command line: env, env.num_items, test_users."""
     if not HydraConfig.initialized():
         return set()
-    return {override.lstrip("+~").split("=")[0].split(".")[0] for override in HydraConfig.get().overrides.task}
+    return {override.lstrip("+~").split("=")[0] for override in HydraConfig.get().overrides.task}
 
 
-def _other_env(cfg: DictConfig, loaded: LoadedPolicy) -> TopicRec:
-    """The environment of the command line, if the policy can act there."""
-    env, own = build_env(cfg.env, loaded.env.device), loaded.env
-    if (env.num_items, env.slate_size) != (own.num_items, own.slate_size):
+def _env_node(cfg: DictConfig, loaded: LoadedPolicy, given: set[str]) -> dict[str, Any]:
+    """The checkpoint's environment with what the command line changes of it, or another one as a whole."""
+    if "env" in given:
+        return plain(cfg.env)
+    node = copy.deepcopy(loaded.config["env"])
+    for key in given:
+        first, *path, last = key.split(".") if "." in key else (key, None)
+        if first == "click_model":
+            node["click_model"] = plain(cfg.click_model)
+        elif first == "env":
+            inner = node
+            for name in path:
+                inner = inner[name]
+            inner[last] = OmegaConf.select(cfg, key)
+    for name in ("num_items", "num_topics", "topic_size"):  # the items' node repeats them
+        node["item_embeddings"][name] = node[name]
+    return node
+
+
+def _other_env(cfg: DictConfig, node: dict[str, Any], loaded: LoadedPolicy) -> TopicRec:
+    """An environment that is not the checkpoint's, if the policy can act there."""
+    own, ids = loaded.env, (node["num_items"], node["slate_size"])
+    if ids != (own.num_items, own.slate_size):
         raise UserError(
             f"checkpoint={cfg.checkpoint}: made for {own.num_items} items and slates of {own.slate_size}, "
-            f"env={env.name} has {env.num_items} and {env.slate_size}"
+            f"not for {ids[0]} items and slates of {ids[1]}"
         )
+    same_items = node["item_embeddings"] == loaded.config["env"]["item_embeddings"]
+    objects = {"item_embeddings": own.item_embeddings} if same_items else {}
+    env = build_env(node, own.device, **objects)
     if env.fingerprint != own.fingerprint and not cfg.force:
         raise UserError(
             f"checkpoint={cfg.checkpoint}: learned on the item embeddings {own.fingerprint} of {own.name}, "

@@ -22,7 +22,9 @@ def logged_data_run(cfg: DictConfig, env: TopicRec) -> Run:
     settings = plain(cfg.logged_data)
     name = f"epsilon{settings['epsilon']}-{settings['trajectories']}-seed{settings['seed']}"
     spec = {"env": env_spec(cfg.env, env), "logged_data": settings}
-    return Run(Path(cfg.paths.root), "log_data", env.name, name, spec)
+    return Run(
+        Path(cfg.paths.root), "log_data", env.name, name, spec, products=("result.json", "trajectories.safetensors")
+    )
 
 
 def log_data(cfg: DictConfig) -> Run:
@@ -32,8 +34,6 @@ def log_data(cfg: DictConfig) -> Run:
     with run.making(cfg, inputs={}) as needed:
         if needed:
             _make(cfg, env, run)
-        else:
-            note(f"logged data: {run.path}")
     return run
 
 

@@ -9,18 +9,19 @@ from omegaconf import DictConfig
 
 from slaterl import checkpoints
 from slaterl.agents.base import LatentAgent
-from slaterl.build import build_agent, build_env, env_spec, plain, resolve_device
+from slaterl.build import build_agent, build_env, env_spec, plain, resolve_device, settings_of
 from slaterl.console import note
 from slaterl.data.online import OnlineData
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.evaluation import anchors, evaluate, show_result
+from slaterl.files import fingerprint_of
 from slaterl.fit import Schedule, fit
 from slaterl.loggers import make_loggers
 from slaterl.plots import plot_curves
 from slaterl.policies import load_policy
 from slaterl.runs import Run, write_json
 from slaterl.seeds import stream
-from slaterl.stages.pretrain import pretrain
+from slaterl.stages.pretrain import pretrain, ranker_run
 
 PROTOCOL = (
     "max_steps",
@@ -41,28 +42,27 @@ def online(cfg: DictConfig) -> Run:
     env = build_env(cfg.env, resolve_device(cfg.device))
     config = {name: plain(cfg[name]) for name in ("env", "agent", "belief", "ranker")}
     agent = build_agent(config, env, cfg.seed)  # before anything is made: a wrong setting must not cost an hour
-    ranker_run = pretrain(cfg)
+    ranker = ranker_run(cfg, env)
     spec = {
         "env": env_spec(cfg.env, env),
-        "agent": plain(cfg.agent),
-        "belief": plain(cfg.belief),
-        "ranker": ranker_run.digest,
+        "agent": settings_of(cfg.agent),
+        "belief": settings_of(cfg.belief),
+        "ranker": ranker.digest,
         "protocol": {name: cfg[name] for name in PROTOCOL},
         "seed": cfg.seed,
     }
     name = f"{cfg.agent.name}-{cfg.ranker.name}-seed{cfg.seed}"
-    run = Run(Path(cfg.paths.root), "online", env.name, name, spec)
-    with run.making(cfg, inputs={"ranker": ranker_run}) as needed:
+    run = Run(Path(cfg.paths.root), "online", env.name, name, spec, products=("result.json", "best.ckpt"))
+    with run.making(cfg, inputs={"ranker": ranker}) as needed:
         if needed:
-            agent.ranker.load_state_dict(checkpoints.load(ranker_run.path / "ranker.ckpt", "ranker")["module"])
-            _make(cfg, config, env, agent, run, ranker_run)
+            pretrain(cfg)
+            agent.ranker.load_state_dict(checkpoints.load(ranker.path / "ranker.ckpt", "ranker")["module"])
+            _make(cfg, config, env, agent, run, ranker)
     _show(run)
     return run
 
 
-def _make(
-    cfg: DictConfig, config: dict[str, Any], env: TopicRec, agent: LatentAgent, run: Run, ranker_run: Run
-) -> None:
+def _make(cfg: DictConfig, config: dict[str, Any], env: TopicRec, agent: LatentAgent, run: Run, ranker: Run) -> None:
     seed = cfg.seed
     data = OnlineData(
         env,
@@ -122,7 +122,9 @@ def _make(
             "steps": agent.step,
             **data.counters,
             "item_embeddings": env.fingerprint,
-            "ranker_run": ranker_run.digest,
+            "ranker_run": ranker.digest,
+            "ranker_sha256": fingerprint_of(ranker.path / "ranker.ckpt"),
+            "logged_data_checksum": ranker.result()["logged_data_checksum"],
             "device": str(env.device),
             "seconds": outcome["seconds"],
         },

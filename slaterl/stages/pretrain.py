@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from slaterl import checkpoints
-from slaterl.build import build_env, make, plain, resolve_device
-from slaterl.console import note
+from slaterl.build import build_env, make, plain, resolve_device, settings_of
 from slaterl.data import trajectories
+from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.fit import Schedule, fit
 from slaterl.loggers import make_loggers
@@ -21,6 +21,20 @@ from slaterl.runs import Run, write_json
 from slaterl.seeds import seeded_weights, stream
 from slaterl.stages.log_data import log_data, logged_data_run
 
+CURVES = ["loss/total", "val/loss/total", "loss/slate", "loss/click", "loss/kl", "val/accuracy/slot"]
+
+
+def ranker_run(cfg: DictConfig, env: TopicRec) -> Run:
+    """Where the ranker of this configuration lies, made or not."""
+    spec = {
+        "logged_data": logged_data_run(cfg, env).digest,
+        "ranker": settings_of(cfg.ranker),
+        "pretrain": plain(cfg.pretrain),
+        "seed": cfg.ranker_seed,
+    }
+    name = f"{cfg.ranker.name}-seed{cfg.ranker_seed}"
+    return Run(Path(cfg.paths.root), "pretrain", env.name, name, spec, products=("result.json", "ranker.ckpt"))
+
 
 def pretrain(cfg: DictConfig) -> Run:
     """Find or make the ranker, and its logged data before it."""
@@ -30,20 +44,11 @@ def pretrain(cfg: DictConfig) -> Run:
     env = build_env(cfg.env, device)
     with seeded_weights(cfg.ranker_seed, "ranker weights"):
         gems = make(cfg.ranker, num_items=env.num_items, slate_size=env.slate_size)
-    data_run = logged_data_run(cfg, env)
-    spec = {
-        "logged_data": data_run.digest,
-        "ranker": plain(cfg.ranker),
-        "pretrain": plain(cfg.pretrain),
-        "seed": cfg.ranker_seed,
-    }
-    run = Run(Path(cfg.paths.root), "pretrain", env.name, f"{cfg.ranker.name}-seed{cfg.ranker_seed}", spec)
+    data_run, run = logged_data_run(cfg, env), ranker_run(cfg, env)
     with run.making(cfg, inputs={"logged_data": data_run}) as needed:
         if needed:
             log_data(cfg)
             _make(cfg, gems.to(device), run, data_run)
-        else:
-            note(f"ranker: {run.path}")
     return run
 
 
@@ -103,6 +108,4 @@ def _make(cfg: DictConfig, gems: GeMS, run: Run, data_run: Run) -> None:
             "seconds": outcome["seconds"],
         },
     )
-    plot_curves(
-        run.path / "curves.png", run.path / "metrics.csv", ["loss/slate", "loss/click", "loss/kl", "accuracy/slot"]
-    )
+    plot_curves(run.path / "curves.png", run.path / "metrics.csv", CURVES)

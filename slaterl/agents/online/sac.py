@@ -70,6 +70,7 @@ class SAC(LatentAgent):
         check_range(0, 1, **{"agent.gamma": gamma, "agent.tau": tau})
         check_positive(**{"agent.q_lr": q_lr, "agent.pi_lr": pi_lr, "agent.alpha_lr": alpha_lr})
         check_positive(**{"agent.initial_alpha": initial_alpha})
+        check_range(0, math.inf, **{"agent.target_entropy_scale": target_entropy_scale})
         check_counts(**{"agent.num_critics": num_critics})
         check_widths(**{"agent.q_hidden": q_hidden, "agent.pi_hidden": pi_hidden})
         super().__init__(ranker)
