@@ -56,9 +56,10 @@ def run_stage(cfg: DictConfig) -> float | None:
     from slaterl.loggers import check_loggers
     from slaterl.runtime import prepare
 
-    cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
     check_loggers(cfg)
     check_config(cfg, known=top_level_keys())
+    # an empty SLATERL_HOME is none
+    cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
     prepare(cfg.threads)
     run = get_object(cfg.stage["_target_"])(cfg)
     print(run.path)

@@ -152,6 +152,7 @@ def test_sigterm_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
         (["max_steps=-5"], "max_steps=-5"),
         (["env.item_embeddings.path=/nowhere.pt"], "/nowhere.pt"),
         (["ranker=none"], "ranker=gems"),
+        (["paths.root=5"], "paths.root=5: expected a folder"),
         (["agent=random"], "stage=evaluate"),
         (["stage=evaluate"], "checkpoint"),
         (["ranker=none", "checkpoint=x"], "checkpoint=x: only stage=evaluate"),

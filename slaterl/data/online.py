@@ -13,7 +13,7 @@ from slaterl.console import note
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.rollout import rollout
+from slaterl.rollout import Policy, rollout
 
 
 class OnlineData(L.LightningDataModule):
@@ -42,12 +42,8 @@ class OnlineData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.env, self.agent = env, agent
-        self.max_steps, self.random_steps, self.num_envs, self.batch_size = (
-            max_steps,
-            random_steps,
-            num_envs,
-            batch_size,
-        )
+        self.max_steps, self.random_steps = max_steps, random_steps
+        self.num_envs, self.batch_size = num_envs, batch_size
         self.replay = ReplayBuffer(capacity)
         self.generators = {"users": users, "exploration": exploration, "batches": batches}
         self.policy = agent.policy(exploration)
@@ -68,7 +64,7 @@ class OnlineData(L.LightningDataModule):
         """Mean return of the last round, with exploration."""
         return {"train/return": float(self.last_return)}
 
-    def _collect(self, policy: Any, count: int) -> None:
+    def _collect(self, policy: Policy, count: int) -> None:
         generator = self.generators["users"]
         data = rollout(policy, self.env, count, generator=generator, deterministic=False)
         self.replay.push(data)
