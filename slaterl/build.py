@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
+
+AGENT_NODES = ("agent", "ranker", "belief", "item_embeddings")  # the groups that determine an agent
 
 
 def make(node: DictConfig | Mapping[str, Any], **objects: Any) -> Any:
@@ -79,17 +80,34 @@ def env_spec(node: DictConfig | Mapping[str, Any], env: TopicRec) -> dict[str, A
 
 
 def build_agent(config: Mapping[str, Any], env: TopicRec, seed: int) -> Any:
-    """The agent of a configuration's nodes `agent`, `ranker` and `belief`, on the simulator's device, untrained.
+    """The agent of a configuration's nodes `agent`, `ranker`, `belief` and `item_embeddings`, untrained.
 
-    An agent gets what its constructor asks for of: num_items, slate_size, generator, belief (a function that makes
-    one), ranker. What it holds of these besides the generator is drawn from the seed's stream of weights.
+    Each part gets what its constructor asks for of: num_items, slate_size, env, generator, belief (a function that
+    makes one), ranker, item_embeddings. What it holds of these besides the generator is drawn from the seed's stream
+    of weights. All of it is on the simulator's device.
     """
-    sizes = {"num_items": env.num_items, "slate_size": env.slate_size}
-    generator = stream(seed, "agent", env.device)
-    offers: dict[str, Any] = {**sizes, "generator": generator, "belief": partial(make, config["belief"], **sizes)}
-    wanted = inspect.signature(get_object(config["agent"]["_target_"])).parameters
+    offers: dict[str, Any] = {"num_items": env.num_items, "slate_size": env.slate_size, "env": env}
+    offers["generator"] = stream(seed, "agent", env.device)
+    offers["belief"] = lambda: make_with(config["belief"], offers)
     with seeded_weights(seed, "weights"):
-        if "ranker" in wanted:
-            offers["ranker"] = make(config["ranker"], **sizes)
-        agent = make(config["agent"], **{name: offers[name] for name in wanted if name in offers})
+        if compares_items(config):
+            offers["item_embeddings"] = make_with(config["item_embeddings"], offers)
+        if "ranker" in _wanted(config["agent"]) and "_target_" in config["ranker"]:
+            offers["ranker"] = make_with(config["ranker"], offers)
+        agent = make_with(config["agent"], offers)
     return agent.to(env.device) if isinstance(agent, torch.nn.Module) else agent
+
+
+def make_with(node: DictConfig | Mapping[str, Any], offers: Mapping[str, Any]) -> Any:
+    """Instantiate a node with those of the offered objects that its constructor asks for."""
+    return make(node, **{name: offers[name] for name in _wanted(node) if name in offers})
+
+
+def compares_items(config: DictConfig | Mapping[str, Any]) -> bool:
+    """Whether the agent or its ranker reads the group item_embeddings."""
+    agent, ranker = _wanted(config["agent"]), _wanted(config["ranker"])
+    return "item_embeddings" in agent or ("ranker" in agent and "item_embeddings" in ranker)
+
+
+def _wanted(node: DictConfig | Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(get_object(node["_target_"])).parameters if "_target_" in node else {}

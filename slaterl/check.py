@@ -14,13 +14,16 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from slaterl.build import compares_items
 from slaterl.errors import UserError
+from slaterl.rankers.gems import GeMS
 
 # arguments that the program gives, by node
 _SUPPLIED = {
-    "agent": {"num_items", "slate_size", "generator", "belief", "ranker"},
-    "belief": {"num_items", "slate_size"},
-    "ranker": {"num_items", "slate_size"},
+    "agent": {"num_items", "slate_size", "env", "generator", "belief", "ranker", "item_embeddings"},
+    "belief": {"num_items", "slate_size", "env"},
+    "ranker": {"num_items", "slate_size", "item_embeddings"},
+    "item_embeddings": {"num_items", "env"},
     "env": {"device"},
     "stage": {"cfg"},
 }
@@ -102,12 +105,12 @@ def _check_keys(raw: Mapping[str, Any], known: set[str]) -> None:
         supplied = _SUPPLIED.get(path, set())
         settings = {name for name in parameters if name not in supplied} | {"name", "_target_"}
         needed = {name for name in settings & set(parameters) if parameters[name].default is inspect.Parameter.empty}
-        needed |= {"name"} if path in ("agent", "ranker", "env", "stage") else set()
+        needed |= {"name"} if path in ("agent", "ranker", "belief", "item_embeddings", "env", "stage") else set()
         _compare(path, set(node), settings, needed)
 
 
 def _nodes(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for group in ("env", "click_model", "belief", "ranker", "agent", "stage"):
+    for group in ("env", "click_model", "belief", "item_embeddings", "ranker", "agent", "stage"):
         if not isinstance(raw[group], dict):
             raise UserError(f"{group}={raw[group]}: expected one of the files in conf/{group}")
         yield group, raw[group]
@@ -165,13 +168,31 @@ def _check_values(cfg: DictConfig) -> None:
 
 
 def _check_fit(cfg: DictConfig) -> None:
-    """Agent and ranker, agent and stage."""
-    wants_ranker = "ranker" in inspect.signature(get_object(cfg.agent["_target_"])).parameters
-    trains = cfg.stage.name in ("online", "benchmark")
-    if trains and wants_ranker and "_target_" not in cfg.ranker:
+    """Agent and stage, agent and ranker, ranker and item embeddings."""
+    agent, ranker, items = cfg.agent.name, cfg.ranker.name, cfg.item_embeddings.name
+    target = get_object(cfg.agent["_target_"])
+    takes = inspect.signature(target).parameters
+    learns = hasattr(target, "update")
+    if cfg.stage.name in ("online", "benchmark") and not learns:
+        raise UserError(f"agent={agent} does not learn; use stage=evaluate agent={agent}")
+    if cfg.stage.name == "evaluate" and cfg.checkpoint is None and not learns:
+        if agent == "constant_slate" and cfg.agent.slate is None and not _is_gems(cfg):
+            raise UserError(f"ranker={ranker}: it has no latent 0 to decode; use ranker=gems or agent.slate=[...]")
+        return  # the ranker beside a heuristic is that of the defaults
+    if cfg.stage.name not in ("online", "benchmark"):
+        return
+    if "ranker" in takes and "_target_" not in cfg.ranker:
         raise UserError(
-            f"agent={cfg.agent.name} acts through a ranker; use ranker=gems instead of ranker={cfg.ranker.name}"
+            f"agent={agent} acts through a ranker; use ranker=gems, top_k or k_head_argmax instead of ranker={ranker}"
         )
-    # a heuristic beside the default ranker is no contradiction where nothing is trained
-    if trains and not wants_ranker:
-        raise UserError(f"agent={cfg.agent.name} does not learn; use stage=evaluate agent={cfg.agent.name}")
+    if "ranker" not in takes and "_target_" in cfg.ranker:
+        raise UserError(
+            f"agent={agent} chooses the items of a slate itself; use ranker=none instead of ranker={ranker}"
+        )
+    if not compares_items(cfg) and items != "scratch":
+        what = f"ranker={ranker}" if "ranker" in takes else f"agent={agent}"
+        raise UserError(f"item_embeddings={items}: {what} learns its own; leave out item_embeddings")
+
+
+def _is_gems(cfg: DictConfig) -> bool:
+    return "_target_" in cfg.ranker and get_object(cfg.ranker["_target_"]) is GeMS

@@ -10,7 +10,7 @@ import torch
 from slaterl.errors import UserError
 from slaterl.files import first_line, whole_file
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -27,7 +27,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; no code in it runs (weights_only).
 
     Args:
-        kind: what is expected, "agent" or "ranker".
+        kind: what is expected: "agent", "ranker", "items", or the training of one of these.
 
     Raises:
         UserError: missing, damaged, of another format or another kind.

@@ -152,9 +152,14 @@ class _Loop(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, schedule = pl_module.step, self.schedule
-        validating = step % schedule.val_every_n_steps == 0 or step == schedule.max_steps
+        before = step - pl_module.steps_in(batch)
+
+        def due(every: int) -> bool:
+            return step // every > before // every
+
+        validating = due(schedule.val_every_n_steps) or step >= schedule.max_steps
         row: dict[str, Any] = {}
-        if validating or step % schedule.log_every_n_steps == 0:
+        if validating or due(schedule.log_every_n_steps):
             row = self._training_row(pl_module)
             self.show(step)
         if validating:
@@ -163,7 +168,7 @@ class _Loop(L.Callback):
             self.metrics.append(row)
             for logger in trainer.loggers:
                 logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
-        if schedule.save_every_n_steps and step % schedule.save_every_n_steps == 0:
+        if schedule.save_every_n_steps and due(schedule.save_every_n_steps):
             self._save(pl_module, f"step{step}.ckpt")
         if validating or self.signum or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
             self._save(pl_module, "last.ckpt", data=self.data.state_dict())

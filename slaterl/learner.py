@@ -109,8 +109,12 @@ class Learner(L.LightningModule):
         """One gradient update. Returns the terms named by TERMS as scalars, on the device."""
         raise NotImplementedError
 
+    def steps_in(self, batch: Any) -> int:
+        """How many steps of the protocol an update on this batch is."""
+        return 1
+
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        self.step += 1
+        self.step += self.steps_in(batch)
         self.meter.add(self.update(batch), self.step)
 
     def check_finite(self) -> None:

@@ -22,7 +22,7 @@ class LoadedPolicy:
     Attributes:
         policy: acts, without exploration.
         env: the simulator that it learned on, item embeddings included.
-        config: its nodes env, agent, belief, ranker, and `evaluation` (seed and test_users of its run).
+        config: its nodes env, agent, belief, ranker, item_embeddings, and `evaluation` (its run's seed and test_users).
         step: of the checkpoint.
     """
 
@@ -40,8 +40,8 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedP
     """
     state = checkpoints.load(Path(path), "agent")
     config: dict[str, Any] = state["config"]
-    embeddings: Tensor = config.pop("item_embeddings")
-    env = build_env(config["env"], torch.device(device), item_embeddings=embeddings)
+    catalogue: Tensor = config.pop("catalogue")  # of the simulator, wherever it came from
+    env = build_env(config["env"], torch.device(device), item_embeddings=catalogue)
     agent = build_agent(config, env, seed=0)
     agent.load_state_dict(state["learner"]["module"])
     return LoadedPolicy(agent.policy(), env, config, state["learner"]["step"])

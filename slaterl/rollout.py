@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slaterl.data.trajectories import Trajectories, smallest_int
-from slaterl.envs.topic_rec import Observation, TopicRec
+from slaterl.envs.topic_rec import Hidden, Observation, PrivilegedObservation, TopicRec
 
 
 class Decision(NamedTuple):
@@ -21,12 +21,16 @@ class Decision(NamedTuple):
 
 
 class Policy(Protocol):
-    """Random, oracle or SAC through GeMS: whatever acts."""
+    """Random, oracle or SAC through GeMS: whatever acts.
+
+    One that knows the simulator's hidden state says so by an attribute `sees_hidden = True`, and is given
+    PrivilegedObservations; no other ever sees it.
+    """
 
     def reset(self, num_users: int) -> None:
         """Forget everything: B new users come."""
 
-    def act(self, observation: Observation, deterministic: bool) -> Decision:
+    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
         """Choose the next slate of every user, given what each was shown and did last."""
 
 
@@ -45,7 +49,7 @@ def rollout(
     Args:
         generator: source of the users and their clicks, on the simulator's device.
         deterministic: no exploration.
-        hidden: also record the users' embeddings and boredom.
+        hidden: also record what `TopicRec.hidden` tells as each turn begins.
 
     Returns:
         Trajectories of H + 1 frames, compact, on the simulator's device.
@@ -57,23 +61,26 @@ def rollout(
     slates = torch.empty(frames, dtype=smallest_int(env.num_items), device=env.device)
     clicks = torch.empty(frames, dtype=torch.uint8, device=env.device)
     slates[:, 0], clicks[:, 0] = observation
+    privileged = getattr(policy, "sees_hidden", False)
     actions: list[Tensor] = []
-    bored: list[Tensor] = []
-    users: list[Tensor] = []
+    states: list[Hidden] = []
     for turn in range(1, horizon + 1):
-        decision = policy.act(observation, deterministic)
+        seen: Observation | PrivilegedObservation = observation
+        if hidden or privileged:
+            states.append(env.hidden())
+        if privileged:
+            seen = PrivilegedObservation(*observation, states[-1])
+        decision = policy.act(seen, deterministic)
         observation, _, _ = env.step(decision.slate, oracle_slots=decision.oracle_slots)
         slates[:, turn], clicks[:, turn] = observation
         if decision.action is not None:
             actions.append(decision.action)
-        if hidden:
-            bored.append(env.state.bored)
-            users.append(env.state.embedding)
+    columns = zip(*states, strict=True) if hidden else ()
     return Trajectories(
         slates=slates,
         clicks=clicks,
         actions=torch.stack(actions, dim=1) if actions else None,
-        hidden={"bored": torch.stack(bored, 1), "user": torch.stack(users, 1)} if hidden else {},
+        hidden={name: torch.stack(turns, 1) for name, turns in zip(Hidden._fields, columns, strict=False)},
     )
 
 

@@ -25,7 +25,7 @@ from slaterl.errors import Interrupted, UserError
 from slaterl.files import whole_file
 
 # Part of every digest: raise it when a change of the code makes products of old configurations stale.
-PRODUCTS = 1
+PRODUCTS = 2
 _PACKAGES = ("slaterl", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "safetensors")
 
 

@@ -65,6 +65,7 @@ def tiny_gems(seed: int = 0, **changes: Any) -> GeMS:
         lambda_KL=1.0,
         lambda_prior=0.0,
         posterior_noise="variance",
+        unique=False,
     )
     with seeded_weights(seed, "tiny gems"):
         gems = GeMS(**(settings | changes))

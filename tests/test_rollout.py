@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slaterl.agents.base import LatentPolicy
+from slaterl.agents.base import BeliefPolicy
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.online.sac import SAC, tanh_gaussian
 from slaterl.data.trajectories import Trajectories
@@ -18,7 +18,7 @@ from tests.helpers import ITEMS, LATENT, SLOTS, TURNS, same_columns, tiny_env, t
 USERS = 7
 
 
-class Watched(LatentPolicy):
+class Watched(BeliefPolicy):
     """Also keeps what it observed and the belief's states."""
 
     def reset(self, num_users: int) -> None:

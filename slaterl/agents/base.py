@@ -1,4 +1,4 @@
-"""What the agents share: acting through a belief and a ranker."""
+"""What the agents share: acting on the state of a belief, through a ranker or without one."""
 
 from __future__ import annotations
 
@@ -7,58 +7,101 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from slaterl.beliefs.gru import GRUBelief
-from slaterl.envs.topic_rec import Observation
+from slaterl.agents.heuristics import EpsilonOracle
+from slaterl.beliefs.base import Belief, JoinedBeliefs
+from slaterl.envs.topic_rec import Observation, PrivilegedObservation
 from slaterl.evaluation import MEASURES
 from slaterl.learner import Learner
 from slaterl.rankers.base import Ranker
-from slaterl.rollout import Decision
+from slaterl.rollout import Decision, Policy
 
 
-class LatentAgent(Learner):
-    """An agent that acts in the latent space of a ranker, on the state of a belief.
+class Agent(Learner):
+    """An agent: acts on the state of a belief. A subclass gives `acting_belief`, `decide`, `random_policy`, `update`.
 
-    A subclass gives `actor_belief`, `action` and `update`; training and acting go through the same modules.
+    Training and acting go through the same modules.
 
     Attributes:
-        ranker: frozen; part of the state dict, so that a checkpoint holds all that acting needs.
-        actor_belief: the belief that the policy reads.
+        ON_POLICY: whether an update takes the newest trajectories, each once, instead of the replay buffer's.
+        SEES_SIMULATOR: whether the agent itself, beside its belief, knows the simulator's hidden state.
+        acting_belief: the belief that the policy reads.
     """
 
     VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in MEASURES)
-    actor_belief: GRUBelief
+    ON_POLICY: ClassVar[bool] = False
+    SEES_SIMULATOR: ClassVar[bool] = False
+
+    @property
+    def acting_belief(self) -> Belief | JoinedBeliefs:
+        raise NotImplementedError
+
+    @property
+    def sees_hidden(self) -> bool:
+        return self.SEES_SIMULATOR or self.acting_belief.sees_hidden
+
+    def decide(
+        self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
+    ) -> Decision:
+        """What is shown to B users with belief states [B, state]; without a generator no exploration."""
+        raise NotImplementedError
+
+    def policy(self, generator: torch.Generator | None = None) -> BeliefPolicy:
+        """The agent as something that acts; `generator` is its exploration's, None where it never explores."""
+        return BeliefPolicy(self, generator)
+
+    def random_policy(self, generator: torch.Generator) -> Policy:
+        """What fills the replay buffer before the first update."""
+        raise NotImplementedError
+
+    def steps_in(self, batch: object) -> int:
+        """A step is one trajectory: with the replay buffer also one update, else as many as the update took."""
+        return len(batch) if self.ON_POLICY else 1  # type: ignore[arg-type]
+
+
+class BeliefPolicy:
+    """Reads each observation into the agent's belief and lets the agent decide on its state."""
+
+    def __init__(self, agent: Agent, generator: torch.Generator | None) -> None:
+        self.agent, self.generator = agent, generator
+        self.sees_hidden = agent.sees_hidden
+
+    def reset(self, num_users: int) -> None:
+        self.state = self.agent.acting_belief.initial_state(num_users)
+
+    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
+        self.state = self.agent.acting_belief.step(observation, self.state)
+        return self.agent.decide(self.state, observation, None if deterministic else self.generator)
+
+
+class LatentAgent(Agent):
+    """An agent that acts in the latent space of a ranker. A subclass gives `actor_belief`, `action` and `update`.
+
+    Attributes:
+        ranker: frozen; part of the state dict, so that a checkpoint holds all that acting needs.
+    """
+
+    actor_belief: Belief
 
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
         self.ranker = ranker.requires_grad_(False).eval()
 
+    @property
+    def acting_belief(self) -> Belief | JoinedBeliefs:
+        return self.actor_belief
+
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Belief states [B, H] -> actions [B, A] in [-1, 1]; without a generator the deterministic ones."""
+        """Belief states [..., state] -> actions [..., A] in [-1, 1]; without a generator the deterministic ones."""
         raise NotImplementedError
 
-    def policy(self, generator: torch.Generator | None = None) -> LatentPolicy:
-        """The agent as something that acts; `generator` is its exploration's, None where it never explores."""
-        return LatentPolicy(self, generator)
+    def decide(
+        self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
+    ) -> Decision:
+        action = self.action(state, generator)
+        return Decision(self.ranker.rank(self.ranker.to_latent(action)), action)
 
-    def random_policy(self, generator: torch.Generator) -> RandomLatentPolicy:
-        """What fills the replay buffer before the first update."""
+    def random_policy(self, generator: torch.Generator) -> Policy:
         return RandomLatentPolicy(self.ranker, generator)
-
-
-class LatentPolicy:
-    """Reads each observation into the belief, acts on its state, ranks the action."""
-
-    def __init__(self, agent: LatentAgent, generator: torch.Generator | None) -> None:
-        self.agent, self.generator = agent, generator
-
-    def reset(self, num_users: int) -> None:
-        self.state = self.agent.actor_belief.initial_state(num_users)
-
-    def act(self, observation: Observation, deterministic: bool) -> Decision:
-        agent = self.agent
-        self.state = agent.actor_belief.step(observation.slate, observation.clicks, self.state)
-        action = agent.action(self.state, None if deterministic else self.generator)
-        return Decision(agent.ranker.rank(agent.ranker.to_latent(action)), action)
 
 
 class RandomLatentPolicy:
@@ -70,6 +113,17 @@ class RandomLatentPolicy:
     def reset(self, num_users: int) -> None:
         pass
 
-    def act(self, observation: Observation, deterministic: bool) -> Decision:
+    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
         action = self.ranker.random_action(len(observation.slate), self.generator)
         return Decision(self.ranker.rank(self.ranker.to_latent(action)), action)
+
+
+class ItemAgent(Agent):
+    """An agent that chooses the items of a slate itself. A subclass gives `acting_belief`, `decide` and `update`."""
+
+    def __init__(self, num_items: int, slate_size: int) -> None:
+        super().__init__()
+        self.num_items, self.slate_size = num_items, slate_size
+
+    def random_policy(self, generator: torch.Generator) -> EpsilonOracle:
+        return EpsilonOracle(epsilon=1.0, num_items=self.num_items, slate_size=self.slate_size, generator=generator)

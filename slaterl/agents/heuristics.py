@@ -1,11 +1,14 @@
-"""Policies that do not learn: random slates, the short-term oracle, and mixtures of the two."""
+"""Policies that do not learn: random slates, the short-term oracle, mixtures of the two, and one slate for all."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from slaterl.envs.topic_rec import Observation
-from slaterl.errors import check_range
+from slaterl.errors import UserError, check_range
+from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision
 
 
@@ -31,3 +34,31 @@ class EpsilonOracle:
             return Decision(slate)
         oracle = torch.rand(shape, generator=self.generator, device=device) >= self.epsilon
         return Decision(slate, oracle_slots=oracle)
+
+
+class ConstantSlate:
+    """The same slate for every user at every turn: how easy an environment is.
+
+    Args:
+        slate: its items; where None, it is what the ranker makes of the latent 0.
+    """
+
+    def __init__(
+        self, *, slate: Sequence[int] | None, num_items: int, slate_size: int, ranker: Ranker | None = None
+    ) -> None:
+        if slate is not None:
+            whole = all(isinstance(item, int) and 0 <= item < num_items for item in slate)
+            if len(slate) != slate_size or not whole:
+                raise UserError(f"agent.slate={slate}: expected {slate_size} item ids from 0 to {num_items - 1}")
+        self.slate, self.ranker = slate, ranker
+
+    def reset(self, num_users: int) -> None:
+        pass
+
+    def act(self, observation: Observation, deterministic: bool) -> Decision:
+        shown = observation.slate
+        if self.slate is not None:
+            return Decision(torch.tensor(self.slate, device=shown.device).expand(len(shown), -1))
+        assert self.ranker is not None
+        latent = torch.zeros(1, self.ranker.action_dim, device=shown.device)
+        return Decision(self.ranker.rank(latent).expand(len(shown), -1))

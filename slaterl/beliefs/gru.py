@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding, linear
 
+from slaterl.beliefs.base import Belief
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.topic_rec import Observation, PrivilegedObservation
 from slaterl.errors import check_counts
 
 
-class GRUBelief(nn.Module):
+class GRUBelief(Belief):
     """Belief state h_t [B, H] after the observations 0..t, with item embeddings of its own.
 
     The input of turn t is each slot's item embedding and click, S * (E + 1) numbers. The equations, the parameters'
@@ -44,9 +47,12 @@ class GRUBelief(nn.Module):
         """[B, H], before anything was observed."""
         return self.weight_hh.new_zeros(num_users, self.state_dim)
 
-    def step(self, slate: Tensor, clicks: Tensor, state: Tensor) -> Tensor:
-        """Read one observation (slate [B, S], clicks [B, S]): state [B, H] -> state [B, H]."""
-        return self(slate.unsqueeze(1), clicks.unsqueeze(1), state).squeeze(1)
+    def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
+        return self(observation.slate.unsqueeze(1), observation.clicks.unsqueeze(1), state).squeeze(1)
+
+    @classmethod
+    def read(cls, beliefs: Sequence[GRUBelief], batch: Trajectories) -> Tensor:
+        return unroll(beliefs, batch.slates[:, :-1], batch.clicks[:, :-1])
 
     def forward(self, slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
         """Read T frames of B trajectories (slates and clicks [B, T, S]): the state after each of them, [B, T, H]."""

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from slaterl.agents.base import LatentAgent
+from slaterl.agents.base import Agent
 from slaterl.console import note
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
@@ -20,7 +20,8 @@ class OnlineData(L.LightningDataModule):
     """Collects `num_envs` trajectories together, then yields as many batches; first `random_steps` random ones.
 
     A step is one trajectory and one update (the random trajectories are steps without an update), so `agent.step`
-    tells where in a round one is, and together with this module's state all that comes next.
+    tells where in a round one is, and together with this module's state all that comes next. An agent that learns on
+    policy has no use for random or old trajectories: its batches are those of the round, each trajectory once.
 
     Args:
         users, exploration, batches: the streams that training users, the policy's noise and the batches are drawn from.
@@ -29,7 +30,7 @@ class OnlineData(L.LightningDataModule):
     def __init__(
         self,
         env: TopicRec,
-        agent: LatentAgent,
+        agent: Agent,
         *,
         max_steps: int,
         random_steps: int,
@@ -42,12 +43,12 @@ class OnlineData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.env, self.agent = env, agent
-        self.max_steps, self.random_steps = max_steps, random_steps
+        self.max_steps, self.random_steps = max_steps, 0 if agent.ON_POLICY else random_steps
         self.num_envs, self.batch_size = num_envs, batch_size
-        self.replay = ReplayBuffer(capacity)
+        self.replay = ReplayBuffer(num_envs if agent.ON_POLICY else capacity)
         self.generators = {"users": users, "exploration": exploration, "batches": batches}
         self.policy = agent.policy(exploration)
-        self.trajectories = 0  # collected so far
+        self.trajectories = self.updates = 0  # so far
         self.last_return: torch.Tensor | float = float("nan")
 
     @property
@@ -56,7 +57,7 @@ class OnlineData(L.LightningDataModule):
         return {
             "trajectories": self.trajectories,
             "turns": self.trajectories * self.env.episode_length,
-            "updates": max(0, self.agent.step - self.random_steps),
+            "updates": self.updates,
         }
 
     @property
@@ -66,7 +67,8 @@ class OnlineData(L.LightningDataModule):
 
     def _collect(self, policy: Policy, count: int) -> None:
         generator = self.generators["users"]
-        data = rollout(policy, self.env, count, generator=generator, deterministic=False)
+        hidden = self.agent.sees_hidden
+        data = rollout(policy, self.env, count, generator=generator, deterministic=False, hidden=hidden)
         self.replay.push(data)
         self.trajectories += count
         self.last_return = data.returns.mean()
@@ -79,6 +81,7 @@ class OnlineData(L.LightningDataModule):
             "replay": self.replay.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "trajectories": self.trajectories,
+            "updates": self.updates,
             "last_return": float(self.last_return),
         }
 
@@ -86,7 +89,8 @@ class OnlineData(L.LightningDataModule):
         self.replay.load_state_dict(state["replay"], self.env.device)
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name])
-        self.trajectories, self.last_return = state["trajectories"], state["last_return"]
+        self.trajectories, self.updates = state["trajectories"], state["updates"]
+        self.last_return = state["last_return"]
 
 
 class _Batches:
@@ -96,17 +100,32 @@ class _Batches:
         self.data = data
 
     def __len__(self) -> int:
-        return self.data.max_steps - max(self.data.agent.step, self.data.random_steps)
+        data = self.data
+        start, end = max(data.agent.step, data.random_steps), data.max_steps
+        if not data.agent.ON_POLICY:
+            return end - start
+
+        def batches(steps: int) -> int:
+            rounds, rest = divmod(steps, data.num_envs)
+            return rounds * -(-data.num_envs // data.batch_size) + -(-rest // data.batch_size)
+
+        return batches(end) - batches(start)
 
     def __iter__(self) -> Iterator[Trajectories]:
         data, agent = self.data, self.data.agent
-        if agent.step == 0:
+        if agent.step < data.random_steps:
             note(f"collecting {data.random_steps:,} random trajectories")
             random = agent.random_policy(data.generators["exploration"])
             while data.trajectories < data.random_steps:
                 data._collect(random, min(data.num_envs, data.random_steps - data.trajectories))
             agent.step = data.random_steps
         while agent.step < data.max_steps:
-            if (agent.step - data.random_steps) % data.num_envs == 0:
-                data._collect(data.policy, data.num_envs)
-            yield data.replay.sample(data.batch_size, data.generators["batches"])
+            place = (agent.step - data.random_steps) % data.num_envs
+            size = min(data.num_envs, data.max_steps - agent.step + place) if agent.ON_POLICY else data.num_envs
+            if place == 0:
+                data._collect(data.policy, size)
+            data.updates += 1
+            if agent.ON_POLICY:
+                yield data.replay.at(slice(place, min(place + data.batch_size, size)))
+            else:
+                yield data.replay.sample(data.batch_size, data.generators["batches"])

@@ -38,7 +38,11 @@ class ReplayBuffer:
     def sample(self, count: int, generator: torch.Generator) -> Trajectories:
         """`count` different trajectories, drawn uniformly."""
         index = torch.randperm(self.size, generator=generator, device=generator.device)[:count]
-        return Trajectories.from_columns({name: column[index] for name, column in self.columns.items()})
+        return self.at(index)
+
+    def at(self, places: slice | Tensor) -> Trajectories:
+        """The trajectories in these places of the ring."""
+        return Trajectories.from_columns({name: column[places] for name, column in self.columns.items()})
 
     def trajectories(self) -> Trajectories:
         """All that is stored, oldest first."""
@@ -46,7 +50,7 @@ class ReplayBuffer:
             raise IndexError("the replay buffer is empty")
         device = self.columns["slates"].device
         oldest = (torch.arange(self.size, device=device) + self.position - self.size) % self.capacity
-        return Trajectories.from_columns({name: column[oldest] for name, column in self.columns.items()})
+        return self.at(oldest)
 
     def state_dict(self) -> dict[str, Any]:
         used = {name: column[: self.size].clone() for name, column in self.columns.items()}

@@ -31,8 +31,8 @@ class Trajectories:
         clicks: [N, H+1, S] bool or uint8.
         actions: [N, H, A] float, what the policy gave its ranker, in [-1, 1]; None where there was no ranker.
         policy_id: [N] int16, which behaviour policy made each trajectory.
-        hidden: optional columns of the simulator's hidden state, never part of an observation:
-            `bored` [N, H, K] bool, `user` [N, H, D] float, both as of the turn.
+        hidden: optional columns of the simulator's hidden state as each turn begins, never part of an observation:
+            `user` [N, H, D] and `effective` [N, H, D] float, `bored` [N, H, K] bool, see envs.topic_rec.Hidden.
     """
 
     slates: Tensor

@@ -27,6 +27,22 @@ class Observation(NamedTuple):
     clicks: Tensor  # [B, S] bool
 
 
+class Hidden(NamedTuple):
+    """What the next slate will meet: for upper bounds, methods that know the simulator, and for looking at users."""
+
+    user: Tensor  # [B, D] the user's own taste
+    bored: Tensor  # [B, K] bool, the topics that will be bored while the next slate is shown
+    effective: Tensor  # [B, D] the taste that scores it: without the bored topics, the short-term topic boosted
+
+
+class PrivilegedObservation(NamedTuple):
+    """An observation for policies that say that they see the simulator (`sees_hidden`)."""
+
+    slate: Tensor
+    clicks: Tensor
+    hidden: Hidden
+
+
 @dataclass
 class UserState:
     """The hidden state of B users."""
@@ -210,8 +226,8 @@ class TopicRec:
             raise UserError(f"slate: item ids must lie in 0..{self.num_items - 1}")
         state = self.state
         state.turn += 1
-        self._update_boredom()
-        effective = self._effective_user()
+        state.timer = self._next_timer()
+        effective = self._effective_user(state.timer > 0)
         if oracle_slots is not None:
             best = (effective @ self.item_embeddings.T).topk(self.slate_size, dim=1).indices
             slate = torch.where(oracle_slots, best, slate)
@@ -226,13 +242,29 @@ class TopicRec:
         state.short_term_topic = torch.where(moves, last, state.short_term_topic)
         return Observation(slate, clicks), clicks.sum(1, dtype=torch.float32), state.turn >= self.episode_length
 
-    def _update_boredom(self) -> None:
-        """Timers run down by one turn; then a topic with too many clicks in the log becomes bored, unless it is."""
+    def hidden(self) -> Hidden:
+        """The users as the next slate will find them."""
+        bored = self._next_timer() > 0
+        return Hidden(self.state.embedding, bored, self._effective_user(bored))
+
+    def relevance(self, effective: Tensor) -> Tensor:
+        """Probability that an examined item is clicked, of all items: tastes [..., D] -> [..., N]."""
+        return self._relevance_of(effective @ self.item_embeddings.T / self.max_score)
+
+    def click_odds(self, relevance: Tensor, topics: Tensor) -> Tensor:
+        """Click probabilities of slates, from their items' relevance and topics, all [..., S]."""
+        if self.diversity_penalty != 1.0:
+            crowded = self._count_topics(topics, self._ones.expand_as(topics)).amax(-1) >= self.diversity_threshold
+            relevance = torch.where(crowded.unsqueeze(-1), relevance / self.diversity_penalty, relevance)
+        return relevance * self.examination
+
+    def _next_timer(self) -> Tensor:
+        """Timers [B, K] run down by one turn; then a topic with too many clicks in the log is bored, unless it is."""
         state = self.state
-        state.timer = (state.timer - 1).clamp_(min=0)
+        timer = (state.timer - 1).clamp_(min=0)
         counts = self._count_topics(state.log_topic, self._newest(state.logged))
-        starts = (counts >= self.boredom_threshold) & (state.timer == 0)
-        state.timer = state.timer.masked_fill_(starts, self.boredom_timeout)
+        starts = (counts >= self.boredom_threshold) & (timer == 0)
+        return timer.masked_fill_(starts, self.boredom_timeout)
 
     def _newest(self, count: Tensor) -> Tensor:
         """Mask [B, M] of the `count` [B] newest entries of the click log."""
@@ -240,14 +272,14 @@ class TopicRec:
         return torch.arange(memory, device=self.device) >= (memory - count).unsqueeze(1)
 
     def _count_topics(self, topics: Tensor, weights: Tensor) -> Tensor:
-        """How often each topic occurs in each row, [B, K]."""
-        counts = torch.zeros(len(topics), self.num_topics, dtype=torch.int64, device=self.device)
-        return counts.scatter_add_(1, topics, weights.long())
+        """How often each topic occurs in each row: [..., M] -> [..., K]."""
+        counts = torch.zeros(*topics.shape[:-1], self.num_topics, dtype=torch.int64, device=self.device)
+        return counts.scatter_add_(-1, topics, weights.long())
 
-    def _effective_user(self) -> Tensor:
-        """The user of this turn [B, D]: without the bored topics, the short-term topic boosted."""
+    def _effective_user(self, bored: Tensor) -> Tensor:
+        """The taste that scores items [B, D]: without the bored topics, the short-term topic boosted."""
         state = self.state
-        weight = (~state.bored).float()
+        weight = (~bored).float()
         if self.short_term_boost != 1.0:
             index = state.short_term_topic.unsqueeze(1)
             weight.scatter_(1, index, weight.gather(1, index) * self.short_term_boost)
@@ -256,11 +288,10 @@ class TopicRec:
     def _score(self, items: Tensor, topics: Tensor, effective: Tensor) -> None:
         """Set `scores` and `click_probabilities` [B, S] of slates with embeddings [B, S, D] and topics [B, S]."""
         self.scores = torch.bmm(items, effective.unsqueeze(2)).squeeze(2) / self.max_score
-        attractiveness = torch.sigmoid((self.scores - self.offset) * self.slope)
-        if self.diversity_penalty != 1.0:
-            crowded = self._count_topics(topics, self._ones.expand_as(topics)).amax(1) >= self.diversity_threshold
-            attractiveness = torch.where(crowded.unsqueeze(1), attractiveness / self.diversity_penalty, attractiveness)
-        self.click_probabilities = attractiveness * self.examination
+        self.click_probabilities = self.click_odds(self._relevance_of(self.scores), topics)
+
+    def _relevance_of(self, scores: Tensor) -> Tensor:
+        return torch.sigmoid((scores - self.offset) * self.slope)
 
     def _click(self, uniforms: Tensor | None) -> Tensor:
         if uniforms is None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from slaterl.errors import UserError
+
 
 class Ranker(nn.Module):
     """Maps latent actions to slates, and slates back to latent actions.
 
     Agents act in [-1, 1]^A; the action box (center and half-width of each latent dimension, part of the state dict)
     maps that to latent units.
+
+    Args:
+        unique: fill a slate without repeats.
 
     Attributes:
         action_dim: A.
@@ -20,9 +25,11 @@ class Ranker(nn.Module):
     center: Tensor
     half_width: Tensor
 
-    def __init__(self, action_dim: int) -> None:
+    def __init__(self, action_dim: int, unique: bool) -> None:
         super().__init__()
-        self.action_dim = action_dim
+        if not isinstance(unique, bool):
+            raise UserError(f"ranker.unique={unique}: expected true or false")
+        self.action_dim, self.unique = action_dim, unique
         self.register_buffer("center", torch.zeros(action_dim))
         self.register_buffer("half_width", torch.ones(action_dim))
 
@@ -48,5 +55,16 @@ class Ranker(nn.Module):
         raise NotImplementedError
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
-        """Slates and clicks [B, S] -> the latent action [B, A] that stands for them."""
+        """Slates and clicks [B, S] -> the latent action [B, A] that stands for them, for learning from any slate."""
         raise NotImplementedError
+
+    def best_by_slot(self, scores: Tensor) -> Tensor:
+        """The item of the largest score in each slot, [B, S, N] -> [B, S]; where unique, of those not shown yet."""
+        if not self.unique:
+            return scores.argmax(2)
+        taken = torch.zeros_like(scores[:, 0], dtype=torch.bool)  # [B, N]
+        slots = []
+        for slot in scores.unbind(1):
+            slots.append(slot.masked_fill(taken, -torch.inf).argmax(1, keepdim=True))
+            taken = taken.scatter(1, slots[-1], True)
+        return torch.cat(slots, dim=1)

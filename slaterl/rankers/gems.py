@@ -54,6 +54,7 @@ class GeMS(Ranker):
         lambda_KL: float,  # noqa: N803 (the paper's name)
         lambda_prior: float,
         posterior_noise: Literal["variance", "std"],
+        unique: bool,
     ) -> None:
         check_counts(**{"ranker.latent_dim": latent_dim, "ranker.item_dim": item_dim})
         check_widths(**{"ranker.encoder_hidden": encoder_hidden, "ranker.decoder_hidden": decoder_hidden})
@@ -61,7 +62,7 @@ class GeMS(Ranker):
         check_range(0, float("inf"), **weights, **{"ranker.lambda_prior": lambda_prior})
         if posterior_noise not in ("variance", "std"):
             raise UserError(f"ranker.posterior_noise={posterior_noise}: expected variance or std")
-        super().__init__(action_dim=latent_dim)
+        super().__init__(action_dim=latent_dim, unique=unique)
         self.slate_size, self.item_dim = slate_size, item_dim
         self.lambda_click, self.lambda_kl, self.lambda_prior = lambda_click, lambda_KL, lambda_prior
         self.posterior_noise = posterior_noise
@@ -83,7 +84,7 @@ class GeMS(Ranker):
         return self.slate_head(hidden).unflatten(1, (self.slate_size, self.item_dim))
 
     def rank(self, latent: Tensor) -> Tensor:
-        return linear(self.queries(self.decoder(latent)), self.item_embeddings).argmax(dim=2)
+        return self.best_by_slot(linear(self.queries(self.decoder(latent)), self.item_embeddings))
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
         return self.posterior(slate, clicks)[0]

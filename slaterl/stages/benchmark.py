@@ -16,12 +16,13 @@ import torch
 from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.build import build_agent, build_env, make, plain, resolve_device
+from slaterl.build import AGENT_NODES, build_agent, build_env, make, plain, resolve_device
 from slaterl.console import note, table
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.evaluation import evaluate
+from slaterl.rankers.gems import GeMS
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.rollout import collect, rollout
 from slaterl.runs import Run, write_json
@@ -29,14 +30,14 @@ from slaterl.seeds import stream
 
 SIMULATED_USERS = 1024
 # The published code on 2 CPU cores of this class of machine, in the units below.
-PUBLISHED = {"simulator": 2_500, "log_data": 20, "pretrain": 6_650, "online": 1 / 0.279, "validation": 200 / 14}
+PUBLISHED = {"simulator": 2_500, "log_data": 20, "pretrain": 6_650, "online sac": 1 / 0.279, "validation": 200 / 14}
 
 
 def benchmark(cfg: DictConfig) -> Run:
     """Measure the simulator and every stage; medians of `benchmark.repeats` after one that warms up."""
     device = resolve_device(cfg.device)
     env = build_env(cfg.env, device)
-    agent = build_agent({name: plain(cfg[name]) for name in ("agent", "ranker", "belief")}, env, cfg.seed)
+    agent = build_agent({name: plain(cfg[name]) for name in AGENT_NODES}, env, cfg.seed)
     if not isinstance(agent, torch.nn.Module):
         raise UserError(f"agent={cfg.agent.name} does not learn; stage=benchmark measures learning agents")
     machine = {"host": platform.node(), "device": _device_name(device), "cores": os.cpu_count()}
@@ -73,7 +74,7 @@ def _measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
         return statistics.median(times[1:])
 
     def serve(policy: Any, count: int) -> trajectories.Trajectories:
-        return rollout(policy, env, count, generator=users, deterministic=False)
+        return rollout(policy, env, count, generator=users, deterministic=False, hidden=agent.sees_hidden)
 
     found: dict[str, Any] = {}
     found["simulator_turns_per_s"] = (
@@ -88,17 +89,18 @@ def _measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
         trajectories.save(file, logged, {})
         found["log_data_megabytes_per_100k"] = file.stat().st_size / count * 100_000 / 1e6
 
-    gems = make(cfg.ranker, num_items=env.num_items, slate_size=env.slate_size)
-    learner = GeMSPretraining(gems, lr=cfg.pretrain.lr, generator=users).to(env.device)
-    size = cfg.pretrain.batch_size
-    batches = iter(SlateData(logged, learner, batch_size=size, epochs=1000, holdout=0.1, seed=0))
-    found["pretrain_slates_per_s"] = size * 20 / seconds(lambda: [learner.update(next(batches)) for _ in range(20)])
+    if isinstance(getattr(agent, "ranker", None), GeMS):
+        gems = make(cfg.ranker, num_items=env.num_items, slate_size=env.slate_size)
+        learner = GeMSPretraining(gems, lr=cfg.pretrain.lr, generator=users).to(env.device)
+        size = cfg.pretrain.batch_size
+        batches = iter(SlateData(logged, learner, batch_size=size, epochs=1000, holdout=0.1, seed=0))
+        found["pretrain_slates_per_s"] = size * 20 / seconds(lambda: [learner.update(next(batches)) for _ in range(20)])
 
     explorer = agent.policy(users)
     batch = serve(explorer, cfg.batch_size)
     found["online_trajectory_s"] = seconds(lambda: serve(explorer, cfg.num_envs)) / cfg.num_envs
     found["online_update_s"] = seconds(lambda: [agent.update(batch) for _ in range(10)]) / 10
-    found["online_step_s"] = found["online_trajectory_s"] + found["online_update_s"]
+    found["online_step_s"] = found["online_trajectory_s"] + found["online_update_s"] / agent.steps_in(batch)
     found["validation_s"] = seconds(lambda: evaluate(explorer, env, cfg.val_users, cfg.seed, "validation"))
     found["peak_memory_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found | _estimate(cfg, env, found)
@@ -106,31 +108,33 @@ def _measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
 
 def _estimate(cfg: DictConfig, env: TopicRec, found: dict[str, Any]) -> dict[str, float]:
     """Seconds of each stage of a full run of this configuration, from an empty machine."""
-    slates = cfg.logged_data.trajectories * (1 - cfg.pretrain.holdout) * env.episode_length * cfg.pretrain.epochs
     updates = cfg.max_steps - cfg.random_steps
     validations = cfg.max_steps / cfg.val_every_n_steps
-    stages = {
-        "estimate_log_data_s": cfg.logged_data.trajectories / found["log_data_trajectories_per_s"],
-        "estimate_pretrain_s": slates / found["pretrain_slates_per_s"],
-        "estimate_online_s": updates * found["online_step_s"] + validations * found["validation_s"],
-    }
+    stages = {"estimate_online_s": updates * found["online_step_s"] + validations * found["validation_s"]}
+    if "pretrain_slates_per_s" in found:
+        slates = cfg.logged_data.trajectories * (1 - cfg.pretrain.holdout) * env.episode_length * cfg.pretrain.epochs
+        stages["estimate_log_data_s"] = cfg.logged_data.trajectories / found["log_data_trajectories_per_s"]
+        stages["estimate_pretrain_s"] = slates / found["pretrain_slates_per_s"]
     return {**stages, "estimate_s": sum(stages.values())}
 
 
 def _show(result: dict[str, Any]) -> None:
-    rows = [
-        ("simulator, turns/s", "simulator", result["simulator_turns_per_s"]),
-        ("logged data, trajectories/s", "log_data", result["log_data_trajectories_per_s"]),
-        ("pretraining, slates/s", "pretrain", result["pretrain_slates_per_s"]),
-        ("online training, steps/s", "online", 1 / result["online_step_s"]),
-        ("validation, users/s", "validation", result["val_users"] / result["validation_s"]),
-    ]
-    shown = [
-        [label, f"{speed:,.1f}", f"{PUBLISHED[key]:,.1f}", f"{speed / PUBLISHED[key]:,.0f} x"]
-        for label, key, speed in rows
-    ]
-    table("speed", ["", "here", "published code, 2 cores", ""], shown)
-    minutes = {name: result[f"estimate_{name}_s"] / 60 for name in ("log_data", "pretrain", "online")}
+    speeds = {
+        "simulator, turns/s": ("simulator", result["simulator_turns_per_s"]),
+        "logged data, trajectories/s": ("log_data", result["log_data_trajectories_per_s"]),
+        "pretraining, slates/s": ("pretrain", result.get("pretrain_slates_per_s")),
+        f"online {result['agent']}, steps/s": (f"online {result['agent']}", 1 / result["online_step_s"]),
+        "validation, users/s": ("validation", result["val_users"] / result["validation_s"]),
+    }
+    rows = []
+    for label, (key, speed) in speeds.items():
+        if speed is not None:
+            published = PUBLISHED.get(key)
+            compared = [f"{published:,.1f}", f"{speed / published:,.0f} x"] if published else ["", ""]
+            rows.append([label, f"{speed:,.1f}", *compared])
+    table("speed", ["", "here", "published code, 2 cores", ""], rows)
+    stages = ("log_data", "pretrain", "online")
+    minutes = {name: result[f"estimate_{name}_s"] / 60 for name in stages if f"estimate_{name}_s" in result}
     parts = ", ".join(f"{name} {spent:,.1f} min" for name, spent in minutes.items())
     note(f"a full run of this configuration: {result['estimate_s'] / 60:,.1f} min ({parts})")
     size, memory = result["log_data_megabytes_per_100k"], result["peak_memory_megabytes"]

@@ -9,7 +9,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slaterl.build import build_agent, build_env, env_spec, plain, resolve_device, settings_of
+from slaterl.agents.heuristics import ConstantSlate
+from slaterl.build import AGENT_NODES, build_agent, build_env, env_spec, plain, resolve_device, settings_of
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.evaluation import anchors, show_result
@@ -19,6 +20,7 @@ from slaterl.learner import Learner
 from slaterl.policies import LoadedPolicy, load_policy
 from slaterl.rollout import Policy
 from slaterl.runs import Run, write_json
+from slaterl.stages.inputs import inputs_of, make_inputs
 
 
 def evaluate(cfg: DictConfig) -> Run:
@@ -28,17 +30,20 @@ def evaluate(cfg: DictConfig) -> Run:
     command line is used instead.
     """
     device = resolve_device(cfg.device)
+    inputs: dict[str, Run] = {}  # a constant slate can be a ranker's
     if cfg.checkpoint is None:
         node, env, seed, users = plain(cfg.env), build_env(cfg.env, device), cfg.seed, cfg.test_users
-        policy: Policy = build_agent({name: plain(cfg[name]) for name in ("agent", "ranker", "belief")}, env, seed)
+        policy: Policy = build_agent({name: plain(cfg[name]) for name in AGENT_NODES}, env, seed)
         if isinstance(policy, Learner):
             raise UserError(f"checkpoint: agent={cfg.agent.name} learns, so evaluating it needs checkpoint=<path>")
+        if isinstance(policy, ConstantSlate) and policy.slate is None:
+            inputs = inputs_of(cfg, env, policy)
         about: dict[str, Any] = {"agent": cfg.agent.name, "step": 0}
-        spec: dict[str, Any] = {"agent": settings_of(cfg.agent)}
+        spec: dict[str, Any] = {"agent": settings_of(cfg.agent), **{name: run.digest for name, run in inputs.items()}}
         name = f"{cfg.agent.name}-seed{seed}"
     else:
         file, given = Path(cfg.checkpoint), _given()
-        for key in ("agent", "ranker", "belief", "params"):
+        for key in (*AGENT_NODES, "params"):
             if any(name.split(".")[0] == key for name in given):
                 raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
         loaded = load_policy(file, device)
@@ -54,8 +59,9 @@ def evaluate(cfg: DictConfig) -> Run:
         name = f"{about['agent']}-step{loaded.step}-seed{seed}"
     spec |= {"env": env_spec(node, env), "seed": seed, "users": users}
     run = Run(Path(cfg.paths.root), "evaluate", env.name, name, spec, products=("result.json",))
-    with run.making(cfg, inputs={}) as needed:
+    with run.making(cfg, inputs) as needed:
         if needed:
+            make_inputs(cfg, policy, inputs)
             tested = serve(policy, env, users, seed, "test")
             result = {"stage": "evaluate", "env": env.name, **about, "seed": seed, "test_users": users}
             result |= {**tested.named("test_"), **anchors(env, users, seed)}

@@ -7,21 +7,28 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from slaterl import checkpoints
-from slaterl.agents.base import LatentAgent
-from slaterl.build import build_agent, build_env, env_spec, plain, resolve_device, settings_of
+from slaterl.agents.base import Agent
+from slaterl.build import (
+    AGENT_NODES,
+    build_agent,
+    build_env,
+    compares_items,
+    env_spec,
+    plain,
+    resolve_device,
+    settings_of,
+)
 from slaterl.console import note
 from slaterl.data.online import OnlineData
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.evaluation import anchors, evaluate, show_result
-from slaterl.files import fingerprint_of
 from slaterl.fit import Schedule, fit
 from slaterl.loggers import make_loggers
 from slaterl.plots import plot_curves
 from slaterl.policies import load_policy
 from slaterl.runs import Run, write_json
 from slaterl.seeds import stream
-from slaterl.stages.pretrain import pretrain, ranker_run
+from slaterl.stages.inputs import inputs_of, make_inputs, provenance, ranker_spec
 
 PROTOCOL = (
     "max_steps",
@@ -40,29 +47,36 @@ PROTOCOL = (
 def online(cfg: DictConfig) -> Run:
     """Find or make a trained and tested agent, and its ranker before it."""
     env = build_env(cfg.env, resolve_device(cfg.device))
-    config = {name: plain(cfg[name]) for name in ("env", "agent", "belief", "ranker")}
+    config = {name: plain(cfg[name]) for name in ("env", *AGENT_NODES)}
     agent = build_agent(config, env, cfg.seed)  # before anything is made: a wrong setting must not cost an hour
-    ranker = ranker_run(cfg, env)
+    inputs = inputs_of(cfg, env, agent)
     spec = {
         "env": env_spec(cfg.env, env),
         "agent": settings_of(cfg.agent),
         "belief": settings_of(cfg.belief),
-        "ranker": ranker.digest,
+        **ranker_spec(cfg, agent, inputs),
         "protocol": {name: cfg[name] for name in PROTOCOL},
         "seed": cfg.seed,
     }
-    name = f"{cfg.agent.name}-{cfg.ranker.name}-seed{cfg.seed}"
-    run = Run(Path(cfg.paths.root), "online", env.name, name, spec, products=("result.json", "best.ckpt"))
-    with run.making(cfg, inputs={"ranker": ranker}) as needed:
+    run = Run(Path(cfg.paths.root), "online", env.name, _name(cfg), spec, products=("result.json", "best.ckpt"))
+    with run.making(cfg, inputs) as needed:
         if needed:
-            pretrain(cfg)
-            agent.ranker.load_state_dict(checkpoints.load(ranker.path / "ranker.ckpt", "ranker")["module"])
-            _make(cfg, config, env, agent, run, ranker)
+            make_inputs(cfg, agent, inputs)
+            _make(cfg, config, env, agent, run, inputs)
     _show(run)
     return run
 
 
-def _make(cfg: DictConfig, config: dict[str, Any], env: TopicRec, agent: LatentAgent, run: Run, ranker: Run) -> None:
+def _name(cfg: DictConfig) -> str:
+    parts = [cfg.agent.name, cfg.ranker.name if "_target_" in cfg.ranker else None]
+    parts.append(cfg.item_embeddings.name if compares_items(cfg) else None)
+    parts.append("oracle-state" if cfg.belief.name == "none" else None)
+    return "-".join([*(part for part in parts if part), f"seed{cfg.seed}"])
+
+
+def _make(
+    cfg: DictConfig, config: dict[str, Any], env: TopicRec, agent: Agent, run: Run, inputs: dict[str, Run]
+) -> None:
     seed = cfg.seed
     data = OnlineData(
         env,
@@ -88,7 +102,7 @@ def _make(cfg: DictConfig, config: dict[str, Any], env: TopicRec, agent: LatentA
         kind="agent",
         config={
             **config,
-            "item_embeddings": env.item_embeddings.cpu(),
+            "catalogue": env.item_embeddings.cpu(),
             "evaluation": {"seed": seed, "test_users": cfg.test_users},
         },
         schedule=Schedule(
@@ -112,6 +126,8 @@ def _make(cfg: DictConfig, config: dict[str, Any], env: TopicRec, agent: LatentA
             "env": env.name,
             "agent": cfg.agent.name,
             "ranker": cfg.ranker.name,
+            "belief": cfg.belief.name,
+            "compared_by": cfg.item_embeddings.name if compares_items(cfg) else None,
             "seed": seed,
             "ranker_seed": cfg.ranker_seed,
             "val_return": outcome["best_score"],
@@ -122,19 +138,18 @@ def _make(cfg: DictConfig, config: dict[str, Any], env: TopicRec, agent: LatentA
             "steps": agent.step,
             **data.counters,
             "item_embeddings": env.fingerprint,
-            "ranker_run": ranker.digest,
-            "ranker_sha256": fingerprint_of(ranker.path / "ranker.ckpt"),
-            "logged_data_checksum": ranker.result()["logged_data_checksum"],
+            **provenance(inputs),
             "device": str(env.device),
             "seconds": outcome["seconds"],
         },
     )
-    curves = ["val/return", "train/return", "loss/critic", "loss/actor", "value/q", "policy/alpha"]
+    curves = ["val/return", "train/return", *agent.TERMS]
     plot_curves(run.path / "curves.png", run.path / "metrics.csv", curves)
 
 
 def _show(run: Run) -> None:
     result = run.result()
-    title = f"{result['agent']} + {result['ranker']} on {result['env']}, seed {result['seed']}"
+    parts = [part for part in (result["agent"], result["ranker"], result["compared_by"]) if part and part != "none"]
+    title = f"{' + '.join(parts)} on {result['env']}, seed {result['seed']}"
     show_result(title, f"best (step {result['best_step']:,})", result)
     note(f"{result['test_users']} test users; {result['turns']:,} turns and {result['updates']:,} updates of training")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from slaterl import checkpoints
@@ -28,7 +29,7 @@ def ranker_run(cfg: DictConfig, env: TopicRec) -> Run:
     """Where the ranker of this configuration lies, made or not."""
     spec = {
         "logged_data": logged_data_run(cfg, env).digest,
-        "ranker": settings_of(cfg.ranker),
+        "ranker": {key: value for key, value in settings_of(cfg.ranker).items() if key != "unique"},  # not of training
         "pretrain": plain(cfg.pretrain),
         "seed": cfg.ranker_seed,
     }
@@ -38,7 +39,7 @@ def ranker_run(cfg: DictConfig, env: TopicRec) -> Run:
 
 def pretrain(cfg: DictConfig) -> Run:
     """Find or make the ranker, and its logged data before it."""
-    if "_target_" not in cfg.ranker:
+    if "_target_" not in cfg.ranker or get_object(cfg.ranker["_target_"]) is not GeMS:
         raise UserError(f"ranker={cfg.ranker.name}: there is nothing to pretrain; use ranker=gems")
     device = resolve_device(cfg.device)
     env = build_env(cfg.env, device)

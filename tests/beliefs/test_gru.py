@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slaterl.beliefs.gru import GRUBelief, gru_scan, unroll
+from slaterl.envs.topic_rec import Observation
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
 
@@ -94,7 +95,7 @@ def test_turn_by_turn_equals_one_pass(belief: GRUBelief, frames: tuple[Tensor, T
     state = belief.initial_state(BATCH)
     assert torch.equal(state, torch.zeros_like(state))
     for turn in range(TURNS):
-        state = belief.step(slates[:, turn], clicks[:, turn], state)
+        state = belief.step(Observation(slates[:, turn], clicks[:, turn]), state)
         torch.testing.assert_close(state, expected[:, turn], rtol=1e-12, atol=1e-14)
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.networks import Critics, mlp, polyak
-from slaterl.beliefs.gru import GRUBelief, unroll
+from slaterl.beliefs.base import Belief, states_of
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import check_counts, check_positive, check_range, check_widths
 from slaterl.rankers.base import Ranker
@@ -54,7 +54,7 @@ class SAC(LatentAgent):
         self,
         *,
         ranker: Ranker,
-        belief: Callable[[], GRUBelief],
+        belief: Callable[[], Belief],
         generator: torch.Generator,
         gamma: float,
         tau: float,
@@ -98,16 +98,23 @@ class SAC(LatentAgent):
         """[num_critics, ...] at belief states [..., H] and actions [..., A] in [-1, 1]."""
         return critics(torch.cat([state, self.ranker.to_latent(action)], dim=-1))
 
+    def behaviour(self, batch: Trajectories) -> Tensor:
+        """The actions [B, H, A] in [-1, 1] that the critics learn from."""
+        assert batch.actions is not None
+        return batch.actions
+
+    def served(self, state: Tensor, action: Tensor) -> Tensor:
+        """What is shown to users in states [..., H] for policy actions [..., A], as actions in [-1, 1]."""
+        return action
+
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """One step of critics, policy, temperature and targets on B whole trajectories."""
-        assert batch.actions is not None
-        slates, clicks = batch.slates[:, :-1], batch.clicks[:, :-1]  # frame t is o_t: what a_t may depend on
         reward = batch.rewards  # [B, H]
         generator, alpha = self.generators["update"], self.log_alpha.detach().exp()
         for optimizer in self.optim.values():
             optimizer.zero_grad(set_to_none=True)
         # Both beliefs in one scan. The losses end at `states`, so that the way back is one scan, too.
-        beliefs = unroll([self.critic_belief, self.actor_belief], slates, clicks)
+        beliefs = states_of([self.critic_belief, self.actor_belief], batch)
         states = beliefs.detach().requires_grad_()
         critic_state, actor_state = states  # [B, H, state]
         gaussian = self.actor(actor_state)  # [B, H, 2A]
@@ -115,10 +122,11 @@ class SAC(LatentAgent):
         # critics: y = r + gamma * (min Q'(s', a') - alpha * log pi(a' | s')), and y = r in the last turn
         with torch.no_grad():
             next_action, next_log_prob = tanh_gaussian(gaussian[:, 1:], generator)
+            next_action = self.served(critic_state[:, 1:], next_action)
             next_q = self.q_values(self.target_critics, critic_state[:, 1:], next_action).amin(0)
             target = reward.clone()
             target[:, :-1] += self.gamma * (next_q - alpha * next_log_prob)
-        q = self.q_values(self.critics, critic_state, batch.actions)
+        q = self.q_values(self.critics, critic_state, self.behaviour(batch))
         critic_loss = (q - target).square().mean()
         critic_loss.backward()
 
@@ -134,7 +142,8 @@ class SAC(LatentAgent):
         alpha_loss = -self.log_alpha.exp() * (log_prob.detach().mean() + self.target_entropy)
         alpha_loss.backward()
 
-        beliefs.backward(states.grad)
+        if beliefs.requires_grad:
+            beliefs.backward(states.grad)
         for optimizer in self.optim.values():
             optimizer.step()
         polyak(self.critics, self.target_critics, self.tau)

@@ -1,0 +1,143 @@
+"""SlateQ: the value of a slate is the sum over its items of P(click | slate) * Q(s, item).
+
+Ie et al., "SlateQ: A Tractable Decomposition for Reinforcement Learning with Recommendation Sets", IJCAI 2019,
+arXiv 1905.12767. It knows the simulator's click model and, at every turn, every item's relevance to the user.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from slaterl.agents.networks import polyak
+from slaterl.agents.online.dqn import DQN
+from slaterl.beliefs.base import states_of
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.topic_rec import Observation, PrivilegedObservation, TopicRec
+from slaterl.errors import UserError
+from slaterl.rollout import Decision
+
+
+class SlateQ(DQN):
+    """Q(s, i): what follows a click on item i, itself included (DQN gives the network, its target and exploration).
+
+    Args:
+        env: whose click model and item embeddings it knows.
+        serving: how a slate is built: `topk` sorts the items by P(click) * Q where each is examined for certain (TS in
+            the paper); `greedy` fills slot after slot, the best examined first, by the value of the whole slate (GS).
+        training: the next slate in the target: `topk` or `greedy` (Q-learning), or `sarsa`, the slate that was shown.
+        credit: clicks that are learned from: `first_click` of a slate, or `every_click`.
+        others: see DQN.
+    """
+
+    SEES_SIMULATOR: ClassVar = True
+
+    def __init__(
+        self,
+        *,
+        env: TopicRec,
+        num_items: int,
+        slate_size: int,
+        belief: Any,
+        gamma: float,
+        tau: float,
+        q_lr: float,
+        q_hidden: Any,
+        epsilon_start: float,
+        epsilon_end: float,
+        epsilon_decay: float,
+        serving: Literal["topk", "greedy"],
+        training: Literal["topk", "greedy", "sarsa"],
+        credit: Literal["first_click", "every_click"],
+    ) -> None:
+        choices = {
+            "serving": (serving, ("topk", "greedy")),
+            "training": (training, ("topk", "greedy", "sarsa")),
+            "credit": (credit, ("first_click", "every_click")),
+        }
+        for field, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise UserError(f"agent.{field}={value}: expected {', '.join(allowed)}")
+        super().__init__(
+            num_items=num_items,
+            slate_size=slate_size,
+            belief=belief,
+            gamma=gamma,
+            tau=tau,
+            q_lr=q_lr,
+            q_hidden=q_hidden,
+            epsilon_start=epsilon_start,
+            epsilon_end=epsilon_end,
+            epsilon_decay=epsilon_decay,
+        )
+        self.env = env
+        best_first = env.examination.sort(descending=True, stable=True)
+        self.slots = list(zip(best_first.indices.tolist(), best_first.values.tolist(), strict=True))
+        self.serving, self.training_slates, self.credit = serving, training, credit
+
+    def best_slate(self, how: str, relevance: Tensor, values: Tensor) -> Tensor:
+        """Slates [..., S] for relevance and values of all items [..., N]."""
+        if how == "topk":
+            return self.slate_of(relevance * values)
+        return self._greedy(relevance, values)
+
+    def decide(
+        self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
+    ) -> Decision:
+        assert isinstance(observation, PrivilegedObservation)
+        relevance = self.env.relevance(observation.hidden.effective)
+        return Decision(self.explore(self.best_slate(self.serving, relevance, self.critic(state)), generator))
+
+    def _greedy(self, relevance: Tensor, values: Tensor) -> Tensor:
+        """Slot after slot the item with which the slate so far is worth most, diversity penalty included."""
+        env = self.env
+        gain = relevance * values  # [..., N]
+        taken = torch.zeros_like(gain, dtype=torch.bool)
+        counts = torch.zeros(*gain.shape[:-1], env.num_topics, dtype=torch.int64, device=gain.device)
+        worth = gain.new_zeros(*gain.shape[:-1], 1)
+        slate: dict[int, Tensor] = {}
+        for slot, examination in self.slots:
+            with_item = worth + examination * gain
+            # crowded: a topic was full before, or the item fills its topic
+            full = counts.amax(-1, keepdim=True) >= env.diversity_threshold
+            crowded = full | (counts[..., env.item_topic] + 1 >= env.diversity_threshold)
+            seen = torch.where(crowded, with_item / env.diversity_penalty, with_item)
+            slate[slot] = seen.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
+            worth = with_item.gather(-1, slate[slot])
+            taken.scatter_(-1, slate[slot], True)
+            counts.scatter_add_(-1, env.item_topic[slate[slot]], torch.ones_like(slate[slot]))
+        return torch.cat([slate[slot] for slot in range(self.slate_size)], dim=-1)
+
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """One step of Q and its target on B whole trajectories, hidden state included."""
+        shown, clicks = batch.slates[:, 1:].long(), batch.clicks[:, 1:].float()  # [B, H, S]
+        (state,) = states_of([self.critic_belief], batch)  # [B, H, state]
+
+        # of a click: y = 1 + gamma * sum over j in the next slate of P(click on j | s', slate) * Q'(s', j); at the end y = 1
+        with torch.no_grad():
+            next_values = self.target_critic(state[:, 1:])  # [B, H-1, N]
+            relevance = self.env.relevance(batch.hidden["effective"][:, 1:])
+            if self.training_slates == "sarsa":
+                following = shown[:, 1:]
+            else:
+                following = self.best_slate(self.training_slates, relevance, next_values)
+            odds = self.env.click_odds(relevance.gather(2, following), self.env.item_topic[following])
+            target = clicks.new_ones(clicks.shape[:2])
+            target[:, :-1] += self.gamma * (odds * next_values.gather(2, following)).sum(2)
+        if self.credit == "first_click":
+            clicks = clicks * (clicks.cumsum(2) == 1)
+        q = self.critic(state).gather(2, shown)
+        # a mean over clicks; the clamp is for a batch without any
+        count = clicks.sum().clamp(min=1)
+        loss = (clicks * (q - target.unsqueeze(2)).square()).sum() / count
+        self.minimise("critic", loss)
+        polyak(self.critic, self.target_critic, self.tau)
+
+        return {
+            "loss/critic": loss,
+            "value/q": (clicks * q).sum() / count,
+            "value/target": (clicks * target.unsqueeze(2)).sum() / count,
+            "policy/epsilon": loss.new_tensor(self.epsilon),
+        }

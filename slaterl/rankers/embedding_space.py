@@ -1,0 +1,67 @@
+"""Rankers whose actions live in a space of item embeddings: one action for the slate, or one for each slot."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from slaterl.errors import UserError
+from slaterl.rankers.base import Ranker
+
+
+class EmbeddingRanker(Ranker):
+    """Compares queries with fixed item embeddings; the action box is their range in each dimension.
+
+    Args:
+        item_embeddings: [N, E], scratch, mf or ideal; part of the state dict.
+        queries: how many an action holds.
+    """
+
+    item_embeddings: Tensor
+
+    def __init__(self, item_embeddings: Tensor, slate_size: int, queries: int, unique: bool) -> None:
+        super().__init__(action_dim=queries * item_embeddings.shape[1], unique=unique)
+        self.slate_size, self.queries = slate_size, queries
+        self.register_buffer("item_embeddings", item_embeddings.clone())
+        self.set_items(item_embeddings)
+
+    def set_items(self, item_embeddings: Tensor) -> None:
+        """Rank by these embeddings [N, E] from now on."""
+        self.item_embeddings.copy_(item_embeddings)
+        low, high = (bound.repeat(self.queries) for bound in self.item_embeddings.aminmax(dim=0))
+        self.set_box(low, high)
+
+    def scores(self, latent: Tensor) -> Tensor:
+        """Inner products of each query with each item, [B, A] -> [B, queries, N]."""
+        return latent.unflatten(1, (self.queries, -1)) @ self.item_embeddings.T
+
+
+class TopK(EmbeddingRanker):
+    """The S items of the largest inner products with one query, best first (Deffayet et al. 2023, section 6)."""
+
+    def __init__(self, *, item_embeddings: Tensor, slate_size: int, unique: bool) -> None:
+        if unique is not True:
+            raise UserError(
+                f"ranker.unique={unique}: the top k items hold no repeats; use true, or ranker=k_head_argmax"
+            )
+        super().__init__(item_embeddings, slate_size, queries=1, unique=unique)
+
+    def rank(self, latent: Tensor) -> Tensor:
+        return self.scores(latent)[:, 0].topk(self.slate_size, dim=1).indices
+
+    def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
+        """The mean of the slate's embeddings: in the box, and nearest to all of them."""
+        return self.item_embeddings[slate.long()].mean(-2)
+
+
+class KHeadArgmax(EmbeddingRanker):
+    """One query a slot: the item of the largest inner product in each (Deffayet et al. 2023, section 6)."""
+
+    def __init__(self, *, item_embeddings: Tensor, slate_size: int, unique: bool) -> None:
+        super().__init__(item_embeddings, slate_size, queries=slate_size, unique=unique)
+
+    def rank(self, latent: Tensor) -> Tensor:
+        return self.best_by_slot(self.scores(latent))
+
+    def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
+        """The slate's own embeddings: exact where no item has a larger inner product with them than they themselves."""
+        return self.item_embeddings[slate.long()].flatten(-2)

@@ -1,0 +1,31 @@
+"""Where the item embeddings come from that a ranker, or an agent, compares items by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import check_counts, check_positive, check_range
+
+
+def scratch(*, num_items: int, dim: int) -> Tensor:
+    """Random embeddings [N, E], N(0, 1): know nothing of the items."""
+    check_counts(**{"item_embeddings.dim": dim})
+    return torch.randn(num_items, dim)
+
+
+def ideal(*, env: TopicRec) -> Tensor:
+    """The simulator's own [N, D]: an upper bound, since no recommender has them."""
+    return env.item_embeddings.cpu()
+
+
+def initial_factors(
+    *, num_items: int, dim: int, lr: float, batch_size: int, epochs: int, weight_decay: float, holdout: float
+) -> Tensor:
+    """Item factors [N, E] as stage=mf starts from them, N(0, 0.1^2); every other argument is its setting."""
+    check_counts(**{"item_embeddings.dim": dim, "item_embeddings.batch_size": batch_size})
+    check_counts(**{"item_embeddings.epochs": epochs})
+    check_positive(**{"item_embeddings.lr": lr, "item_embeddings.holdout": holdout})
+    check_range(0, 1, **{"item_embeddings.weight_decay": weight_decay, "item_embeddings.holdout": holdout})
+    return 0.1 * torch.randn(num_items, dim)

@@ -1,0 +1,128 @@
+"""Item embeddings from logged clicks: matrix factorisation by Bayesian personalised ranking.
+
+Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 2009, arXiv 1205.2618.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, logsigmoid
+
+from slaterl.data.trajectories import Trajectories
+from slaterl.errors import UserError
+from slaterl.learner import Learner
+from slaterl.seeds import stream
+
+
+class Clicks(NamedTuple):
+    """C clicks: who clicked what."""
+
+    users: Tensor  # [C] a user is a trajectory
+    items: Tensor  # [C]
+
+
+class MatrixFactorization(Learner):
+    """Users and items as vectors whose inner products rank what was clicked above random items.
+
+    Args:
+        item_factors: [N, E] to start from.
+        num_users: trajectories in the log.
+        generator: of the negative items, one for each click, uniform over all items.
+        weight_decay: of the squared norms of the factors in a triple (the paper's lambda).
+    """
+
+    TERMS: ClassVar = ("loss/bpr", "accuracy/pair")
+    VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in TERMS)
+
+    def __init__(
+        self, item_factors: Tensor, num_users: int, *, lr: float, weight_decay: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.items = nn.Parameter(item_factors.clone())
+        self.users = nn.Parameter(0.1 * torch.randn(num_users, item_factors.shape[1]))
+        self.weight_decay = weight_decay
+        self.generators["negatives"] = generator
+        self.add_optimizer("factors", self.items, self.users, lr=lr)
+
+    def losses(self, batch: Clicks, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        """-log sigmoid(x_ui - x_uj), mean over clicks, with the norms' penalty; and the share of pairs in order."""
+        user, clicked, other = (
+            embedding(batch.users, self.users),
+            embedding(batch.items, self.items),
+            embedding(negatives, self.items),
+        )
+        difference = (user * (clicked - other)).sum(1)
+        norms = (user.square() + clicked.square() + other.square()).sum(1)
+        loss = (-logsigmoid(difference) + self.weight_decay * norms).mean()
+        return loss, (difference > 0).float().mean()
+
+    def negatives(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(len(self.items), (count,), generator=generator, device=self.items.device)
+
+    def update(self, batch: Clicks) -> dict[str, Tensor]:
+        loss, accuracy = self.losses(batch, self.negatives(len(batch.users), self.generators["negatives"]))
+        self.minimise("factors", loss)
+        return {"loss/bpr": loss, "accuracy/pair": accuracy}
+
+    @torch.no_grad()
+    def validate(self, held_out: Clicks, seed: int) -> dict[str, float]:
+        """Over held-out clicks, each against the same random item every time."""
+        generator = stream(seed, "validation negatives", self.items.device)
+        losses = self.losses(held_out, self.negatives(len(held_out.users), generator))
+        return {name: value.item() for name, value in zip(self.VAL_TERMS, losses, strict=True)}
+
+
+class ClickData(L.LightningDataModule):
+    """Shuffled batches of the clicks in logged trajectories; frame 0, which nobody chose, is left out.
+
+    The order of an epoch depends on the seed and the epoch's number alone, so the step tells where one is.
+
+    Args:
+        holdout: share of the clicks that are kept for validation.
+    """
+
+    def __init__(
+        self, data: Trajectories, learner: Learner, *, batch_size: int, epochs: int, holdout: float, seed: int
+    ) -> None:
+        super().__init__()
+        user, turn, slot = data.clicks[:, 1:].nonzero(as_tuple=True)
+        everything = Clicks(user, data.slates[user, turn + 1, slot].long())
+        order = torch.randperm(len(user), generator=stream(seed, "held-out clicks")).to(user.device)
+        held = round(len(user) * holdout)
+        if not 0 < held < len(user):
+            raise UserError(f"item_embeddings.holdout={holdout}: of {len(user)} logged clicks that holds out {held}")
+        self.held_out, self.training = (Clicks(*(c[part] for c in everything)) for part in (order[:held], order[held:]))
+        self.learner, self.batch_size, self.seed = learner, batch_size, seed
+        self.size = len(self.training.users)
+        self.steps_per_epoch = -(-self.size // batch_size)
+        self.max_steps = epochs * self.steps_per_epoch
+        self.measures: Mapping[str, float] = {}
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        step = self.learner.step
+        return {"epoch": step // self.steps_per_epoch, "clicks": step * self.batch_size}
+
+    def train_dataloader(self) -> ClickData:
+        return self
+
+    def __len__(self) -> int:
+        return self.max_steps - self.learner.step
+
+    def __iter__(self) -> Iterator[Clicks]:
+        while self.learner.step < self.max_steps:
+            epoch, first = divmod(self.learner.step, self.steps_per_epoch)
+            order = torch.randperm(self.size, generator=stream(self.seed, f"clicks of epoch {epoch}"))
+            for index in order.to(self.training.users.device).split(self.batch_size)[first:]:
+                yield Clicks(*(column[index] for column in self.training))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
