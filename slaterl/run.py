@@ -18,13 +18,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from slaterl.listing import CONF, as_help
+
 # Read when torch is imported. GNU OpenMP's threads spin for milliseconds while they wait for each other, so that an
 # update takes 20 times as long where another process wants their core; a shorter spin costs nothing on a free one.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-_HERE = Path(__file__).resolve().parent
-# in a wheel conf/ lies inside the package, in a checkout beside it
-CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+OmegaConf.register_new_resolver("choices", as_help, replace=True)  # what --help shows
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -92,7 +92,7 @@ class DQN(ItemAgent):
         (state,) = states_of([self.critic_belief], batch)  # [B, H, state]
         values = self.critic(state)  # [B, H, N]
 
-        # y_i = click_i + gamma * mean over j in the next slate of Q'(s', j), the slate chosen by Q; at the end y_i = click_i
+        # y_i = click_i + gamma * mean over j in the next slate, chosen by Q, of Q'(s', j); at the end y_i = click_i
         with torch.no_grad():
             following = self.slate_of(values[:, 1:])
             next_value = self.target_critic(state[:, 1:]).gather(2, following).mean(2, keepdim=True)

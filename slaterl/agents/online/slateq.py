@@ -115,7 +115,7 @@ class SlateQ(DQN):
         shown, clicks = batch.slates[:, 1:].long(), batch.clicks[:, 1:].float()  # [B, H, S]
         (state,) = states_of([self.critic_belief], batch)  # [B, H, state]
 
-        # of a click: y = 1 + gamma * sum over j in the next slate of P(click on j | s', slate) * Q'(s', j); at the end y = 1
+        # of a click: y = 1 + gamma * sum over j in the next slate A' of P(j | s', A') * Q'(s', j); at the end y = 1
         with torch.no_grad():
             next_values = self.target_critic(state[:, 1:])  # [B, H-1, N]
             relevance = self.env.relevance(batch.hidden["effective"][:, 1:])
