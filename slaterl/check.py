@@ -32,6 +32,7 @@ _SECTIONS = {
     "logged_data": {"trajectories", "epsilon", "num_envs", "seed"},
     "pretrain": {"epochs", "lr", "batch_size", "holdout", "box_trajectories"},
     "benchmark": {"repeats"},
+    "report": {"runs", "against", "users"},
     "params": {"lambda_KL", "lambda_click"},
     "paths": {"root"},
 }
@@ -57,6 +58,7 @@ _COUNTS = {
     "pretrain.batch_size": 1,
     "pretrain.box_trajectories": 1,
     "benchmark.repeats": 1,
+    "report.users": 2,
 }
 
 

@@ -71,7 +71,7 @@ def top_level_keys() -> set[str]:
     config = OmegaConf.load(CONF / "config.yaml")
     groups = {str(key) for entry in config.defaults if isinstance(entry, DictConfig) for key in entry}
     sizes = {str(key) for key in OmegaConf.load(CONF / "scale" / "paper.yaml")}
-    elsewhere = {"defaults", "hydra", "experiment", "scale", "override hydra/job_logging"}
+    elsewhere = {"defaults", "hydra", "experiment", "method", "scale", "override hydra/job_logging"}
     return ({str(key) for key in config} | groups | sizes) - elsewhere
 
 

@@ -1,0 +1,202 @@
+"""The report's pictures: each a function from data to a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
+
+from slaterl import metrics
+from slaterl.report.episodes import Episodes
+from slaterl.report.statistics import half_width
+
+WIDTH = 9.0  # inches
+
+
+def learning_curves(runs: pd.DataFrame) -> Figure:
+    """Validation return over steps: the mean over a method's seeds, and its 95 % interval as a band."""
+
+    colours = _colours(runs["method"])
+
+    def draw(axis: Axes, env: str) -> None:
+        for method, group in runs[runs["env"] == env].groupby("method"):
+            colour = colours[str(method)]
+            curves = [pd.Series(dict(zip(*_curve(path), strict=True))) for path in group["path"]]
+            curves = [curve for curve in curves if len(curve)]
+            if not curves:  # it does not learn: a level
+                axis.axhline(group["test"].mean(), label=method, linestyle=":", color=colour)
+                continue
+            table = pd.concat(curves, axis=1).dropna()  # where all seeds have been
+            middle = table.mean(axis=1).to_numpy()
+            axis.plot(table.index, middle, label=method, color=colour, linewidth=1.4)
+            if len(curves) > 1:
+                band = np.array([half_width(row) for row in table.to_numpy()])
+                axis.fill_between(table.index, middle - band, middle + band, alpha=0.2, color=colour)
+        axis.set_title(env)
+        axis.set_xlabel("step")
+        axis.set_ylabel("validation return")
+        axis.set_ylim(bottom=0)
+
+    return _with_legend(_panels(sorted(runs["env"].unique()), draw))
+
+
+def score_density(episodes: Mapping[str, Episodes]) -> Figure:
+    """Scores of the recommended items by the number of bored topics, and the threshold of relevance (Figure 2)."""
+
+    def draw(axis: Axes, method: str) -> None:
+        found = episodes[method]
+        bored = found.bored.sum(2)  # [U, H]
+        grid = np.linspace(found.scores.min() - 0.02, found.scores.max() + 0.02, 300)
+        for count in np.unique(bored):
+            values = found.scores[bored == count].ravel()
+            if len(values) >= 100 and np.ptp(values) > 0:
+                share = (bored == count).mean()
+                axis.plot(grid, gaussian_kde(values)(grid), label=f"{count} ({share:.0%} of turns)", linewidth=1.4)
+        axis.axvline(found.threshold, color="black", linestyle="--", linewidth=1)
+        axis.set_title(method)
+        axis.set_xlabel("score of recommended items (dashed: relevance 1/2)")
+        axis.set_ylabel("density")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(title="bored topics", fontsize=7, title_fontsize=7)
+
+    return _panels(list(episodes), draw)
+
+
+def return_per_turn(episodes: Mapping[str, Episodes]) -> Figure:
+    """Clicks in each turn of the episode, mean over users with its 95 % interval."""
+    colours = _colours(episodes)
+    figure = _figure(3.4)
+    axis = figure.subplots()
+    for method, found in episodes.items():
+        clicks = found.clicks.sum(2)  # [U, H]
+        turns = np.arange(1, clicks.shape[1] + 1)
+        middle = clicks.mean(0)
+        axis.plot(turns, middle, label=method, color=colours[method], linewidth=1.4)
+        if len(clicks) > 1:
+            band = np.array([half_width(column) for column in clicks.T])
+            axis.fill_between(turns, middle - band, middle + band, alpha=0.2, color=colours[method])
+    axis.set_xlabel("turn")
+    axis.set_ylabel("clicks")
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _with_legend(figure)
+
+
+def slate_heat_map(episodes: Mapping[str, Episodes], user: int = 0) -> Figure:
+    """One user's episode: how many items of each topic the slates held, clicks as dots, boredom hatched."""
+
+    def draw(axis: Axes, method: str) -> None:
+        found = episodes[method]
+        topics, bored = found.topics[user], found.bored[user]  # [H, S], [H, K]
+        turns, number = bored.shape
+        counts = np.stack([(topics == topic).sum(1) for topic in range(number)])  # [K, H]
+        image = axis.imshow(counts, aspect="auto", cmap="Blues", vmin=0, vmax=topics.shape[1], interpolation="nearest")
+        for topic, turn in zip(*np.nonzero(bored.T), strict=True):
+            axis.add_patch(_box(turn, topic))
+        turn, slot = np.nonzero(found.clicks[user])
+        axis.scatter(turn, topics[turn, slot], s=7, color="tab:orange", label="click", zorder=3)
+        axis.set_title(f"{method}: topics shown (blue), clicks (dots), bored (hatched)", fontsize=9)
+        axis.set_xlabel("turn")
+        axis.set_ylabel("topic")
+        axis.set_xlim(-0.5, turns - 0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_yticks(range(number))
+        axis.figure.colorbar(image, ax=axis, label="items on the slate", pad=0.01)
+
+    return _panels(list(episodes), draw, columns=1, height=2.6)
+
+
+def slate_ranks(episodes: Mapping[str, Episodes], user: int = 0) -> Figure:
+    """One user's episode: the topic at each rank, turn after turn."""
+
+    def draw(axis: Axes, method: str) -> None:
+        found = episodes[method]
+        number = found.bored.shape[2]
+        image = axis.imshow(
+            found.topics[user].T, aspect="auto", cmap="tab20", vmin=-0.5, vmax=19.5, interpolation="nearest"
+        )
+        turn, slot = np.nonzero(found.clicks[user])
+        axis.scatter(turn, slot, s=6, color="black", zorder=3)
+        axis.set_title(f"{method}: topic at each rank, clicks as dots", fontsize=9)
+        axis.set_xlabel("turn")
+        axis.set_ylabel("rank")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        bar = axis.figure.colorbar(image, ax=axis, label="topic", pad=0.01, ticks=range(min(number, 20)))
+        bar.ax.set_ylim(-0.5, min(number, 20) - 0.5)
+
+    return _panels(list(episodes), draw, columns=1, height=2.6)
+
+
+def lambda_grid(grid: pd.DataFrame) -> Figure:
+    """Mean test return by lambda_KL and lambda_click of GeMS (Figure 3). Columns: env, lambda_KL, lambda_click, test."""
+
+    def draw(axis: Axes, env: str) -> None:
+        table = grid[grid["env"] == env].pivot_table("test", "lambda_click", "lambda_KL")
+        image = axis.imshow(table, cmap="viridis", origin="lower", aspect="auto")
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            if not np.isnan(value):
+                axis.text(column, row, f"{value:.0f}", ha="center", va="center", color="white", fontsize=9)
+        axis.set_xticks(range(len(table.columns)), [f"{value:g}" for value in table.columns])
+        axis.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])
+        axis.set_xlabel("lambda_KL")
+        axis.set_ylabel("lambda_click")
+        axis.set_title(env)
+        axis.figure.colorbar(image, ax=axis, label="test return")
+
+    return _panels(sorted(grid["env"].unique()), draw)
+
+
+def _curve(path: object) -> tuple[list[int], list[float]]:
+    file = path / "metrics.csv"  # type: ignore[operator]
+    return metrics.curve(file, "val/return") if file.is_file() else ([], [])
+
+
+def _colours(methods: Iterable[str]) -> dict[str, tuple[float, ...]]:
+    """A colour for each method, the same in all panels of a figure."""
+    names = sorted(set(methods))
+    return {name: colormaps["tab10" if len(names) <= 10 else "tab20"](i % 20) for i, name in enumerate(names)}
+
+
+def _with_legend(figure: Figure) -> Figure:
+    """One legend for all panels, below them."""
+    labelled = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
+    entries = {label: handle for axis in labelled for handle, label in axis}
+    columns = 3 if max(map(len, entries)) < 30 else 2
+    rows = -(-len(entries) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=7, frameon=False
+    )
+    return figure
+
+
+def _figure(height: float) -> Figure:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _panels(names: Sequence[str], draw: Callable[[Axes, str], None], columns: int = 2, height: float = 3.4) -> Figure:
+    """One panel for each name."""
+    columns = min(columns, len(names))
+    rows = -(-len(names) // columns)
+    figure = _figure(height * rows)
+    axes: NDArray[np.object_] = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, name in zip(axes, names, strict=False):
+        draw(axis, name)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def _box(turn: int, topic: int) -> Rectangle:
+    return Rectangle((turn - 0.5, topic - 0.5), 1, 1, fill=False, hatch="////", edgecolor="gray", linewidth=0)

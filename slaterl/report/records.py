@@ -1,0 +1,159 @@
+"""The runs that a report is about, and what their methods are called."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slaterl.errors import UserError
+from slaterl.runs import read_json
+
+STAGES = ("online", "offline", "evaluate")  # those that end with a policy's return
+# settings that two runs of one method may differ in: they make seeds of it
+_SEEDS = {"seed", "ranker_seed"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as its manifest and its result tell.
+
+    Attributes:
+        status: finished, running, interrupted or failed (of the manifest), waiting or killed (of a sweep's record).
+        result: result.json of a finished run, else {}.
+    """
+
+    path: Path
+    status: str
+    reason: str
+    command: Sequence[str]
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @property
+    def env(self) -> str:
+        return self.config["env"]["name"]
+
+    @property
+    def seed(self) -> int:
+        return self.result.get("seed", self.config["seed"])
+
+    @property
+    def steps(self) -> int:
+        """Of training; 0 for what does not learn."""
+        return self.result.get("steps", 0)
+
+
+def find(runs: str | Sequence[str] | None, root: Path) -> list[Record]:
+    """Every run in folders, globs or sweeps, each once; by default all below `root`.
+
+    Raises:
+        UserError: a pattern that matches no run.
+    """
+    if runs is None:
+        patterns = [str(root / stage / "*" / "*") for stage in STAGES]
+        return _unique(record for pattern in patterns for path in _matches(pattern) for record in _read(path))
+    found = []
+    for pattern in [runs] if isinstance(runs, str) else runs:
+        records = [record for path in _matches(pattern) for record in _read(path)]
+        if not records:
+            raise UserError(f"report.runs={pattern}: no run of stage {', '.join(STAGES)} there")
+        found += records
+    return _unique(found)
+
+
+def _matches(pattern: str) -> list[Path]:
+    return [Path(path) for path in sorted(glob.glob(str(Path(pattern).expanduser())))]  # noqa: PTH207 (absolute ones)
+
+
+def _unique(records: Iterable[Record]) -> list[Record]:
+    return list({record.path.resolve(): record for record in records}.values())
+
+
+def _read(path: Path) -> list[Record]:
+    """The runs in a folder: itself, those of a sweep, or all below it."""
+    if (path / "manifest.json").is_file():
+        manifest = read_json(path / "manifest.json")
+        return [_of_manifest(path, manifest)] if manifest["stage"] in STAGES else []
+    jobs = sorted(path.glob("*/job.json"), key=lambda file: int(file.parent.name))
+    if jobs:
+        return [_of_job(file) for file in jobs]
+    return [record for file in sorted(path.rglob("manifest.json")) for record in _read(file.parent)]
+
+
+def _of_manifest(path: Path, manifest: Mapping[str, Any]) -> Record:
+    finished = manifest["status"] == "finished" and (path / "result.json").is_file()
+    return Record(
+        path=path,
+        status=manifest["status"],
+        reason=manifest.get("reason", ""),
+        command=manifest["command"][1:],
+        config=manifest["config"],
+        result=read_json(path / "result.json") if finished else {},
+    )
+
+
+def _of_job(file: Path) -> Record:
+    """A job of a sweep: its run, or, where it has none yet, what the sweep wrote down of it."""
+    job = read_json(file)
+    if "run" in job and (Path(job["run"]) / "manifest.json").is_file():
+        return _of_manifest(Path(job["run"]), read_json(Path(job["run"]) / "manifest.json"))
+    return Record(file.parent, job["status"], job.get("reason", ""), job["overrides"], job["config"], {})
+
+
+def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """What a run's method is called: agent, ranker, item embeddings, a belief that is not the default."""
+    if "checkpoint" in result:
+        return f"{result['agent']} (checkpoint, step {result['step']:,})"
+    parts = [config["agent"]["name"]]
+    ranker = config["ranker"]["name"]
+    if result.get("ranker", "none") != "none":
+        parts.append(ranker)
+    if result.get("compared_by"):
+        parts.append(result["compared_by"])
+    if result.get("belief") == "none":
+        parts.append("oracle state")
+    return " + ".join(parts)
+
+
+def name_methods(records: Sequence[Record]) -> list[str]:
+    """One name for each record: equal for the seeds of one method, different where any other setting differs.
+
+    What differs between runs of one plain name is added to it, such as `agent.gamma=0`.
+    """
+    plain = [method_of(record.config, record.result) for record in records]
+    names = []
+    for record, name in zip(records, plain, strict=True):
+        alike = [_settings(other) for other, its in zip(records, plain, strict=True) if its == name]
+        own = _settings(record)
+        differing = sorted(
+            key for key in own if any(other.get(key) != own[key] for other in alike) and own[key] is not None
+        )
+        names.append(", ".join([name, *(f"{key}={own[key]}" for key in differing)]))
+    return names
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """What the configuration says of the method, flat: not the seeds, the environment, or where and how it ran."""
+    parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
+    sizes = ("max_steps", "random_steps", "num_envs", "batch_size", "capacity", "logged_data", "pretrain")
+    if record.steps:
+        parts |= {key: record.config[key] for key in sizes if key in record.config}
+    if not record.result.get("compared_by") and not record.result.get("ranker_run"):
+        parts.pop("ranker", None)  # beside a method that does not use it
+        parts.pop("params", None)
+    flat: dict[str, Any] = {}
+
+    def flatten(value: Any, path: str) -> None:
+        if isinstance(value, Mapping):
+            for key, entry in value.items():
+                if key not in ("_target_", "name", *_SEEDS):
+                    flatten(entry, f"{path}.{key}" if path else key)
+        else:
+            flat[path] = value
+
+    flatten(parts, "")
+    # the lambdas are the ranker's; params only sets them
+    return {key: value for key, value in flat.items() if not key.startswith("params.")}

@@ -1,0 +1,139 @@
+"""The report's tables: one row for each environment and method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from slaterl import metrics
+from slaterl.errors import UserError
+from slaterl.report.records import Record, name_methods
+from slaterl.report.statistics import summarise, welch_holm
+
+
+def results(records: Sequence[Record]) -> pd.DataFrame:
+    """One row for each finished run: env, method, seed, test, best, last, steps, catalogue (of items), path."""
+    finished = [record for record in records if record.result]
+    rows = []
+    for record, method in zip(finished, name_methods(finished), strict=True):
+        curve = metrics.curve(record.path / "metrics.csv", "val/return")[1] if record.steps else []
+        rows.append(
+            {
+                "env": record.env,
+                "method": method,
+                "seed": record.seed,
+                "test": record.result["test_return"],
+                "best": record.result.get("val_return"),
+                "last": curve[-1] if curve else None,
+                "steps": record.steps,
+                "catalogue": record.result["item_embeddings"],
+                "test_users": record.result["test_users"],
+                "path": record.path,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
+    """One row for each environment and method, by falling mean, with numbers.
+
+    Raises:
+        UserError: there is no method called `against`.
+    """
+    methods = sorted(runs["method"].unique())
+    if against is not None and against not in methods:
+        raise UserError(f"report.against={against}: no such method here; there are {'; '.join(methods)}")
+    rows = []
+    # items of another catalogue are another environment, whatever its name
+    for (env, catalogue), group in runs.groupby(["env", "catalogue"], sort=True):
+        values = {method: part["test"].tolist() for method, part in group.groupby("method")}
+        tests = welch_holm(values, against) if against in values else {}
+        for method, part in group.groupby("method"):
+            found = summarise(part["test"].tolist())
+            rows.append(
+                {
+                    "environment": env,
+                    "items": catalogue,
+                    "method": method,
+                    "seeds": found.seeds,
+                    "mean": found.mean,
+                    "interval": found.interval,
+                    "median": found.median,
+                    "IQM": found.iqm,
+                    "IQM low": found.iqm_low,
+                    "IQM high": found.iqm_high,
+                    "best val": part["best"].mean(),
+                    "last val": part["last"].mean(),
+                    "steps": int(part["steps"].max()),
+                    "p": tests.get(str(method)),
+                }
+            )
+    table = pd.DataFrame(rows).sort_values(["environment", "items", "mean"], ascending=[True, True, False])
+    return table.reset_index(drop=True)
+
+
+def shown(table: pd.DataFrame, against: str | None) -> pd.DataFrame:
+    """The summary as text, as people read it: absent where a number is."""
+
+    def number(value: float | None, form: str = ".1f") -> str:
+        return "" if value is None or math.isnan(value) else format(value, form)
+
+    columns = {
+        "environment": table["environment"],
+        "method": table["method"],
+        "seeds": table["seeds"].astype(str),
+        "test return": [
+            f"{mean:.1f}" + (f" ± {interval:.1f}" if number(interval) else "")
+            for mean, interval in zip(table["mean"], table["interval"], strict=True)
+        ],
+        "median": [number(value) for value in table["median"]],
+        "IQM": [
+            f"{value:.1f}" + (f" [{low:.1f}, {high:.1f}]" if number(low) else "")
+            for value, low, high in zip(table["IQM"], table["IQM low"], table["IQM high"], strict=True)
+        ],
+        "best val": [number(value) for value in table["best val"]],
+        "last val": [number(value) for value in table["last val"]],
+        "steps": [f"{value:,}" if value else "" for value in table["steps"]],
+    }
+    if table.groupby("environment")["items"].nunique().max() > 1:
+        columns = {"environment": columns.pop("environment"), "items": table["items"], **columns}
+    if against is not None:
+        columns[f"p against {against}"] = [number(value, ".3g") for value in table["p"]]
+    return pd.DataFrame(columns)
+
+
+def warnings(runs: pd.DataFrame) -> list[str]:
+    """What in these runs does not compare, in sentences."""
+    found = []
+    for env, group in runs.groupby("env"):
+        if group["catalogue"].nunique() > 1:
+            found.append(f"{env}: its runs are of {group['catalogue'].nunique()} different sets of item embeddings.")
+        for column, what in (("test_users", "numbers of test users"),):
+            if group[column].nunique() > 1:
+                found.append(f"{env}: different {what}: {', '.join(map(str, sorted(group[column].unique())))}.")
+        learning = group[group["steps"] > 0]
+        if learning["steps"].nunique() > 1:
+            steps = ", ".join(f"{value:,}" for value in sorted(learning["steps"].unique()))
+            found.append(f"{env}: trained for different numbers of steps: {steps}.")
+    double = runs[runs.duplicated(["env", "catalogue", "method", "seed"], keep=False)]
+    for (env, method, seed), group in double.groupby(["env", "method", "seed"]):
+        found.append(f"{env}: {method} has {len(group)} runs of seed {seed}, which are not independent.")
+    return found
+
+
+def unfinished(records: Sequence[Record]) -> pd.DataFrame:
+    """Runs without a result: what became of them, and the command that goes on."""
+    rows = [
+        {
+            "run": record.path.name,
+            "environment": record.env,
+            "status": record.status,
+            "reason": record.reason,
+            "command": "python -m slaterl.run " + " ".join(record.command),
+        }
+        for record in records
+        if not record.result
+    ]
+    return pd.DataFrame(rows, columns=["run", "environment", "status", "reason", "command"])

@@ -1,0 +1,179 @@
+"""stage=report: what a set of runs tells, as tables, pictures and one page that holds all of it."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+
+from slaterl.console import note, table
+from slaterl.errors import UserError
+from slaterl.files import whole_file
+from slaterl.report import figures, tables
+from slaterl.report.episodes import Episodes, watch
+from slaterl.report.records import Record, find
+from slaterl.runs import Run, write_json
+
+LEGEND = (
+    "Test return: mean over seeds ± Student's 95 % interval. IQM: mean of the middle half, with a bootstrapped 95 % "
+    "interval. best val, last val: best and final validation return, mean over seeds."
+)
+# of one method's episodes: file name, title, caption, figure
+LOOKS = (
+    (
+        "return_per_turn",
+        "Return per turn",
+        "Clicks in each turn, mean over users with its 95 % interval",
+        figures.return_per_turn,
+    ),
+    (
+        "score_density",
+        "How well items suit, by boredom",
+        "Scores of the recommended items by the number of bored topics",
+        figures.score_density,
+    ),
+    (
+        "topics",
+        "One user's episode: topics",
+        "Items of each topic on the slates of the first test user",
+        figures.slate_heat_map,
+    ),
+    ("ranks", "One user's episode: ranks", "Topic at each rank of these slates", figures.slate_ranks),
+)
+
+
+def report(cfg: DictConfig) -> Run:
+    """Report on the runs in `report.runs`, by default on all of them, below outputs/report/.
+
+    Raises:
+        UserError: there are no finished runs, or no method called report.against.
+    """
+    root, against = Path(cfg.paths.root), cfg.report.against
+    patterns = OmegaConf.to_container(cfg.report.runs) if OmegaConf.is_list(cfg.report.runs) else cfg.report.runs
+    records = find(patterns, root)  # type: ignore[arg-type]
+    if not any(record.result for record in records):
+        raise UserError(f"report.runs={patterns}: none of {len(records)} runs there is finished")
+    runs = tables.results(records)
+    summary = tables.summary(runs, against)
+    envs = sorted(runs["env"].unique())
+    spec = {"runs": sorted(str(record.path.resolve()) for record in records), "against": against, "time": time.time()}
+    run = Run(root, "report", envs[0] if len(envs) == 1 else f"{len(envs)}_environments", f"{len(records)}_runs", spec)
+    with run.making(cfg, inputs={}):
+        _write(run.path, records, runs, summary, against, _pictures(records, runs, cfg.report.users))
+        missing = sum(not record.result for record in records)
+        result = {"stage": "report", "runs": len(records), "without_result": missing, "methods": len(summary)}
+        write_json(run.path / "result.json", result)
+    text = tables.shown(summary, against).drop(
+        columns=["median", "IQM", "best val", "last val"]
+    )  # what fits a terminal
+    for env, part in text.groupby("environment"):
+        part = part.drop(columns="environment")
+        table(str(env), list(part.columns), part.to_numpy().tolist())
+    if missing:
+        note(f"{missing} of {len(records)} runs have no result; the report lists them")
+    note(f"the page: {run.path / 'report.html'}")
+    return run
+
+
+def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str, tuple[str, str, Figure]]:
+    """File name -> title, caption and picture."""
+    found: dict[str, tuple[str, str, Figure]] = {}
+    if (runs["steps"] > 0).any():
+        caption = "Validation return over steps: mean over seeds, with its 95 % interval. Dotted: what does not learn."
+        found["learning_curves"] = ("Learning curves", caption, figures.learning_curves(runs))
+    grid = _lambdas(records)
+    if grid is not None:
+        caption = "Test return against the weights of GeMS' loss, mean over seeds."
+        found["lambda_grid"] = ("lambda_KL and lambda_click", caption, figures.lambda_grid(grid))
+    for env, group in runs.groupby("env"):
+        episodes = _episodes(group, users)
+        if not episodes:
+            continue
+        whose = f"{env}; of each method the run with the best test return, {users} test users"
+        for name, title, caption, draw in LOOKS:
+            found[f"{name}_{env}"] = (f"{title} ({env})", f"{caption} ({whose}).", draw(episodes))
+    return found
+
+
+def _episodes(runs: pd.DataFrame, users: int) -> dict[str, Episodes]:
+    """Of each method that learned, the episodes of its best run."""
+    found = {}
+    for method, group in runs.groupby("method"):
+        best = group.sort_values("test").iloc[-1]
+        if (best["path"] / "best.ckpt").is_file():
+            found[str(method)] = watch(best["path"] / "best.ckpt", users, int(best["seed"]))
+    return found
+
+
+def _lambdas(records: list[Record]) -> pd.DataFrame | None:
+    """env, lambda_KL, lambda_click and test of the runs with GeMS, where either lambda varies."""
+    rows = [
+        {
+            "env": record.env,
+            **{name: record.config["ranker"][name] for name in ("lambda_KL", "lambda_click")},
+            "test": record.result["test_return"],
+        }
+        for record in records
+        if record.result.get("ranker_run")
+    ]
+    grid = pd.DataFrame(rows)
+    varies = len(grid) > 0 and grid.groupby("env")[["lambda_KL", "lambda_click"]].nunique().max().max() > 1
+    return grid if varies else None
+
+
+def _write(
+    folder: Path,
+    records: list[Record],
+    runs: pd.DataFrame,
+    summary: pd.DataFrame,
+    against: str | None,
+    pictures: dict[str, tuple[str, str, Figure]],
+) -> None:
+    text, unfinished = tables.shown(summary, against), tables.unfinished(records)
+    warnings = tables.warnings(runs)
+    parts = ["# Report", "", *[f"*{warning}*\n" for warning in warnings]]
+    parts += [text.to_markdown(index=False, disable_numparse=True), "", LEGEND, ""]
+    if len(unfinished):
+        parts += ["## Runs without a result", "", unfinished.to_markdown(index=False), ""]
+    parts += [f"![{caption}]({name}.png)\n" for name, (_, caption, _) in pictures.items()]
+    _text(folder / "report.md", "\n".join(parts))
+    _text(folder / "report.tex", text.to_latex(index=False, escape=True).replace("±", r"$\pm$"))
+    _text(folder / "summary.csv", summary.to_csv(index=False))
+    _text(folder / "runs.csv", runs.to_csv(index=False))
+    shown: list[dict[str, Any]] = []
+    for name, (title, caption, figure) in pictures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=110, format="png")
+        with whole_file(folder / f"{name}.png") as partial:
+            partial.write_bytes(buffer.getvalue())
+        shown.append({"title": title, "caption": caption, "data": base64.b64encode(buffer.getvalue()).decode()})
+    template = Environment(loader=PackageLoader("slaterl.report", ""), autoescape=select_autoescape()).get_template(
+        "page.html"
+    )
+    page = template.render(
+        title="slaterl: report",
+        about=f"{len(records)} runs, {len(runs)} of them with a result.",
+        warnings=warnings,
+        table=Markup(text.to_html(index=False, border=0)),  # pandas escapes the cells
+        legend=LEGEND,
+        unfinished=Markup(unfinished.to_html(index=False, border=0)) if len(unfinished) else "",
+        pictures=shown,
+        version=importlib.metadata.version("slaterl"),
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        paths=[str(record.path) for record in records],
+    )
+    _text(folder / "report.html", page)
+
+
+def _text(path: Path, content: str) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(content)
