@@ -19,8 +19,8 @@ from slaterl.run import CONF, top_level_keys
 from tests.helpers import compose_config
 
 CPU = torch.device("cpu")
-# an experiment sets what others define, and hydra checks it; loggers are checked by slaterl.loggers
-ELSEWHERE = {"experiment", "hydra", "logger"}
+# experiments and methods set what others define, and hydra checks it; loggers are checked by slaterl.loggers
+ELSEWHERE = {"experiment", "method", "hydra", "logger"}
 GROUPS = sorted({folder.name for folder in CONF.iterdir() if folder.is_dir()} - ELSEWHERE)
 PRESETS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 KNOWN = top_level_keys()
@@ -81,8 +81,9 @@ def test_what_is_shipped_passes() -> None:
             check(config(f"{group}={name}", "agent=random", "stage=evaluate"))
         else:
             check(preset(group, name))
-    for file in sorted((CONF / "experiment").glob("*.yaml")):
-        check(compose_config(f"experiment={file.stem}"))
+    for group in ("experiment", "method"):
+        for file in sorted((CONF / group).glob("*.yaml")):
+            check(compose_config(f"{group}={file.stem}"))
 
 
 def misspelt(key: str) -> str:

@@ -137,7 +137,7 @@ def slate_ranks(episodes: Mapping[str, Episodes], user: int = 0) -> Figure:
 
 
 def lambda_grid(grid: pd.DataFrame) -> Figure:
-    """Mean test return by lambda_KL and lambda_click of GeMS (Figure 3). Columns: env, lambda_KL, lambda_click, test."""
+    """Mean test return by the weights of GeMS (Figure 3). Columns: env, lambda_KL, lambda_click, test."""
 
     def draw(axis: Axes, env: str) -> None:
         table = grid[grid["env"] == env].pivot_table("test", "lambda_click", "lambda_KL")
