@@ -1,0 +1,320 @@
+"""What every agent of conf/agent keeps to, with every ranker that it can act through: a new file is tested at once."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from slaterl import checkpoints, metrics
+from slaterl.agents.base import Agent
+from slaterl.build import AGENT_NODES, build_agent, build_env, plain
+from slaterl.check import check_config
+from slaterl.data.online import OnlineData
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
+from slaterl.evaluation import evaluate
+from slaterl.listing import CONF
+from slaterl.policies import load_policy
+from slaterl.rollout import rollout
+from slaterl.run import run_stage, top_level_keys
+from slaterl.seeds import stream
+from tests.helpers import compose_config
+
+# boredom sets in within an episode; several validations; sizes that divide nothing evenly
+SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.num_topics=5 env.slate_size=4 env.episode_length=7
+env.boredom_threshold=2 max_steps=34 random_steps=11 num_envs=5 batch_size=3 capacity=20 val_every_n_steps=10
+log_every_n_steps=5 val_users=6 test_users=6 logged_data.trajectories=30"""
+SMALL = SIZES.split()
+
+
+def settings(agent: str, ranker: str | None, *more: str) -> DictConfig:
+    given = [f"ranker={ranker}"] if ranker else []
+    return compose_config(*SMALL, f"agent={agent}", *given, *more)
+
+
+def learners() -> list[str]:
+    """The agents that stage=online trains."""
+    names = sorted(file.stem for file in (CONF / "agent").glob("*.yaml"))
+    classes = {name: get_object(OmegaConf.load(CONF / "agent" / f"{name}.yaml")["_target_"]) for name in names}
+    return [name for name, its in classes.items() if issubclass(its, Agent) and ".online." in its.__module__]
+
+
+def acts_through_a_ranker(agent: str) -> bool:
+    target = OmegaConf.load(CONF / "agent" / f"{agent}.yaml")["_target_"]
+    return "ranker" in inspect.signature(get_object(target)).parameters
+
+
+RANKERS = sorted(file.stem for file in (CONF / "ranker").glob("*.yaml") if file.stem != "none")
+PAIRS = [(agent, ranker) for agent in learners() for ranker in (RANKERS if acts_through_a_ranker(agent) else [None])]
+pairs = pytest.mark.parametrize(("agent", "ranker"), PAIRS)
+# what an agent can be besides its defaults
+VARIANTS = [
+    ("slateq", "agent.serving=greedy agent.training=greedy env.diversity_penalty=3 env.diversity_threshold=2"),
+    ("slateq", "agent.training=sarsa agent.credit=every_click"),
+    ("reinforce_slate", "agent.credit=every_click agent.top_k_correction=true"),
+    ("wolpertinger", "agent.neighbours=1 item_embeddings=scratch"),
+    *((agent, "belief=none") for agent in learners()),
+]
+
+
+def build(cfg: DictConfig) -> tuple[Agent, TopicRec]:
+    check_config(cfg, known=top_level_keys())
+    env = build_env(cfg.env, torch.device("cpu"))
+    return build_agent({name: plain(cfg[name]) for name in AGENT_NODES}, env, seed=3), env
+
+
+def serve(agent: Agent, env: TopicRec, count: int = 6, explore: int | None = 0) -> Trajectories:
+    """What `count` users did with the agent; `explore` seeds its exploration, None is without."""
+    policy = agent.policy(None if explore is None else stream(explore, "exploration"))
+    users = stream(5, "users")
+    return rollout(policy, env, count, generator=users, deterministic=explore is None, hidden=agent.sees_hidden)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the logged data, GeMS and the item embeddings that the agents need."""
+    home = tmp_path_factory.mktemp("inputs")
+    for stage, more in (("pretrain", ["ranker=gems"]), ("mf", ["item_embeddings=mf"])):
+        run_stage(compose_config(*SMALL, f"stage={stage}", f"paths.root={home}", *more))
+    return home
+
+
+def copy_home(inputs: Path, home: Path) -> Path:
+    shutil.copytree(inputs, home)
+    for manifest in home.rglob("manifest.json"):  # their inputs' paths are only a record
+        assert json.loads(manifest.read_text())["status"] == "finished"
+    return home
+
+
+def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]], dict[str, Any]]:
+    """All that a run leaves but for times: result, metrics, the last checkpoint."""
+    result = {key: value for key, value in json.loads((folder / "result.json").read_text()).items() if key != "seconds"}
+    rows = [
+        {key: value for key, value in row.items() if not key.startswith(("time/", "speed/"))}
+        for row in metrics.read(folder / "metrics.csv")
+    ]
+    last = checkpoints.load(folder / "last.ckpt", "agent")
+    del last["seconds"]
+    return result, rows, last
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit, tensors and NaN included."""
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+class Stopped(Exception):
+    """In the middle of a training."""
+
+
+@pairs
+def test_trains_resumes_and_is_evaluated_from_its_checkpoint(
+    agent: str, ranker: str | None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slaterl.stages.online.plot_curves", lambda *given: None)  # a second each
+    through = copy_home(inputs, tmp_path / "through")
+    run_stage(settings(agent, ranker, f"paths.root={through}"))
+    (folder,) = (file.parent for file in through.glob("online/*/*/result.json"))
+    result, rows, last = outcome(folder)
+    target = get_object(settings(agent, ranker).agent["_target_"])
+    assert result["steps"] == 34 and last["learner"]["step"] == 34
+    training = [row for row in rows if row["loss/" + ("critic" if "loss/critic" in row else "actor")]]
+    assert training and all(math.isfinite(float(row[name])) for row in training for name in target.TERMS)
+
+    # stopped in a round between two validations, and started again
+    disturbed = copy_home(inputs, tmp_path / "disturbed")
+    update, calls = target.update, []
+
+    def stopping(self: Any, batch: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 12:
+            raise Stopped
+        return update(self, batch)
+
+    cfg = settings(agent, ranker, f"paths.root={disturbed}")
+    monkeypatch.setattr(target, "update", stopping)
+    with pytest.raises(Stopped):
+        run_stage(cfg)
+    monkeypatch.setattr(target, "update", update)
+    (other,) = (file.parent for file in disturbed.glob("online/*/*/last.ckpt"))
+    assert 0 < checkpoints.load(other / "last.ckpt", "agent")["learner"]["step"] < 34
+    run_stage(settings(agent, ranker, f"paths.root={disturbed}"))
+    assert same(outcome(other), (result, rows, last))
+
+    alone = tmp_path / "alone" / "some.ckpt"
+    alone.parent.mkdir()
+    shutil.copy(folder / "best.ckpt", alone)
+    shutil.rmtree(through)
+    loaded = load_policy(alone)
+    for _ in range(2):  # acting without exploration is repeatable
+        tested = evaluate(loaded.policy, loaded.env, result["test_users"], result["seed"], "test")
+        assert tested.mean_return == result["test_return"]
+
+
+def learns(cfg: DictConfig) -> None:
+    """Every parameter moves with updates, or is one that rightly rests; terms are finite and have their names."""
+    agent, env = build(cfg)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    trained = {name for name, parameter in agent.named_parameters() if parameter.requires_grad}
+    for turn in range(4):
+        batch = serve(agent, env, count=8, explore=turn)
+        agent.step += 1
+        terms = agent.update(batch)
+        assert set(terms) == set(agent.TERMS)
+        assert all(value.ndim == 0 and value.isfinite() for value in terms.values())
+    optimised = {
+        id(parameter) for optimizer in agent.optim.values() for g in optimizer.param_groups for parameter in g["params"]
+    }
+    assert trained and optimised == {id(parameter) for name, parameter in agent.named_parameters() if name in trained}
+    for name, value in agent.state_dict().items():
+        moved = not torch.equal(value, before[name])
+        follows = name.startswith("target_") or name == "actor_loss"
+        assert moved == (name in trained or follows), name
+        if name.startswith("ranker."):
+            assert name not in trained
+
+
+@pairs
+def test_every_parameter_learns_or_rests(agent: str, ranker: str | None) -> None:
+    learns(settings(agent, ranker))
+
+
+@pytest.mark.parametrize(("agent", "more"), VARIANTS)
+def test_variants_learn(agent: str, more: str) -> None:
+    learns(settings(agent, None, *more.split()))
+
+
+@pairs
+def test_acts(agent: str, ranker: str | None) -> None:
+    built, env = build(settings(agent, ranker))
+    data = serve(built, env, explore=None)
+    assert data.slates.shape == (6, env.episode_length + 1, env.slate_size)
+    assert int(data.slates.max()) < env.num_items
+    assert torch.equal(data.slates, serve(built, env, explore=None).slates)
+    exploring = serve(built, env, explore=0)
+    assert torch.equal(exploring.slates, serve(built, env, explore=0).slates)
+    assert not torch.equal(exploring.slates, serve(built, env, explore=1).slates)
+    random = rollout(
+        built.random_policy(stream(0, "random")), env, 6, generator=stream(5, "users"), deterministic=False
+    )
+    assert random.slates.shape == data.slates.shape
+    assert random.columns().keys() == {key for key in exploring.columns() if not key.startswith("hidden")}
+
+
+@pytest.mark.parametrize("ranker", RANKERS)
+def test_unique_slates(ranker: str) -> None:
+    built, env = build(settings("sac", ranker, "ranker.unique=true"))
+    slates = serve(built, env).slates[:, 1:].flatten(0, 1)
+    assert (slates.sort(dim=1).values.diff(dim=1) > 0).all()
+
+
+@pairs
+def test_a_turn_has_not_seen_what_it_is_to_choose(agent: str, ranker: str | None) -> None:
+    """What is shown at turn t changes with what was seen up to then, and not with frame t + 1 of the record."""
+    built, env = build(settings(agent, ranker))
+    batch = serve(built, env)
+    seen: list[Tensor] = []
+    network = built.actor if hasattr(built, "actor") else built.critic
+    network.register_forward_hook(lambda module, given, output: seen.append(given[0].detach().clone()))
+
+    def states(batch: Trajectories) -> Tensor:
+        """What the first network reads in an update, [B, H, state]."""
+        seen.clear()
+        copy.deepcopy(built).update(batch)
+        return next(given for given in seen if given.shape[1] == env.episode_length)
+
+    own = states(batch)
+    for turn in (0, 3):
+        for column in ("slates", "clicks"):
+            other = copy.deepcopy(batch)
+            frame = getattr(other, column)[:, turn + 1]
+            frame.copy_((frame + 1) % 2)
+            changed = states(other)
+            assert torch.equal(changed[:, : turn + 1], own[:, : turn + 1])
+            assert (changed[:, turn + 1] != own[:, turn + 1]).any()
+
+
+@pytest.mark.parametrize(
+    "agent", [name for name in learners() if get_object(settings(name, None).agent["_target_"]).ON_POLICY]
+)
+@pytest.mark.parametrize("stop", [None, 1, 4])
+def test_on_policy_takes_each_trajectory_once(agent: str, stop: int | None) -> None:
+    """Rounds of 5 in batches of 3 up to 12 trajectories; also where it goes on in the middle of a round."""
+
+    def data_of(built: Agent, env: TopicRec) -> OnlineData:
+        names = ("users", "exploration", "batches")
+        streams = {name: stream(0, name) for name in names}
+        sizes = dict(max_steps=12, random_steps=6, num_envs=5, batch_size=3, capacity=100)
+        return OnlineData(env, built, **sizes, **streams)
+
+    built, env = build(settings(agent, None))
+    data, batches, lengths = data_of(built, env), [], []
+    loader = data.train_dataloader()
+    assert len(loader) == 5
+    for number, batch in enumerate(loader):
+        batches.append(batch.slates.clone())
+        built.step += built.steps_in(batch)
+        lengths.append(len(loader))
+        if number == stop:
+            other, _ = build(settings(agent, None))
+            other.step = built.step
+            resumed = data_of(other, env)
+            resumed.load_state_dict(copy.deepcopy(data.state_dict()))
+            for rest in resumed.train_dataloader():
+                batches.append(rest.slates.clone())
+                other.step += other.steps_in(rest)
+            data = resumed
+            break
+    assert [len(batch) for batch in batches] == [3, 2, 3, 2, 2]
+    assert lengths == [4, 3, 2, 1, 0][: len(lengths)]
+    assert data.counters["trajectories"] == 12 and data.counters["updates"] == 5
+    users = stream(0, "users")
+    policy, expected = built.policy(stream(0, "exploration")), []
+    for count in (5, 5, 2):
+        expected.append(rollout(policy, env, count, generator=users, deterministic=False, hidden=built.sees_hidden))
+    assert torch.equal(torch.cat(batches), torch.cat([part.slates for part in expected]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["agent=dqn", "ranker=gems"], ["agent=dqn chooses the items", "use ranker=none"]),
+        (["agent=slateq", "ranker=top_k"], ["agent=slateq chooses the items", "use ranker=none"]),
+        (["agent=td3", "ranker=none"], ["agent=td3 acts through a ranker", "gems, top_k or k_head_argmax"]),
+        (["agent=sac", "item_embeddings=ideal"], ["item_embeddings=ideal", "learns its own"]),
+        (["agent=dqn", "item_embeddings=mf"], ["item_embeddings=mf", "agent=dqn learns its own"]),
+        (["agent=random"], ["agent=random does not learn", "stage=evaluate agent=random"]),
+        (["agent=constant_slate", "ranker=top_k", "stage=evaluate"], ["ranker=top_k", "ranker=gems or agent.slate"]),
+        (["agent=sac", "ranker=top_k", "ranker.unique=false"], ["ranker.unique=False", "no repeats"]),
+        (["agent=wolpertinger", "agent.neighbours=61"], ["agent.neighbours=61", "env.num_items=60"]),
+        (["agent=slateq", "agent.training=best"], ["agent.training=best", "topk, greedy, sarsa"]),
+        (["agent=reinforce_slate", "agent.credit=all"], ["agent.credit=all", "first_click, every_click"]),
+        (["agent=constant_slate", "stage=evaluate", "agent.slate=[1,2]"], ["agent.slate=[1, 2]", "4 item ids"]),
+        (["item_embeddings=mf", "item_embeddings.lr=0", "agent=wolpertinger"], ["item_embeddings.lr=0", "above zero"]),
+        (["stage=mf"], ["item_embeddings=scratch", "nothing to train"]),
+        (["stage=pretrain", "ranker=top_k"], ["ranker=top_k", "nothing to pretrain"]),
+    ],
+)
+def test_misfits_are_refused_before_anything_is_made(overrides: list[str], parts: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        run_stage(compose_config(*SMALL, *overrides, f"paths.root={tmp_path}/home"))
+    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert not (tmp_path / "home").exists()
