@@ -33,6 +33,7 @@ _SECTIONS = {
     "pretrain": {"epochs", "lr", "batch_size", "holdout", "box_trajectories"},
     "benchmark": {"repeats"},
     "params": {"lambda_KL", "lambda_click"},
+    "status": {"sweep"},
     "paths": {"root"},
 }
 # whole numbers, and the least they may be
