@@ -34,6 +34,7 @@ _SECTIONS = {
     "benchmark": {"repeats"},
     "report": {"runs", "against", "users"},
     "params": {"lambda_KL", "lambda_click"},
+    "status": {"sweep"},
     "paths": {"root"},
 }
 # whole numbers, and the least they may be

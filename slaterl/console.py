@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -11,6 +12,29 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
+_listeners: list[Callable[[dict[str, Any]], None]] = []
+
+
+class Show(Protocol):
+    """Shows that `done` of a total are done; `score` is that of the last validation."""
+
+    def __call__(self, done: int, *, score: float | None = None) -> None: ...
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """For the block, give the listener what `tell` is told: a job of a sweep is followed so."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def tell(**facts: Any) -> None:
+    """What has become known of the run, for whoever follows it: its folder; title, done, total and unit; score."""
+    for listener in _listeners:
+        listener(facts)
 
 
 class _Speed(ProgressColumn):
@@ -24,7 +48,7 @@ class _Speed(ProgressColumn):
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Show]:
     """A bar with speed and time left. Yields `show(done)`.
 
     Args:
@@ -40,7 +64,13 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Call
     )
     with Progress(*columns, console=console, speed_estimate_period=60) as bar:
         task = bar.add_task(title, total=total, completed=start)
-        yield lambda done: bar.update(task, completed=done)
+        tell(title=title, done=start, total=total, unit=unit, speed=None, score=None)
+
+        def show(done: int, *, score: float | None = None) -> None:
+            bar.update(task, completed=done)
+            tell(done=done, speed=bar.tasks[0].speed, **({} if score is None else {"score": score}))
+
+        yield show
 
 
 def note(message: str) -> None:

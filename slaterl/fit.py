@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,7 @@ from slaterl.errors import Interrupted, UserError
 from slaterl.learner import Learner
 from slaterl.loggers import logging_to
 from slaterl.metrics import MetricsFile
+from slaterl.signals import handling
 
 AUTOSAVE_SECONDS = 120  # what a kill may cost where validations are far apart
 
@@ -77,7 +78,7 @@ def fit(
         `best_step`, `best_score`, and `seconds` spent training and validating over all starts.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, after `last.ckpt` was written.
+        Interrupted: on a signal to stop (see slaterl/signals.py), after `last.ckpt` was written.
         TrainingDiverged: a term of the loss is not finite.
     """
     sign = 1.0 if maximise else -1.0
@@ -122,6 +123,8 @@ class _Loop(L.Callback):
         self.best: dict[str, Any] = {"step": 0, "score": None}
         self.seconds = 0.0
         self.signum = 0
+        self.save_asked = False
+        self.open = contextlib.ExitStack()
 
     def resume(self, learner: Learner, state: dict[str, Any]) -> None:
         """Put learner, data and this loop where the checkpoint left them."""
@@ -139,16 +142,20 @@ class _Loop(L.Callback):
         columns = ["step", *counters, *pl_module.TERMS, *self.data.measures, *pl_module.VAL_TERMS, "time/seconds"]
         columns += [f"speed/{name}_per_s" for name in ("steps", "turns") if name == "steps" or name in counters]
         self.metrics = MetricsFile(self.folder / "metrics.csv", columns, pl_module.step)
-        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.bar = progress(self.title, self.schedule.max_steps, "steps", start=pl_module.step)
-        self.show = self.bar.__enter__()
+        self.open.callback(self.metrics.close)
+        self.open.enter_context(handling(stop=self._on_stop, save=self._on_save))
+        bar = progress(self.title, self.schedule.max_steps, "steps", start=pl_module.step)
+        self.show = self.open.enter_context(bar)
         self._mark(pl_module.step)
         self.saved = time.perf_counter()
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+    def _on_stop(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:  # asked twice: at once
             raise Interrupted(signum)
         self.signum = signum
+
+    def _on_save(self, signum: int, frame: FrameType | None) -> None:
+        self.save_asked = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, schedule = pl_module.step, self.schedule
@@ -170,7 +177,9 @@ class _Loop(L.Callback):
                 logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
         if schedule.save_every_n_steps and due(schedule.save_every_n_steps):
             self._save(pl_module, f"step{step}.ckpt")
-        if validating or self.signum or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
+        asked = self.signum or self.save_asked
+        if validating or asked or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
+            self.save_asked = False  # before it is done: who asks meanwhile gets another one
             self._save(pl_module, "last.ckpt", data=self.data.state_dict())
             self.saved = time.perf_counter()
         if self.signum:
@@ -182,6 +191,7 @@ class _Loop(L.Callback):
         if self.best["score"] is None or self.sign * score > self.sign * self.best["score"]:
             self.best = {"step": step, "score": score}
             self._save(learner, "best.ckpt")
+        self.show(step, score=score)
         shown = f"{self.score} {score:.4g}, best {self.best['score']:.4g} at step {self.best['step']:,}"
         note(f"{self.title}: step {step:,}: {shown}")
         return metrics
@@ -219,12 +229,7 @@ class _Loop(L.Callback):
         self._close()
 
     def _close(self) -> None:
-        if hasattr(self, "bar"):
-            self.bar.__exit__(None, None, None)
-            self.metrics.close()
-            for number, handler in self.handlers.items():
-                signal.signal(number, handler)
-            del self.bar
+        self.open.close()
 
 
 def _quiet_lightning() -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl import metrics
@@ -69,9 +71,12 @@ def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
         def finalize(self, status: str | None = None) -> None:
             """Lightning does not say why it ends; `logging_to` knows."""
 
-    labels = {"stage": run.stage, "env": run.env, "ranker": cfg.ranker.name, "seed": run.spec.get("seed", cfg.seed)}
+    seed = run.spec.get("seed", cfg.seed)
+    labels: dict[str, Any] = {"stage": run.stage, "env": run.env, "ranker": cfg.ranker.name, "seed": seed}
     if "agent" in run.spec:  # a ranker is pretrained for all agents
         labels["agent"] = cfg.agent.name
+    if HydraConfig.initialized():
+        labels["params"] = HydraConfig.get().runtime.choices.params
     tags = [*settings["tags"], *(f"seed{value}" if name == "seed" else value for name, value in labels.items())]
     return [
         RunLogger(
@@ -81,6 +86,8 @@ def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
             config={**OmegaConf.to_container(cfg, resolve=True), "run": {**labels, "digest": run.digest}},
             save_dir=run.path,
             log_dir=str(run.path / "swanlog"),
+            group=_sweep_name(),
+            job_type=run.stage,
             id=_swanlab_id(run),
             resume="allow",
         )
@@ -147,6 +154,16 @@ def _on_stderr() -> contextlib.redirect_stdout:
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     """What stands below `logger`: nothing with csv alone."""
     return OmegaConf.to_container(cfg.get("logger") or OmegaConf.create({}), resolve=True)  # type: ignore[return-value]
+
+
+def _sweep_name() -> str | None:
+    """One name for all runs of a sweep, from the command that launched it: launched again, it has the same."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    hydra = OmegaConf.load(Path(HydraConfig.get().sweep.dir) / "multirun.yaml").hydra
+    command = sorted(entry for entry in hydra.overrides.task if not entry.startswith("logger"))
+    digest = hashlib.sha256("\n".join(command).encode()).hexdigest()[:6]
+    return f"{hydra.runtime.choices.experiment or 'sweep'}-{digest}"
 
 
 def _swanlab_id(run: Run) -> str:

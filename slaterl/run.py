@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,22 +33,34 @@ OmegaConf.register_new_resolver("choices", as_help, replace=True)  # what --help
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     from slaterl.errors import Interrupted, UserError
+    from slaterl.signals import handling
+    from slaterl.sweeps.records import recording
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    def save(signum: int, frame: FrameType | None) -> None:
+        """Outside of training there is nothing to save."""
+
+    hydra_cfg = HydraConfig.get()
+    sweep = Path(hydra_cfg.sweep.dir) if hydra_cfg.mode == RunMode.MULTIRUN else None
     try:
-        return run_stage(cfg)
+        with handling(stop=stop, save=save), recording(sweep, hydra_cfg.job.num, cfg) if sweep else nullcontext():
+            return run_stage(cfg)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the other jobs go on, and hydra fails the sweep at its end
+        if sweep:
+            raise CompactHydraException(str(error)) from None  # the other jobs go on, and the launcher tells at the end
         sys.exit(2)
     except Interrupted as error:
         print(f"interrupted by signal {error.signum}; the same command goes on from here", file=sys.stderr)
+        if error.signum == signal.SIGUSR2:  # from SLURM: submitit puts the job back into the queue
+            signal.raise_signal(signal.SIGUSR2)
         sys.exit(128 + error.signum)
+    except Exception:
+        if sweep:  # Hydra keeps it to itself until all jobs are over
+            traceback.print_exc()
+        raise
 
 
 def run_stage(cfg: DictConfig) -> float | None:
@@ -62,6 +77,8 @@ def run_stage(cfg: DictConfig) -> float | None:
     cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
     prepare(cfg.threads)
     run = get_object(cfg.stage["_target_"])(cfg)
+    if run is None:  # stage=status makes nothing
+        return None
     print(run.path)
     return run.result().get("val_return")
 
@@ -71,8 +88,9 @@ def top_level_keys() -> set[str]:
     config = OmegaConf.load(CONF / "config.yaml")
     groups = {str(key) for entry in config.defaults if isinstance(entry, DictConfig) for key in entry}
     sizes = {str(key) for key in OmegaConf.load(CONF / "scale" / "paper.yaml")}
-    elsewhere = {"defaults", "hydra", "experiment", "method", "scale", "override hydra/job_logging"}
-    return ({str(key) for key in config} | groups | sizes) - elsewhere
+    keys = {str(key) for key in config} | groups | sizes
+    elsewhere = {"defaults", "hydra", "experiment", "method", "scale"}
+    return {key for key in keys if not key.startswith("override ")} - elsewhere
 
 
 if __name__ == "__main__":

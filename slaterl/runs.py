@@ -20,10 +20,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from slaterl.console import note
+from slaterl.console import note, tell
 from slaterl.errors import Interrupted, UserError
 from slaterl.files import whole_file
 
+WAIT_POLL_SECONDS = (
+    0.5  # for another process that makes the same product; on a shared file system each look is a request
+)
 # Part of every digest: raise it when a change of the code makes products of old configurations stale.
 PRODUCTS = 2
 _PACKAGES = ("slaterl", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "safetensors")
@@ -72,12 +75,14 @@ class Run:
     def making(self, config: DictConfig, inputs: Mapping[str, Run]) -> Iterator[bool]:
         """Hold the run's lock; yields whether there is anything to do.
 
-        The lock is the operating system's, so it ends with the process that holds it, however that ends. Whoever
-        waits for it finds the product finished, or goes on from what is there.
+        The lock is the operating system's (flock), so it ends with the process that holds it, however that ends, on
+        this machine or on another one that shares the file system. Whoever waits for it finds the product finished,
+        or goes on from what is there.
 
         Raises:
             UserError: the folder cannot be written.
         """
+        tell(run=str(self.path))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
@@ -85,7 +90,8 @@ class Run:
                 lock.acquire(timeout=0)
             except Timeout:
                 note(f"waiting for another process that makes {self.path}")
-                lock.acquire()
+                tell(title=f"waiting for {self.stage}", done=0, total=0, unit="", speed=None, score=None)
+                lock.acquire(poll_interval=WAIT_POLL_SECONDS)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         with lock:
@@ -122,6 +128,14 @@ class Run:
 
     def _write(self, entry: dict[str, Any]) -> None:
         write_json(self.path / "manifest.json", entry)
+
+
+def record_death(folder: Path, reason: str) -> None:
+    """Note in the manifest what ended the process that made this run, where it could not do so itself."""
+    with contextlib.suppress(Timeout), FileLock(folder / ".lock").acquire(timeout=0):
+        manifest = read_json(folder / "manifest.json")
+        if manifest["status"] == "running":
+            write_json(folder / "manifest.json", {**manifest, "status": "failed", "reason": reason, "ended": _now()})
 
 
 def read_json(path: Path) -> dict[str, Any]:

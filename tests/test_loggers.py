@@ -17,7 +17,9 @@ import pytest
 import torch
 import urllib3
 import yaml
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from swanlab.proto.swanlab.record.v1.record_pb2 import Record
 from swanlab.proto.swanlab.run.v1.run_pb2 import RunState
 from swanlab.sdk.internal.core_python.store import DataStoreReader
@@ -220,6 +222,29 @@ def test_offline_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not any((tmp_path / "home").iterdir())
     assert not any((tmp_path / "work").iterdir())
     assert capsys.readouterr().out == ""
+
+
+def test_runs_of_a_sweep_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the sweep is launched again, at another time and with other settings of the logger."""
+
+    def start_of(launched: str, seed: int, *command: str, experiment: str | None = None) -> Any:
+        sweep = tmp_path / launched
+        choices = {"experiment": experiment, "params": "params2"}
+        hydra: dict[str, Any] = {"overrides": {"task": list(command)}, "runtime": {"choices": choices}}
+        hydra |= {"mode": RunMode.MULTIRUN, "sweep": {"dir": str(sweep)}}
+        sweep.mkdir(exist_ok=True)
+        OmegaConf.save({"hydra": hydra}, sweep / "multirun.yaml")
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
+        (found,) = logged(train(compose_config(*OFFLINE), a_run(tmp_path / launched / "outputs", seed)))
+        assert found.config["run"]["params"] == "params2" and "params2" in found.start.tags
+        assert found.start.job_type == "online"
+        return found.start.group
+
+    first = start_of("first", 1, "seed=1,2", "logger=swanlab")
+    assert first == start_of("first", 2, "seed=1,2", "logger=swanlab")
+    assert first == start_of("again", 2, "logger=[csv,swanlab]", "seed=1,2")
+    assert first != start_of("other", 1, "seed=1,2,3", "logger=swanlab")
+    assert start_of("preset", 1, "experiment=replication", experiment="replication").startswith("replication-")
 
 
 def test_disabled_writes_nothing(tmp_path: Path) -> None:

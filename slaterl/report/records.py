@@ -10,6 +10,7 @@ from typing import Any
 
 from slaterl.errors import UserError
 from slaterl.runs import read_json
+from slaterl.sweeps.records import Job, jobs
 
 STAGES = ("online", "offline", "evaluate")  # those that end with a policy's return
 # settings that two runs of one method may differ in: they make seeds of it
@@ -77,9 +78,8 @@ def _read(path: Path) -> list[Record]:
     if (path / "manifest.json").is_file():
         manifest = read_json(path / "manifest.json")
         return [_of_manifest(path, manifest)] if manifest["stage"] in STAGES else []
-    jobs = sorted(path.glob("*/job.json"), key=lambda file: int(file.parent.name))
-    if jobs:
-        return [_of_job(file) for file in jobs]
+    if found := jobs(path):
+        return [_of_job(job) for job in found]
     return [record for file in sorted(path.rglob("manifest.json")) for record in _read(file.parent)]
 
 
@@ -95,12 +95,12 @@ def _of_manifest(path: Path, manifest: Mapping[str, Any]) -> Record:
     )
 
 
-def _of_job(file: Path) -> Record:
+def _of_job(job: Job) -> Record:
     """A job of a sweep: its run, or, where it has none yet, what the sweep wrote down of it."""
-    job = read_json(file)
-    if "run" in job and (Path(job["run"]) / "manifest.json").is_file():
-        return _of_manifest(Path(job["run"]), read_json(Path(job["run"]) / "manifest.json"))
-    return Record(file.parent, job["status"], job.get("reason", ""), job["overrides"], job["config"], {})
+    record = job.record
+    if "run" in record and (Path(record["run"]) / "manifest.json").is_file():
+        return _of_manifest(Path(record["run"]), read_json(Path(record["run"]) / "manifest.json"))
+    return Record(job.folder, job.state, job.reason, record["overrides"], record["config"], {})
 
 
 def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:

@@ -1,0 +1,122 @@
+"""hydra/launcher=slurm_gpu and slurm_cpu: a job array of submitit's, watched to its end whatever happens to a job."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+from omegaconf import DictConfig, OmegaConf
+
+POLL_SECONDS = 2.0
+_GOING_ON = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD"}
+# How long a job without a result is over before it counts as lost. One that is requeued shows its old state for a
+# while; a result of another machine can show a minute late on a shared file system; SLURM forgets jobs that ended.
+_PATIENCE_SECONDS = {"COMPLETED": 120.0, "UNKNOWN": 120.0}
+_PATIENCE_SECONDS_ELSE = 15.0
+
+
+class Slurm(SlurmLauncher):
+    """hydra-submitit-launcher's, which stops watching all jobs as soon as one of them is killed."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from slaterl.console import note
+        from slaterl.sweeps.launch import announce_jobs, compose_jobs, conclude, sweep_folder
+
+        configs = compose_jobs(self, job_overrides, initial_job_idx)
+        _check(configs)
+        announce_jobs(self, configs, initial_job_idx)
+        count = len(configs)
+        # the arguments of SlurmLauncher.__call__: overrides, the key of the sweep's folder, number, id, singletons
+        jobs = self._executor().map_array(
+            self,
+            [list(overrides) for overrides in job_overrides],
+            ["hydra.sweep.dir"] * count,
+            list(range(initial_job_idx, initial_job_idx + count)),
+            [f"job_id_for_{initial_job_idx + index}" for index in range(count)],
+            [Singleton.get_state()] * count,
+        )
+        array, folder = jobs[0].job_id.split("_")[0], sweep_folder(self)
+        note(f"{count} jobs submitted to SLURM as {array}; their output is in {folder / '.submitit'}")
+        try:
+            returns = self._watch(jobs, configs, initial_job_idx)
+        except KeyboardInterrupt:
+            note(f"the jobs go on: stage=status status.sweep={folder} shows them, scancel {array} ends them")
+            sys.exit(130)
+        return conclude(self, returns, initial_job_idx)
+
+    def _executor(self) -> Any:
+        import submitit
+
+        params = dict(self.params)
+        folder, starts = params.pop("submitit_folder"), params.pop("max_num_timeout")
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=starts)
+        general = OmegaConf.structured(BaseQueueConf).keys()
+        executor.update_parameters(**{key if key in general else f"slurm_{key}": params[key] for key in params})
+        return executor
+
+    def _watch(self, jobs: Sequence[Any], configs: Sequence[DictConfig], first: int) -> list[JobReturn]:
+        """Wait for every job's result, or for SLURM to say that there will be none."""
+        from slaterl.sweeps.launch import lost, mark_killed, sweep_folder
+        from slaterl.sweeps.table import Watch
+
+        returns: dict[int, JobReturn] = {}
+        over_since: dict[int, float] = {}
+        with Watch(sweep_folder(self), range(first, first + len(jobs))) as watch:
+            while len(returns) < len(jobs):
+                time.sleep(POLL_SECONDS)
+                states = _states()
+                for index, job in enumerate(jobs):
+                    if index in returns:
+                        continue
+                    if job.paths.result_pickle.exists():
+                        returns[index] = _result(job, configs[index])
+                        continue
+                    state = "PENDING" if states is None else states.get(job.job_id, "UNKNOWN")
+                    if state in _GOING_ON:
+                        over_since.pop(index, None)
+                        continue
+                    seconds = time.monotonic() - over_since.setdefault(index, time.monotonic())
+                    if seconds > _PATIENCE_SECONDS.get(state, _PATIENCE_SECONDS_ELSE):
+                        reason = f"SLURM: {state}; its output is in {job.paths.stderr}"
+                        mark_killed(sweep_folder(self) / str(first + index), reason)
+                        returns[index] = lost(configs[index], reason)
+                watch.refresh()
+        return [returns[index] for index in range(len(jobs))]
+
+
+def _check(configs: Sequence[DictConfig]) -> None:
+    """Mistakes are told now rather than after hours in a queue."""
+    from slaterl.check import check_config
+    from slaterl.errors import UserError
+    from slaterl.run import top_level_keys
+
+    for config in configs:
+        try:
+            check_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), top_level_keys())
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+def _states() -> dict[str, str] | None:
+    """The state of each of the user's jobs by id, also of those that ended a while ago; None if SLURM does not answer.
+
+    From squeue rather than sacct, which needs an accounting database.
+    """
+    command = ["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T"]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    return dict(line.split() for line in listed.stdout.splitlines()) if listed.returncode == 0 else None
+
+
+def _result(job: Any, config: DictConfig) -> JobReturn:
+    from slaterl.sweeps.launch import lost
+
+    error = job.exception()
+    return job.result() if error is None else lost(config, str(error).strip().splitlines()[-1])

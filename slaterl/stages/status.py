@@ -1,0 +1,49 @@
+"""stage=status: how the jobs of a sweep stand, and the command that does what is missing."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from slaterl.console import console, note
+from slaterl.errors import UserError
+from slaterl.sweeps.records import jobs
+from slaterl.sweeps.table import jobs_table, label_jobs
+
+
+def status(cfg: DictConfig) -> None:
+    """Show the sweep in `status.sweep`, else the newest below multirun/. The command is the last line on stdout.
+
+    Raises:
+        UserError: there is no sweep.
+    """
+    sweep = Path(cfg.status.sweep) if cfg.status.sweep else newest(Path("multirun"))
+    found = jobs(sweep)
+    if not found:
+        raise UserError(f"status.sweep={sweep}: expected the folder of a sweep (multirun/<time>); no jobs in there")
+    console.print(jobs_table(found))
+    labels = label_jobs(found)
+    for job in found:
+        if job.reason:
+            note(f"job {job.number} ({labels[job.number]}) {job.state}: {job.reason}")
+    if any(job.state != "finished" for job in found):
+        note("what is missing is done, and only that, by")
+        print(command_of(sweep))
+
+
+def newest(root: Path) -> Path:
+    """The sweep that was launched last."""
+    sweeps = sorted(root.glob("*/multirun.yaml"), key=lambda file: file.stat().st_mtime)
+    if not sweeps:
+        raise UserError(f"status.sweep=null: there is no sweep in {root.absolute()}; give status.sweep=<folder>")
+    return sweeps[-1].parent
+
+
+def command_of(sweep: Path) -> str:
+    """The command that launched the sweep, as Hydra recorded it."""
+    overrides = OmegaConf.load(sweep / "multirun.yaml").hydra.overrides
+    given = [*overrides.task, *(entry for entry in overrides.hydra if not entry.startswith("hydra.mode="))]
+    return shlex.join([Path(sys.executable).name, "-m", "slaterl.run", "-m", *given])

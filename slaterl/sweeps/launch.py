@@ -1,0 +1,68 @@
+"""What all launchers have in common: jobs are announced before they start, and one message tells how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, open_dict
+
+from slaterl.console import note
+from slaterl.runs import record_death
+from slaterl.sweeps.records import announce, end_killed, read_job
+
+
+def sweep_folder(launcher: Any) -> Path:
+    return Path(launcher.config.hydra.sweep.dir)
+
+
+def compose_jobs(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:
+    """The configuration of every job, `hydra` included. `first` is the number of the first one."""
+    configs = []
+    for number, overrides in enumerate(job_overrides, start=first):
+        config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+        configs.append(config)
+    return configs
+
+
+def announce_jobs(launcher: Any, configs: Sequence[DictConfig], first: int) -> None:
+    """Write a record for every job, so that stage=status knows of those that did not start."""
+    for number, config in enumerate(configs, start=first):
+        announce(sweep_folder(launcher), number, config.hydra.overrides.task, config)
+
+
+def mark_killed(folder: Path, reason: str) -> None:
+    """Write down, in the job's record and its run's manifest, what ended a job that could not do so itself."""
+    job = read_job(folder)
+    if job.state in ("waiting", "running", "killed"):
+        end_killed(folder, reason)
+        if "run" in job.record:
+            record_death(Path(job.record["run"]), reason)
+
+
+def lost(config: DictConfig, reason: str) -> JobReturn:
+    """What Hydra is to be told of a job that never answered."""
+    overrides = list(config.hydra.overrides.task)
+    return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=RuntimeError(reason))
+
+
+def conclude(launcher: Any, returns: Sequence[JobReturn], first: int) -> Sequence[JobReturn]:
+    """Tell what failed and why; the sweep's folder is the last line on stdout.
+
+    Hydra raises the exception of the first job that failed, and exits with status 1: it is made one that tells of
+    all, and is shown without a traceback.
+    """
+    folder = sweep_folder(launcher)
+    failed = [number for number, job in enumerate(returns, start=first) if job.status != JobStatus.COMPLETED]
+    for job in (read_job(folder / str(number)) for number in failed):
+        note(f"job {job.number} ({' '.join(job.record['overrides'])}) {job.state}: {job.reason}")
+    for number in failed:
+        message = f"{len(failed)} of {len(returns)} jobs failed; the same command does what is missing"
+        returns[number - first].return_value = CompactHydraException(message)
+    print(folder)
+    return returns

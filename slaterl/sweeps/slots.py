@@ -1,0 +1,99 @@
+"""Places for jobs on this machine. Each is a process of its own with one GPU, or none, and its share of the cores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from loky import BrokenProcessPool, ProcessPoolExecutor
+
+from slaterl.errors import UserError, check_counts
+
+
+class Slot:
+    """A worker process for one job after the other, which thus imports torch once; a new one after a crash.
+
+    Every slot has an executor of its own, since one worker that dies takes all jobs of its executor with it.
+    """
+
+    def __init__(self, name: str, env: dict[str, str]) -> None:
+        self.name, self.env = name, env
+        self.executor: ProcessPoolExecutor | None = None
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        if self.executor is not None:
+            try:
+                return self.executor.submit(function, *arguments)
+            except BrokenProcessPool:  # the worker died while it had nothing to do
+                self.end()
+        # without a group of its own, Ctrl-C in a terminal would reach the worker at the same time as the launcher
+        self.executor = ProcessPoolExecutor(max_workers=1, env=self.env, initializer=os.setpgid, initargs=(0, 0))
+        return self.executor.submit(function, *arguments)
+
+    def end(self) -> None:
+        """Kill the worker, whatever it is at. The next job gets a new one."""
+        if self.executor is not None:
+            self.executor.shutdown(wait=True, kill_workers=True)
+            self.executor = None
+
+
+def make_slots(gpus: str | int, jobs_per_gpu: int, cpu_slots: int | None) -> tuple[list[Slot], int]:
+    """The slots of this machine, and the threads that each job may use.
+
+    Args:
+        gpus: how many to use, or "auto" for all; without any, there are `cpu_slots` slots.
+        cpu_slots: None for one a core.
+
+    Raises:
+        UserError: not that many GPUs here, or a number that is none.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    visible = visible_gpus()
+    if gpus != "auto" and (isinstance(gpus, bool) or not isinstance(gpus, int) or not 0 <= gpus <= len(visible)):
+        raise UserError(f"hydra.launcher.gpus={gpus}: expected auto or a number up to {len(visible)}, the GPUs here")
+    check_counts(jobs_per_gpu=jobs_per_gpu, cpu_slots=cores if cpu_slots is None else cpu_slots)
+    used = visible if gpus == "auto" else visible[:gpus]
+    if used:
+        names = [(f"gpu {gpu}", gpu) for _ in range(jobs_per_gpu) for gpu in used]
+    else:
+        names = [(f"cpu {number}", "") for number in range(cores if cpu_slots is None else cpu_slots)]
+    threads = max(1, cores // len(names))
+    # of all that count threads for themselves; torch is told by the job's own setting `threads`
+    pools = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    return [Slot(name, {"CUDA_VISIBLE_DEVICES": gpu, **pools}) for name, gpu in names], threads
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES allows, else all that the driver lists; torch would take seconds to be imported."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    return [str(number) for number, _ in enumerate(listed.stdout.splitlines())] if listed.returncode == 0 else []
+
+
+@contextlib.contextmanager
+def output_to(file: Path) -> Iterator[None]:
+    """For the block, append to the file what this process writes to stdout and stderr, libraries in C included."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    with open(file, "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)

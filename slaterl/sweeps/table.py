@@ -1,0 +1,91 @@
+"""The jobs of a sweep as a table: live while they run, or once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.live import Live
+from rich.table import Table
+
+from slaterl.console import console, note
+from slaterl.sweeps.records import Job, jobs
+
+_STYLES = {"running": "cyan", "finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow"}
+
+
+class Watch:
+    """The table of a sweep while it runs, below whatever else is printed; one line for each start and end in a log."""
+
+    def __init__(self, sweep: Path, numbers: Sequence[int]) -> None:
+        self.sweep, self.numbers = sweep, set(numbers)
+        self.states: dict[int, str] = {}
+        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Watch:
+        if self.live:
+            self.live.start()
+        self.refresh()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.refresh()
+        if self.live:
+            self.live.stop()
+
+    def refresh(self) -> None:
+        found = [job for job in jobs(self.sweep) if job.number in self.numbers]
+        labels = label_jobs(found)
+        for job in found:
+            if self.states.get(job.number) != job.state and job.state != "waiting":
+                if not self.live or job.state not in ("running", "finished"):
+                    note(
+                        f"job {job.number} ({labels[job.number]}) {job.state}"
+                        + (f": {job.reason}" if job.reason else "")
+                    )
+                self.states[job.number] = job.state
+        if self.live:
+            self.live.update(jobs_table(found), refresh=True)
+
+
+def jobs_table(found: Sequence[Job]) -> Table:
+    """One row a job: where it runs, what it is at, how fast, how long this stage still takes."""
+    states = [job.state for job in found]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    table = Table(title=f"{len(found)} jobs: {counts}", title_justify="left")
+    table.add_column("job")
+    table.add_column("", overflow="fold")
+    for name in ("state", "slot", "stage"):
+        table.add_column(name, no_wrap=name == "state")
+    for name in ("step", "steps/s", "val", "left"):
+        table.add_column(name, justify="right")
+    labels = label_jobs(found)
+    for job in found:
+        row = _progress(job.record) if job.state != "waiting" else [""] * 5
+        where = job.record.get("slot", job.record.get("host", ""))
+        table.add_row(str(job.number), labels[job.number], job.state, where, *row, style=_STYLES.get(job.state))
+    return table
+
+
+def label_jobs(found: Sequence[Job]) -> dict[int, str]:
+    """What tells each job from the others: the overrides that not all have."""
+    overrides = {job.number: job.record.get("overrides", []) for job in found}
+    common = set.intersection(*(set(own) for own in overrides.values())) if len(found) > 1 else set()
+    return {number: " ".join(entry for entry in own if entry not in common) for number, own in overrides.items()}
+
+
+def _progress(record: dict[str, Any]) -> list[str]:
+    """stage, step, steps/s, val, left."""
+    done, total, speed, score = (record.get(name) for name in ("done", "total", "speed", "score"))
+    running = record["status"] == "running" and speed and total
+    return [
+        record.get("title", ""),
+        f"{done:,} / {total:,}" if total else "",
+        f"{speed:,.1f}" if running else "",
+        "" if score is None else f"{score:.4g}",
+        f"{(total - done) / speed / 60:,.1f} min" if running else "",
+    ]

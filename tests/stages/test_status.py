@@ -1,0 +1,65 @@
+"""stage=status: what it shows of a sweep, and the command that does what is missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from slaterl.errors import UserError
+from slaterl.stages.status import status
+from slaterl.sweeps.records import announce, recording
+from tests.helpers import compose_config
+
+CONFIG = OmegaConf.create({"seed": 1})
+
+
+def a_sweep(folder: Path, *task: str, launched: float = 0.0) -> Path:
+    """Three announced jobs, of which the first is finished and the second failed."""
+    for number in range(3):
+        announce(folder, number, ["env=focused_mix", f"seed={number}"], CONFIG)
+    with recording(folder, 0, CONFIG):
+        pass
+    with pytest.raises(ZeroDivisionError), recording(folder, 1, CONFIG):
+        raise ZeroDivisionError("a tenth of nothing")
+    hydra = ["hydra/launcher=local_gpus", "hydra.launcher.cpu_slots=2", "hydra.mode=MULTIRUN"]
+    OmegaConf.save({"hydra": {"overrides": {"task": list(task), "hydra": hydra}}}, folder / "multirun.yaml")
+    os.utime(folder / "multirun.yaml", (launched, launched))
+    return folder
+
+
+def test_what_is_missing_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = a_sweep(tmp_path / "sweep", "env=focused_mix", "seed=range(0,3)", "logger=[csv,swanlab]")
+    status(compose_config("stage=status", f"status.sweep={sweep}"))
+    shown = capsys.readouterr()
+    assert "3 jobs: 1 finished, 1 failed, 1 waiting" in shown.err
+    assert "job 1 (seed=1) failed: ZeroDivisionError: a tenth of nothing" in shown.err
+    command = "-m slaterl.run -m env=focused_mix 'seed=range(0,3)' 'logger=[csv,swanlab]' hydra/launcher=local_gpus"
+    assert shown.out.endswith(f"{command} hydra.launcher.cpu_slots=2\n")
+
+
+def test_nothing_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = a_sweep(tmp_path / "sweep", "seed=1")
+    for number in (1, 2):
+        with recording(sweep, number, CONFIG):
+            pass
+    status(compose_config("stage=status", f"status.sweep={sweep}"))
+    shown = capsys.readouterr()
+    assert "3 jobs: 3 finished" in shown.err and shown.out == ""
+
+
+def test_the_newest_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    a_sweep(tmp_path / "multirun" / "a", "seed=1", launched=2e9)
+    a_sweep(tmp_path / "multirun" / "b", "seed=2", launched=1e9)
+    status(compose_config("stage=status"))
+    assert "seed=1 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["status.sweep=nowhere"], []])
+def test_no_sweep(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"status\.sweep="):
+        status(compose_config("stage=status", *arguments))

@@ -1,0 +1,53 @@
+"""Every preset of a sweep: all its jobs are sound, and some of them run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from slaterl.check import check_config
+from slaterl.run import CONF, top_level_keys
+from slaterl.sweeps.records import jobs
+from tests.helpers import compose_config
+
+# how many jobs each preset has, and a part of it that is quick to run, with how many it has
+PRESETS = [
+    ("replication", 12, ["env=diffuse_divpen"], 2),
+    ("medium_collection", 6, ["env=focused_mix"], 1),
+    ("lambda_grid", 20, ["params.lambda_KL=0.1", "params.lambda_click=0.0,1.0"], 2),
+    ("gamma0", 10, ["seed=1"], 1),
+    ("table2", 480, ["method=slateq,reinforce_softmax", "env=focused_mix", "seed=1"], 2),
+]
+
+
+@pytest.mark.parametrize(("preset", "count"), [preset[:2] for preset in PRESETS])
+def test_all_jobs_are_sound(preset: str, count: int) -> None:
+    params = OmegaConf.load(CONF / "experiment" / f"{preset}.yaml").hydra.sweeper.params
+    choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()]
+    combinations = list(itertools.product(*choices))
+    assert len(combinations) == count
+    for overrides in combinations[:: -(-count // 24)]:  # of a large sweep some of all its parts
+        cfg = compose_config(f"experiment={preset}", *overrides)
+        check_config(cfg, known=top_level_keys())
+        assert (cfg.max_steps, cfg.save_every_n_steps) == (100_000, 50_000)
+
+
+@pytest.mark.parametrize(("preset", "part", "count"), [(preset[0], *preset[2:]) for preset in PRESETS])
+def test_runs_at_the_smallest_scale(preset: str, part: list[str], count: int, tmp_path: Path) -> None:
+    arguments = [f"experiment={preset}", "scale=smoke", "device=cpu", "threads=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    done = subprocess.run(
+        [sys.executable, "-m", "slaterl.run", *arguments, *part],
+        env={**os.environ, "SLATERL_HOME": str(tmp_path / "home")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [job.state for job in jobs(tmp_path / "sweep")] == ["finished"] * count
+    assert len(list(tmp_path.glob("home/online/*/*/step30.ckpt"))) == count

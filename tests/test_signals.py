@@ -1,0 +1,43 @@
+"""Signals in a SLURM job, where submitit has a handler of its own for USR2, and elsewhere."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from slaterl.signals import handling
+
+
+@pytest.fixture
+def before() -> Iterator[dict[int, object]]:
+    """The handlers as they are, put back afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield handlers
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def heard(*numbers: int) -> list[tuple[str, int]]:
+    """What is called when these signals arrive in a block."""
+    calls: list[tuple[str, int]] = []
+    with handling(stop=lambda n, frame: calls.append(("stop", n)), save=lambda n, frame: calls.append(("save", n))):
+        for number in numbers:
+            signal.raise_signal(number)
+    return calls
+
+
+def test_sigint_and_sigterm_stop(before: dict[int, object]) -> None:
+    assert heard(signal.SIGINT, signal.SIGTERM) == [("stop", signal.SIGINT), ("stop", signal.SIGTERM)]
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_in_a_slurm_job_sigterm_only_saves(before: dict[int, object]) -> None:
+    requeued: list[int] = []
+    signal.signal(signal.SIGUSR2, lambda n, frame: requeued.append(n))
+    assert heard(signal.SIGTERM, signal.SIGUSR2) == [("save", signal.SIGTERM), ("stop", signal.SIGUSR2)]
+    assert requeued == []
+    signal.raise_signal(signal.SIGUSR2)  # after the block it is submitit's again
+    assert requeued == [signal.SIGUSR2]
