@@ -43,8 +43,9 @@ class Ranker(nn.Module):
         return torch.addcmul(self.center, self.half_width, action)
 
     def to_action(self, latent: Tensor) -> Tensor:
-        """The inverse of to_latent, clipped to [-1, 1]."""
-        return ((latent - self.center) / self.half_width).clamp(-1, 1)
+        """The inverse of to_latent, clipped to [-1, 1]; 0 in a dimension that cannot be but one number."""
+        tiny = torch.finfo(self.half_width.dtype).tiny
+        return ((latent - self.center) / self.half_width.clamp(min=tiny)).clamp(-1, 1)
 
     def random_action(self, num_users: int, generator: torch.Generator) -> Tensor:
         """Uniform in the middle half of the box, [B, A]."""
