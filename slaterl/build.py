@@ -25,7 +25,7 @@ def make(node: DictConfig | Mapping[str, Any], **objects: Any) -> Any:
     """
     values = dict(plain(node))
     target = get_object(values["_target_"])
-    if "name" not in inspect.signature(target).parameters:
+    if "name" not in parameters_of(target):
         values.pop("name", None)
     try:
         return instantiate(values, **objects, _convert_="all")
@@ -109,5 +109,19 @@ def compares_items(config: DictConfig | Mapping[str, Any]) -> bool:
     return "item_embeddings" in agent or ("ranker" in agent and "item_embeddings" in ranker)
 
 
+def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
+    """What a class or function takes by name; where a class passes **others on, also what its base classes take."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in inspect.getmro(target) if inspect.isclass(target) else (target,):
+        if inspect.isclass(target) and "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base).parameters
+        passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        found = {n: p for n, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD} | found
+        if not passed_on:
+            break
+    return found
+
+
 def _wanted(node: DictConfig | Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(get_object(node["_target_"])).parameters if "_target_" in node else {}
+    return parameters_of(get_object(node["_target_"])) if "_target_" in node else {}

@@ -14,8 +14,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from slaterl.build import compares_items
-from slaterl.errors import UserError
+from slaterl.agents.offline.base import OfflineAgent
+from slaterl.build import compares_items, parameters_of
+from slaterl.errors import UserError, check_counts, check_positive, check_range
 from slaterl.rankers.gems import GeMS
 
 # arguments that the program gives, by node
@@ -29,7 +30,20 @@ _SUPPLIED = {
 }
 # nodes without a class, and what is read of them
 _SECTIONS = {
-    "logged_data": {"trajectories", "epsilon", "num_envs", "seed"},
+    "logged_data": {"source", "trajectories", "epsilon", "num_envs", "seed"},
+    "collect": {"trajectories"},
+    "export": {"minari"},
+    "offline": {
+        "validation",
+        "max_steps",
+        "batch_size",
+        "val_every_n_steps",
+        "val_users",
+        "test_users",
+        "log_every_n_steps",
+        "save_every_n_steps",
+    },
+    "fqe": {"updates", "batch_size", "members", "hidden", "lr", "tau"},
     "pretrain": {"epochs", "lr", "batch_size", "holdout", "box_trajectories"},
     "benchmark": {"repeats"},
     "report": {"runs", "against", "users"},
@@ -58,6 +72,18 @@ _COUNTS = {
     "pretrain.epochs": 1,
     "pretrain.batch_size": 1,
     "pretrain.box_trajectories": 1,
+    "collect.trajectories": 2,
+    "offline.max_steps": 1,
+    "offline.batch_size": 1,
+    "offline.val_every_n_steps": 1,
+    "offline.val_users": 2,
+    "offline.test_users": 2,
+    "offline.log_every_n_steps": 1,
+    "offline.save_every_n_steps": 1,
+    "fqe.updates": 1,
+    "fqe.batch_size": 1,
+    "fqe.members": 2,
+    "fqe.hidden": 1,
     "benchmark.repeats": 1,
     "report.users": 2,
 }
@@ -95,6 +121,7 @@ def _check_keys(raw: Mapping[str, Any], known: set[str]) -> None:
         if not isinstance(raw[section], dict):
             raise UserError(f"{section}={raw[section]}: expected the settings {', '.join(sorted(keys))}")
         _compare(section, set(raw[section]), keys, needed=keys)
+    _check_dataset(raw["dataset"])
     for path, node in _nodes(raw):
         if "_target_" not in node:
             if path != "ranker":  # ranker=none
@@ -102,7 +129,7 @@ def _check_keys(raw: Mapping[str, Any], known: set[str]) -> None:
             _compare(path, set(node), {"name"}, needed={"name"})
             continue
         try:
-            parameters = inspect.signature(get_object(node["_target_"])).parameters
+            parameters = parameters_of(get_object(node["_target_"]))
         except (ImportError, ValueError, AttributeError) as error:
             raise UserError(f"{path}._target_={node['_target_']}: no such class ({error})") from error
         supplied = _SUPPLIED.get(path, set())
@@ -110,6 +137,26 @@ def _check_keys(raw: Mapping[str, Any], known: set[str]) -> None:
         needed = {name for name in settings & set(parameters) if parameters[name].default is inspect.Parameter.empty}
         needed |= {"name"} if path in ("agent", "ranker", "belief", "item_embeddings", "env", "stage") else set()
         _compare(path, set(node), settings, needed)
+
+
+def _check_dataset(node: Any) -> None:
+    if not isinstance(node, dict):
+        raise UserError(f"dataset={node}: expected one of the files in conf/dataset")
+    if node.get("name") == "file":
+        _compare("dataset", set(node), {"name", "path"}, needed={"name", "path"})
+        return
+    several = "behaviours" in node
+    keys = {"name", "trajectories", "num_envs", "seed", "hidden", "actions", "run"}
+    keys |= {"behaviours" if several else "behaviour"}
+    _compare("dataset", set(node), keys, needed=keys)
+    run = {"agent", "ranker", "seed", "medium_step", "train"}
+    _compare("dataset.run", set(node["run"]), run, needed=run)
+    inner = {"policy", "checkpoint", "noise", "epsilon"} | ({"share"} if several else set())
+    for name, behaviour in node["behaviours"].items() if several else [("", node["behaviour"])]:
+        path = f"dataset.behaviours.{name}" if several else "dataset.behaviour"
+        if not isinstance(behaviour, dict):
+            raise UserError(f"{path}={behaviour}: expected the settings {', '.join(sorted(inner))}")
+        _compare(path, set(behaviour), inner, needed=inner)
 
 
 def _nodes(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -154,6 +201,12 @@ def _check_values(cfg: DictConfig) -> None:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected {what}")
     if cfg.checkpoint is not None and not isinstance(cfg.checkpoint, str):
         raise UserError(f"checkpoint={cfg.checkpoint}: expected a path")
+    _check_dataset_values(cfg.dataset)
+    _choice(cfg, "evaluation", "simulator", "fqe")
+    _choice(cfg, "offline.validation", "simulator", "fqe")
+    _choice(cfg, "logged_data.source", "epsilon_oracle", "dataset")
+    if cfg.init_from is not None and cfg.stage.name != "online":
+        raise UserError(f"init_from={cfg.init_from}: only stage=online reads it")
     if cfg.checkpoint is not None and cfg.stage.name != "evaluate":
         raise UserError(f"checkpoint={cfg.checkpoint}: only stage=evaluate reads it")
     for key, instead in (("click_model", "click_model=mixPBM"), ("item_embeddings", "env.item_embeddings.path=<file>")):
@@ -170,19 +223,50 @@ def _check_values(cfg: DictConfig) -> None:
         raise UserError(f"capacity={cfg.capacity}: must be at least batch_size={cfg.batch_size}")
 
 
+def _check_dataset_values(dataset: DictConfig) -> None:
+    if dataset.name == "file":
+        if not isinstance(dataset.path, str):
+            raise UserError(f"dataset.path={dataset.path}: expected a path, or minari:<dataset id>")
+        return
+    check_counts(**{f"dataset.{key}": dataset[key] for key in ("trajectories", "num_envs")})
+    check_counts(**{"dataset.run.medium_step": dataset.run.medium_step})
+    for key in ("hidden", "actions", "run.train"):
+        if not isinstance(OmegaConf.select(dataset, key), bool):
+            raise UserError(f"dataset.{key}={OmegaConf.select(dataset, key)}: expected true or false")
+    for path, behaviour in dataset.get("behaviours", {"": dataset.get("behaviour")}).items():
+        path = f"dataset.behaviours.{path}" if path else "dataset.behaviour"
+        check_range(0, 1, **{f"{path}.{key}": behaviour[key] for key in ("noise", "epsilon")})
+        if "share" in behaviour:
+            check_positive(**{f"{path}.share": behaviour.share})
+        if behaviour.policy not in ("random", "medium", "expert", "replay"):
+            raise UserError(f"{path}.policy={behaviour.policy}: expected random, medium, expert or replay")
+        if behaviour.checkpoint is not None and not isinstance(behaviour.checkpoint, str):
+            raise UserError(f"{path}.checkpoint={behaviour.checkpoint}: expected a path")
+
+
+def _choice(cfg: DictConfig, key: str, *choices: str) -> None:
+    value = OmegaConf.select(cfg, key)
+    if value not in choices:
+        raise UserError(f"{key}={value}: expected {' or '.join(choices)}")
+
+
 def _check_fit(cfg: DictConfig) -> None:
     """Agent and stage, agent and ranker, ranker and item embeddings."""
     agent, ranker, items = cfg.agent.name, cfg.ranker.name, cfg.item_embeddings.name
     target = get_object(cfg.agent["_target_"])
-    takes = inspect.signature(target).parameters
+    takes = parameters_of(target)
     learns = hasattr(target, "update")
-    if cfg.stage.name in ("online", "benchmark") and not learns:
+    if cfg.stage.name in ("online", "offline", "benchmark") and not learns:
         raise UserError(f"agent={agent} does not learn; use stage=evaluate agent={agent}")
+    if cfg.stage.name == "offline" and not issubclass(target, OfflineAgent):
+        raise UserError(f"agent={agent} learns in the simulator; use stage=online, or an offline agent such as td3_bc")
+    if cfg.stage.name == "online" and issubclass(target, OfflineAgent):
+        raise UserError(f"agent={agent} learns from a dataset; use stage=offline, or an online agent such as sac")
     if cfg.stage.name == "evaluate" and cfg.checkpoint is None and not learns:
         if agent == "constant_slate" and cfg.agent.slate is None and not _is_gems(cfg):
             raise UserError(f"ranker={ranker}: it has no latent 0 to decode; use ranker=gems or agent.slate=[...]")
         return  # the ranker beside a heuristic is that of the defaults
-    if cfg.stage.name not in ("online", "benchmark"):
+    if cfg.stage.name not in ("online", "offline", "benchmark"):
         return
     if "ranker" in takes and "_target_" not in cfg.ranker:
         raise UserError(

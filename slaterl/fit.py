@@ -213,7 +213,10 @@ class _Loop(L.Callback):
     def _training_row(self, learner: Learner) -> dict[str, Any]:
         now, step, counters = time.perf_counter(), learner.step, self.data.counters
         elapsed = now - self.marked[0]
-        row: dict[str, Any] = {"step": step, **counters, **learner.meter.read(), **self.data.measures}
+        means = learner.meter.read()
+        if means:
+            learner.watch(step, means)
+        row: dict[str, Any] = {"step": step, **counters, **means, **self.data.measures}
         row["speed/steps_per_s"] = (step - self.marked[1]) / elapsed
         if "turns" in counters:
             row["speed/turns_per_s"] = (counters["turns"] - self.marked[2]) / elapsed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning as L
@@ -108,6 +109,9 @@ class Learner(L.LightningModule):
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One gradient update. Returns the terms named by TERMS as scalars, on the device."""
         raise NotImplementedError
+
+    def watch(self, step: int, means: Mapping[str, float]) -> None:
+        """A look at the means of the terms since the last row of the record, with a word to the user where needed."""
 
     def steps_in(self, batch: Any) -> int:
         """How many steps of the protocol an update on this batch is."""

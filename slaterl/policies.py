@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from slaterl import checkpoints
+from slaterl.agents.base import Agent
 from slaterl.build import build_agent, build_env
 from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
 from slaterl.rollout import Policy
 
 
@@ -45,3 +48,39 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedP
     agent = build_agent(config, env, seed=0)
     agent.load_state_dict(state["learner"]["module"])
     return LoadedPolicy(agent.policy(), env, config, state["learner"]["step"])
+
+
+def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
+    """Give an untrained agent the networks that a checkpoint has of it: policy, critics, their beliefs and targets.
+
+    Networks that the checkpoint does not have stay as they are: critics after behaviour cloning, for example.
+
+    Raises:
+        UserError: there is no policy of this kind in it, or networks are of another size.
+    """
+    own, given = agent.state_dict(), state["learner"]["module"]
+    name = state["config"]["agent"]["name"]
+    networks = {key for key in own if not key.startswith("ranker.")}
+    if not any(key.startswith("actor.") for key in networks & set(given)):
+        raise UserError(f"init_from={source}: agent={name} has no policy that this agent could go on from")
+    shared = {part for part in _parts(networks) if part in _parts(given)}
+    for key in sorted(key for key in networks | set(given) if key.split(".")[0] in shared):
+        there, here = (list(where[key].shape) if key in where else None for where in (given, own))
+        if there != here:
+            raise UserError(
+                f"init_from={source}: {key} is {there} there and {here} here; give the settings of that agent={name} "
+                "(agent.q_hidden, agent.pi_hidden, agent.num_critics, belief.hidden_dim, ranker)"
+            )
+    agent.load_state_dict(own | {key: given[key] for key in networks & set(given)})
+
+
+def check_same_ranker(agent: Agent, state: dict[str, Any], source: str) -> None:
+    """Raise UserError unless an agent's ranker is the one that a checkpoint learned to act through."""
+    given = state["learner"]["module"]
+    for key, value in agent.state_dict().items():
+        if key.startswith("ranker.") and not (key in given and torch.equal(given[key].to(value.device), value)):
+            raise UserError(f"init_from={source}: it learned to act through another ranker; give its settings and seed")
+
+
+def _parts(keys: Iterable[str]) -> set[str]:
+    return {key.split(".")[0] for key in keys}

@@ -92,17 +92,19 @@ def collect(
     generator: torch.Generator,
     deterministic: bool,
     num_envs: int,
+    hidden: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Trajectories:
     """`count` trajectories, `num_envs` users at a time, gathered on the CPU in columns allocated once.
 
     Args:
+        hidden: see rollout.
         on_progress: called with the number of trajectories done after each round.
     """
     gathered: Trajectories | None = None
     for start in range(0, count, num_envs):
         size = min(num_envs, count - start)
-        part = rollout(policy, env, size, generator=generator, deterministic=deterministic)
+        part = rollout(policy, env, size, generator=generator, deterministic=deterministic, hidden=hidden)
         if gathered is None:
             columns = part.columns().items()
             gathered = Trajectories.from_columns(

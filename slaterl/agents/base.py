@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.heuristics import EpsilonOracle
+from slaterl.agents.networks import Critics
 from slaterl.beliefs.base import Belief, JoinedBeliefs
 from slaterl.envs.topic_rec import Observation, PrivilegedObservation
 from slaterl.evaluation import MEASURES
@@ -99,6 +100,10 @@ class LatentAgent(Agent):
     ) -> Decision:
         action = self.action(state, generator)
         return Decision(self.ranker.rank(self.ranker.to_latent(action)), action)
+
+    def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:
+        """[num_critics, ...] at belief states [..., H] and actions [..., A] in [-1, 1]; critics read latent units."""
+        return critics(torch.cat([state, self.ranker.to_latent(action)], dim=-1))
 
     def random_policy(self, generator: torch.Generator) -> Policy:
         return RandomLatentPolicy(self.ranker, generator)

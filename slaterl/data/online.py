@@ -24,6 +24,7 @@ class OnlineData(L.LightningDataModule):
     policy has no use for random or old trajectories: its batches are those of the round, each trajectory once.
 
     Args:
+        warm: whether the agent has learned before; then the first `random_steps` trajectories are its own.
         users, exploration, batches: the streams that training users, the policy's noise and the batches are drawn from.
     """
 
@@ -37,6 +38,7 @@ class OnlineData(L.LightningDataModule):
         num_envs: int,
         batch_size: int,
         capacity: int,
+        warm: bool = False,
         users: torch.Generator,
         exploration: torch.Generator,
         batches: torch.Generator,
@@ -48,6 +50,7 @@ class OnlineData(L.LightningDataModule):
         self.replay = ReplayBuffer(num_envs if agent.ON_POLICY else capacity)
         self.generators = {"users": users, "exploration": exploration, "batches": batches}
         self.policy = agent.policy(exploration)
+        self.first_policy = self.policy if warm else agent.random_policy(exploration)
         self.trajectories = self.updates = 0  # so far
         self.last_return: torch.Tensor | float = float("nan")
 
@@ -114,10 +117,9 @@ class _Batches:
     def __iter__(self) -> Iterator[Trajectories]:
         data, agent = self.data, self.data.agent
         if agent.step < data.random_steps:
-            note(f"collecting {data.random_steps:,} random trajectories")
-            random = agent.random_policy(data.generators["exploration"])
+            note(f"collecting the first {data.random_steps:,} trajectories")
             while data.trajectories < data.random_steps:
-                data._collect(random, min(data.num_envs, data.random_steps - data.trajectories))
+                data._collect(data.first_policy, min(data.num_envs, data.random_steps - data.trajectories))
             agent.step = data.random_steps
         while agent.step < data.max_steps:
             place = (agent.step - data.random_steps) % data.num_envs

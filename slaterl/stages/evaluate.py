@@ -20,6 +20,7 @@ from slaterl.learner import Learner
 from slaterl.policies import LoadedPolicy, load_policy
 from slaterl.rollout import Policy
 from slaterl.runs import Run, write_json
+from slaterl.stages.fqe import fqe
 from slaterl.stages.inputs import inputs_of, make_inputs
 
 
@@ -27,8 +28,10 @@ def evaluate(cfg: DictConfig) -> Run:
     """Find or make the evaluation of `checkpoint`, or of `agent` where none is given.
 
     A checkpoint knows its environment, its seed and its number of test users; of these, what was given on the
-    command line is used instead.
+    command line is used instead. With evaluation=fqe the data tell, see stages/fqe.py.
     """
+    if cfg.evaluation == "fqe":
+        return fqe(cfg)
     device = resolve_device(cfg.device)
     inputs: dict[str, Run] = {}  # a constant slate can be a ranker's
     if cfg.checkpoint is None:

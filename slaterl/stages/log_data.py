@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import ModuleType
 
 from omegaconf import DictConfig
 
@@ -18,8 +19,10 @@ from slaterl.seeds import stream
 
 
 def logged_data_run(cfg: DictConfig, env: TopicRec) -> Run:
-    """Where the logged data of this configuration lie, made or not."""
+    """Where the logged data of this configuration lie, made or not; with source=dataset, those of `dataset`."""
     settings = plain(cfg.logged_data)
+    if settings.pop("source") == "dataset":
+        return _datasets().dataset_run(cfg, env)
     name = f"epsilon{settings['epsilon']}-{settings['trajectories']}-seed{settings['seed']}"
     spec = {"env": env_spec(cfg.env, env), "logged_data": settings}
     return Run(
@@ -29,12 +32,21 @@ def logged_data_run(cfg: DictConfig, env: TopicRec) -> Run:
 
 def log_data(cfg: DictConfig) -> Run:
     """Find or make the logged data."""
+    if cfg.logged_data.source == "dataset":
+        return _datasets().collect(cfg)
     env = build_env(cfg.env, resolve_device(cfg.device))
     run = logged_data_run(cfg, env)
     with run.making(cfg, inputs={}) as needed:
         if needed:
             _make(cfg, env, run)
     return run
+
+
+def _datasets() -> ModuleType:
+    """Imported late: datasets are collected with agents, whose rankers are made from logged data."""
+    from slaterl.stages import collect
+
+    return collect
 
 
 def _make(cfg: DictConfig, env: TopicRec, run: Run) -> None:

@@ -13,16 +13,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from slaterl.agents.base import LatentAgent
-from slaterl.agents.networks import Critics, mlp, polyak
+from slaterl.agents.networks import Critics, draw, mlp, polyak, tanh_gaussian
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import check_counts, check_positive, check_range, check_widths
 from slaterl.rankers.base import Ranker
-
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 
 class SAC(LatentAgent):
@@ -92,11 +89,7 @@ class SAC(LatentAgent):
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         if generator is None:
             return self.actor(state).chunk(2, dim=-1)[0].tanh()
-        return _draw(self.actor(state), generator)[0].tanh()
-
-    def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:
-        """[num_critics, ...] at belief states [..., H] and actions [..., A] in [-1, 1]."""
-        return critics(torch.cat([state, self.ranker.to_latent(action)], dim=-1))
+        return draw(self.actor(state), generator)[0].tanh()
 
     def behaviour(self, batch: Trajectories) -> Tensor:
         """The actions [B, H, A] in [-1, 1] that the critics learn from."""
@@ -157,23 +150,3 @@ class SAC(LatentAgent):
             "policy/entropy": -log_prob.mean(),
             "policy/alpha": alpha,
         }
-
-
-def tanh_gaussian(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Reparameterised draws [..., A] in [-1, 1] from means and log-deviations [..., 2A], and their log-probabilities.
-
-    log pi(a) = log N(x) - log(1 - tanh(x)^2) summed over the action (appendix C of the paper), in the form that does
-    not lose precision where tanh saturates.
-    """
-    raw, noise, log_std = _draw(parameters, generator)
-    log_gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    log_slope = 2 * (math.log(2) - raw - softplus(-2 * raw))
-    return raw.tanh(), (log_gaussian - log_slope).sum(-1)
-
-
-def _draw(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussian draws before the tanh, the standard normal noise in them, and the log-deviations, each [..., A]."""
-    mean, log_std = parameters.chunk(2, dim=-1)
-    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    return torch.addcmul(mean, log_std.exp(), noise), noise, log_std

@@ -80,10 +80,6 @@ class TD3(LatentAgent):
     def _noise(self, action: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
         return deviation * torch.randn(action.shape, generator=generator, device=action.device)
 
-    def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:
-        """[2, ...] at belief states [..., H] and actions [..., A] in [-1, 1]."""
-        return critics(torch.cat([state, self.ranker.to_latent(action)], dim=-1))
-
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """One step of the critics, and every policy_delay-th time of policy and targets, on B whole trajectories."""
         assert batch.actions is not None

@@ -1,0 +1,51 @@
+"""Where offline batches come from: whole trajectories of a file, drawn uniformly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+
+from slaterl.agents.offline.base import OfflineAgent
+from slaterl.data.trajectories import Trajectories
+
+
+class OfflineData(L.LightningDataModule):
+    """Yields a batch for each update, without end but for `max_steps`. A step is an update.
+
+    Args:
+        data: the trajectories, on the agent's device; the agent takes of them what it learns from.
+        batch_size: of whole trajectories; where there are fewer, a batch is all of them.
+        batches: the stream that batches are drawn from.
+    """
+
+    def __init__(
+        self, data: Trajectories, agent: OfflineAgent, *, max_steps: int, batch_size: int, batches: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.agent, self.data = agent, agent.prepare(data)
+        self.max_steps, self.batch_size, self.batches = max_steps, batch_size, batches
+        self.measures: Mapping[str, float] = {}
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        return {"updates": self.agent.step}
+
+    def train_dataloader(self) -> OfflineData:
+        return self
+
+    def __len__(self) -> int:
+        return self.max_steps - self.agent.step
+
+    def __iter__(self) -> Iterator[Trajectories]:
+        while self.agent.step < self.max_steps:
+            places = torch.randperm(len(self.data), generator=self.batches, device=self.batches.device)
+            yield self.data[places[: self.batch_size]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches.set_state(state["batches"])

@@ -1,0 +1,134 @@
+"""Fitted Q evaluation: what a policy would return, from recorded trajectories alone.
+
+Le, Voloshin and Yue, "Batch Policy Learning under Constraints", arXiv 1903.08738; with an ensemble of which every
+member learns from a bootstrap sample of the trajectories.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from slaterl.agents.base import LatentAgent
+from slaterl.agents.networks import mlp, polyak
+from slaterl.agents.offline.base import with_actions
+from slaterl.beliefs.base import states_of
+from slaterl.beliefs.gru import GRUBelief
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.topic_rec import Observation
+from slaterl.seeds import seeded_weights, stream
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A policy's return as the data tell it."""
+
+    mean_return: float  # clicks of an episode
+    interval: float  # half-width of the 95 % interval over the bootstrap's members
+    members: int
+    loss: float  # of the last updates: mean squared error of clicks a remaining turn
+
+
+def fitted_q_evaluation(
+    agent: LatentAgent,
+    data: Trajectories,
+    *,
+    num_items: int,
+    updates: int,
+    batch_size: int,
+    members: int,
+    hidden: int,
+    lr: float,
+    tau: float,
+    seed: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Estimate:
+    """Estimate the undiscounted return of an agent's policy without exploration.
+
+    Q(s, a, t) is learned as the mean reward of the H - t turns that remain, m = Q / (H - t), which is of one size at
+    every turn: m(s, a, t) = (r + (H - t - 1) * m'(s', pi(s'), t + 1)) / (H - t). A member is a belief and a head.
+
+    Args:
+        data: N trajectories, on the agent's device.
+        updates, batch_size: of whole trajectories; lr: Adam's; tau: share of the heads that enters their targets.
+        members: each weighs every trajectory by how often a bootstrap sample of the data has it.
+        hidden: width of the two hidden layers of a head.
+    """
+    count, horizon = data.rewards.shape
+    device = data.slates.device
+    generator = stream(seed, "fqe", device)
+    data = with_actions(data, agent.ranker)
+    assert data.actions is not None
+    actions, own = data.actions, policy_actions(agent, data)
+    weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
+    turn = torch.arange(horizon, device=device)
+    remaining = horizon - turn  # [H]
+    over = (turn / horizon).view(1, 1, -1, 1)
+
+    with seeded_weights(seed, "fqe"):
+        sizes = dict(num_items=num_items, slate_size=data.slates.shape[2], item_dim=20, hidden_dim=20)
+        beliefs = nn.ModuleList(GRUBelief(**sizes) for _ in range(members))
+        heads = nn.ModuleList(mlp(20 + agent.ranker.action_dim + 1, [hidden, hidden], 1) for _ in range(members))
+    with torch.no_grad():
+        for head in heads:  # the data's own mean is the first guess
+            head[-1].bias.fill_(data.rewards.mean())
+    beliefs, heads = beliefs.to(device), heads.to(device)
+    targets = copy.deepcopy(heads).requires_grad_(False)
+    optimizer = Adam([*beliefs.parameters(), *heads.parameters()], lr=lr, fused=True)
+
+    def values(of: nn.ModuleList, states: Tensor, action: Tensor) -> Tensor:
+        """m [M, B, H] at states [M, B, H, 20] and actions [B, H, A]."""
+        parts = action.expand(members, -1, -1, -1), over.expand(*states.shape[:2], -1, -1)
+        inputs = torch.cat([states, *parts], dim=-1)
+        return torch.stack([head(part).squeeze(-1) for head, part in zip(of, inputs, strict=True)])
+
+    smoothed = torch.zeros((), device=device)
+    for update in range(updates):
+        places = torch.randperm(count, generator=generator, device=device)[:batch_size]
+        batch = data[places]
+        states = states_of(list(beliefs), batch)
+        with torch.no_grad():
+            target = batch.rewards.expand(members, -1, -1).clone()
+            following = values(targets, states, own[places])[..., 1:]
+            target[..., :-1] += remaining[1:] * following
+            target /= remaining
+        error = (values(heads, states, actions[places]) - target).square().mean(2)  # [M, B]
+        loss = (weights[:, places] * error).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        polyak(heads, targets, tau)
+        smoothed = torch.lerp(smoothed, loss.detach(), 0.02)
+        on_progress(update + 1)
+
+    with torch.no_grad():
+        first = []
+        for places in torch.arange(count, device=device).split(512):
+            states = states_of(list(beliefs), data[places])
+            first.append(values(heads, states, own[places])[..., 0])
+        start = torch.cat(first, dim=1)  # [M, N]
+        found = horizon * (weights * start).sum(1) / weights.sum(1)
+    interval = stats.t.ppf(0.975, members - 1) * found.std().item() if members > 1 else math.nan
+    return Estimate(found.mean().item(), float(interval), members, smoothed.item())
+
+
+@torch.no_grad()
+def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
+    """What an agent would do without exploration in each turn of recorded trajectories, [N, H, A] in [-1, 1]."""
+    found = []
+    for start in range(0, len(data), 512):
+        part = data[start : start + 512]
+        state = agent.acting_belief.initial_state(len(part))
+        turns = []
+        for slate, clicks in zip(part.slates[:, :-1].unbind(1), part.clicks[:, :-1].unbind(1), strict=True):
+            state = agent.acting_belief.step(Observation(slate.long(), clicks), state)
+            turns.append(agent.action(state, None))
+        found.append(torch.stack(turns, dim=1))
+    return torch.cat(found)

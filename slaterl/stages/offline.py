@@ -1,0 +1,85 @@
+"""stage=offline: train an agent on a dataset, then test its best checkpoint in the simulator."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from omegaconf import DictConfig
+
+from slaterl.agents.offline.base import OfflineAgent
+from slaterl.build import build_env, plain, resolve_device
+from slaterl.data.offline import OfflineData
+from slaterl.evaluation import MEASURES, evaluate
+from slaterl.fit import Schedule
+from slaterl.fqe import fitted_q_evaluation
+from slaterl.runs import Run
+from slaterl.seeds import stream
+from slaterl.stages.collect import collect, dataset_run, expert_return, load_dataset
+from slaterl.stages.inputs import make_inputs
+from slaterl.stages.training import Plan, plan, show_agent, train
+
+
+def offline(cfg: DictConfig) -> Run:
+    """Find or make a trained and tested agent; its dataset and its ranker before it."""
+    env = build_env(cfg.env, resolve_device(cfg.device))
+    dataset = dataset_run(cfg, env)
+    protocol = plain(cfg.offline)
+    if cfg.offline.validation == "fqe":
+        protocol["fqe"] = plain(cfg.fqe)
+    planned = plan(cfg, env, "offline", cfg.dataset.name, dataset=dataset.digest, protocol=protocol)
+    inputs = {**planned.inputs, "dataset": dataset}
+    with planned.run.making(cfg, inputs) as needed:
+        if needed:
+            collect(cfg)
+            make_inputs(cfg, planned.agent, planned.inputs)
+            _make(cfg, planned, dataset)
+    show_agent(planned.run)
+    return planned.run
+
+
+def _make(cfg: DictConfig, planned: Plan, dataset: Run) -> None:
+    seed, env, agent, protocol = cfg.seed, planned.env, planned.agent, cfg.offline
+    assert isinstance(agent, OfflineAgent)
+    recorded, metadata = load_dataset(dataset, env)
+    data = OfflineData(
+        recorded.to(env.device),
+        agent,
+        max_steps=protocol.max_steps,
+        batch_size=protocol.batch_size,
+        batches=stream(seed, "batches", env.device),
+    )
+    schedule = Schedule(
+        max_steps=protocol.max_steps,
+        val_every_n_steps=protocol.val_every_n_steps,
+        log_every_n_steps=protocol.log_every_n_steps,
+        save_every_n_steps=protocol.save_every_n_steps,
+    )
+    found = dataset.result()
+    low, high = found["random_return"], expert_return(cfg, env)
+
+    def normalised(value: float) -> float:
+        """100 is the expert, 0 are random slates."""
+        return math.nan if high is None else 100 * (value - low) / (high - low)
+
+    policy = agent.policy()
+
+    def validate() -> dict[str, float]:
+        if protocol.validation == "fqe":
+            estimate = fitted_q_evaluation(agent, data.data, num_items=env.num_items, **plain(cfg.fqe), seed=seed)
+            measures = dict.fromkeys((f"val/{name}" for name in MEASURES), math.nan)
+            measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
+        else:
+            measures = evaluate(policy, env, protocol.val_users, seed, "validation").named("val/")
+        return {**measures, "val/normalised": normalised(measures["val/return"])}
+
+    about: dict[str, Any] = {
+        "dataset": cfg.dataset.name,
+        "dataset_run": dataset.digest,
+        "dataset_checksum": metadata["checksum"],
+        "dataset_return": found["return_mean"],
+        "expert_return": high,
+        "gamma": cfg.agent.get("gamma"),
+        "reward_scale": cfg.agent.get("reward_scale"),
+    }
+    train(cfg, planned, data, schedule, validate, protocol.test_users, **about)
