@@ -22,6 +22,7 @@ PRESETS = [
     ("medium_collection", 6, ["env=focused_mix"], 1),
     ("lambda_grid", 20, ["params.lambda_KL=0.1", "params.lambda_click=0.0,1.0"], 2),
     ("gamma0", 10, ["seed=1"], 1),
+    ("offline_benchmark", 198, ["dataset=expert", "env=diffuse_mix", "agent=bc,iql", "seed=1"], 2),
     ("table2", 480, ["method=slateq,reinforce_softmax", "env=focused_mix", "seed=1"], 2),
 ]
 
@@ -50,4 +51,5 @@ def test_runs_at_the_smallest_scale(preset: str, part: list[str], count: int, tm
     )
     assert done.returncode == 0, done.stderr
     assert [job.state for job in jobs(tmp_path / "sweep")] == ["finished"] * count
-    assert len(list(tmp_path.glob("home/online/*/*/step30.ckpt"))) == count
+    kept = "offline/*/*/step12.ckpt" if preset == "offline_benchmark" else "online/*/*/step30.ckpt"
+    assert len(list(tmp_path.glob(f"home/{kept}"))) == count

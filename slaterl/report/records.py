@@ -35,7 +35,9 @@ class Record:
 
     @property
     def env(self) -> str:
-        return self.config["env"]["name"]
+        """The environment, and the data that were learned from: only runs of the same are compared."""
+        name = self.config["env"]["name"]
+        return f"{name}, {self.result['dataset']} data" if "dataset" in self.result else name
 
     @property
     def seed(self) -> int:
@@ -77,7 +79,8 @@ def _read(path: Path) -> list[Record]:
     """The runs in a folder: itself, those of a sweep, or all below it."""
     if (path / "manifest.json").is_file():
         manifest = read_json(path / "manifest.json")
-        return [_of_manifest(path, manifest)] if manifest["stage"] in STAGES else []
+        of_policy = manifest["stage"] in STAGES and manifest["config"].get("evaluation") != "fqe"
+        return [_of_manifest(path, manifest)] if of_policy else []
     if found := jobs(path):
         return [_of_job(job) for job in found]
     return [record for file in sorted(path.rglob("manifest.json")) for record in _read(file.parent)]
@@ -139,6 +142,7 @@ def _settings(record: Record) -> dict[str, Any]:
     """What the configuration says of the method, flat: not the seeds, the environment, or where and how it ran."""
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
     sizes = ("max_steps", "random_steps", "num_envs", "batch_size", "capacity", "logged_data", "pretrain")
+    sizes = ("offline", "logged_data", "pretrain") if "dataset" in record.result else sizes
     if record.steps:
         parts |= {key: record.config[key] for key in sizes if key in record.config}
     if not record.result.get("compared_by") and not record.result.get("ranker_run"):

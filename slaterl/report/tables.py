@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,10 @@ from slaterl.report.statistics import summarise, welch_holm
 
 
 def results(records: Sequence[Record]) -> pd.DataFrame:
-    """One row for each finished run: env, method, seed, test, best, last, steps, catalogue (of items), path."""
+    """One row for each finished run: env, method, seed, test, best, last, score, steps, catalogue (of items), path.
+
+    The score of an offline run is 100 * (test - random) / (expert - random), where an expert is known.
+    """
     finished = [record for record in records if record.result]
     rows = []
     for record, method in zip(finished, name_methods(finished), strict=True):
@@ -27,6 +31,7 @@ def results(records: Sequence[Record]) -> pd.DataFrame:
                 "test": record.result["test_return"],
                 "best": record.result.get("val_return"),
                 "last": curve[-1] if curve else None,
+                "score": _score(record.result),
                 "steps": record.steps,
                 "catalogue": record.result["item_embeddings"],
                 "test_users": record.result["test_users"],
@@ -34,6 +39,11 @@ def results(records: Sequence[Record]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _score(result: Mapping[str, Any]) -> float | None:
+    expert, random = result.get("expert_return"), result.get("random_return")
+    return None if expert is None or random is None else 100 * (result["test_return"] - random) / (expert - random)
 
 
 def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
@@ -66,6 +76,7 @@ def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
                     "IQM high": found.iqm_high,
                     "best val": part["best"].mean(),
                     "last val": part["last"].mean(),
+                    "score": part["score"].astype(float).mean(),
                     "steps": int(part["steps"].max()),
                     "p": tests.get(str(method)),
                 }
@@ -97,6 +108,8 @@ def shown(table: pd.DataFrame, against: str | None) -> pd.DataFrame:
         "last val": [number(value) for value in table["last val"]],
         "steps": [f"{value:,}" if value else "" for value in table["steps"]],
     }
+    if table["score"].notna().any():
+        columns["normalised"] = [number(value) for value in table["score"]]
     if table.groupby("environment")["items"].nunique().max() > 1:
         columns = {"environment": columns.pop("environment"), "items": table["items"], **columns}
     if against is not None:

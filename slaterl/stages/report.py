@@ -25,7 +25,8 @@ from slaterl.runs import Run, write_json
 
 LEGEND = (
     "Test return: mean over seeds ± Student's 95 % interval. IQM: mean of the middle half, with a bootstrapped 95 % "
-    "interval. best val, last val: best and final validation return, mean over seeds."
+    "interval. best val, last val: best and final validation return, mean over seeds. Normalised: 100 is the expert of "
+    "the data, 0 are random slates."
 )
 # of one method's episodes: file name, title, caption, figure
 LOOKS = (
@@ -66,7 +67,8 @@ def report(cfg: DictConfig) -> Run:
     summary = tables.summary(runs, against)
     envs = sorted(runs["env"].unique())
     spec = {"runs": sorted(str(record.path.resolve()) for record in records), "against": against, "time": time.time()}
-    run = Run(root, "report", envs[0] if len(envs) == 1 else f"{len(envs)}_environments", f"{len(records)}_runs", spec)
+    where = str(envs[0]).replace(", ", "-").replace(" ", "_") if len(envs) == 1 else f"{len(envs)}_environments"
+    run = Run(root, "report", where, f"{len(records)}_runs", spec)
     with run.making(cfg, inputs={}):
         _write(run.path, records, runs, summary, against, _pictures(records, runs, cfg.report.users))
         missing = sum(not record.result for record in records)
@@ -100,7 +102,11 @@ def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str
             continue
         whose = f"{env}; of each method the run with the best test return, {users} test users"
         for name, title, caption, draw in LOOKS:
-            found[f"{name}_{env}"] = (f"{title} ({env})", f"{caption} ({whose}).", draw(episodes))
+            found[f"{name}_{env.replace(', ', '_').replace(' ', '_')}"] = (
+                f"{title} ({env})",
+                f"{caption} ({whose}).",
+                draw(episodes),
+            )
     return found
 
 
