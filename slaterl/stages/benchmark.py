@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import EpsilonOracle
+from slaterl.agents.offline.base import OfflineAgent
 from slaterl.build import AGENT_NODES, build_agent, build_env, make, plain, resolve_device
 from slaterl.console import note, table
 from slaterl.data import trajectories
@@ -30,7 +31,15 @@ from slaterl.seeds import stream
 
 SIMULATED_USERS = 1024
 # The published code on 2 CPU cores of this class of machine, in the units below.
-PUBLISHED = {"simulator": 2_500, "log_data": 20, "pretrain": 6_650, "online sac": 1 / 0.279, "validation": 200 / 14}
+PUBLISHED = {
+    "simulator": 2_500,
+    "log_data": 20,
+    "pretrain": 6_650,
+    "collect": 2.2,
+    "online sac": 1 / 0.279,
+    "validation": 200 / 14,
+}
+UPDATES = 10  # in one measurement
 
 
 def benchmark(cfg: DictConfig) -> Run:
@@ -46,9 +55,7 @@ def benchmark(cfg: DictConfig) -> Run:
     run = Run(Path(cfg.paths.root), "benchmark", env.name, f"{cfg.agent.name}-{cfg.ranker.name}", spec)
     with run.making(cfg, inputs={}):
         note(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads")
-        sizes = {
-            name: cfg[name] for name in ("num_envs", "batch_size", "capacity", "max_steps", "random_steps", "val_users")
-        }
+        sizes = {name: cfg[name] for name in ("num_envs", "batch_size", "capacity", "max_steps", "random_steps")}
         sizes |= {"num_items": env.num_items, "episode_length": env.episode_length, "agent": cfg.agent.name}
         result = {"stage": "benchmark", "env": env.name, **machine, **sizes, **_measure(cfg, env, agent)}
         write_json(run.path / "result.json", result)
@@ -96,21 +103,40 @@ def _measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
         batches = iter(SlateData(logged, learner, batch_size=size, epochs=1000, holdout=0.1, seed=0))
         found["pretrain_slates_per_s"] = size * 20 / seconds(lambda: [learner.update(next(batches)) for _ in range(20)])
 
-    explorer = agent.policy(users)
-    batch = serve(explorer, cfg.batch_size)
-    found["online_trajectory_s"] = seconds(lambda: serve(explorer, cfg.num_envs)) / cfg.num_envs
-    found["online_update_s"] = seconds(lambda: [agent.update(batch) for _ in range(10)]) / 10
-    found["online_step_s"] = found["online_trajectory_s"] + found["online_update_s"] / agent.steps_in(batch)
-    found["validation_s"] = seconds(lambda: evaluate(explorer, env, cfg.val_users, cfg.seed, "validation"))
+    explorer, collected = agent.policy(users), cfg.dataset.get("num_envs", count)
+    found["collect_trajectories_per_s"] = collected / seconds(lambda: serve(explorer, collected))
+    if isinstance(agent, OfflineAgent):
+        batch = agent.prepare(logged.to(env.device))[: cfg.offline.batch_size]
+        found["offline_batch_size"] = len(batch)
+
+        def updates() -> None:
+            for _ in range(UPDATES):
+                agent.step += 1  # of several updates one is the policy's
+                agent.update(batch)
+
+        found["offline_step_s"] = seconds(updates) / UPDATES
+        val_users = cfg.offline.val_users
+    else:
+        batch = serve(explorer, cfg.batch_size)
+        found["online_trajectory_s"] = seconds(lambda: serve(explorer, cfg.num_envs)) / cfg.num_envs
+        found["online_update_s"] = seconds(lambda: [agent.update(batch) for _ in range(UPDATES)]) / UPDATES
+        found["online_step_s"] = found["online_trajectory_s"] + found["online_update_s"] / agent.steps_in(batch)
+        val_users = cfg.val_users
+    found["val_users"] = val_users
+    found["validation_s"] = seconds(lambda: evaluate(explorer, env, val_users, cfg.seed, "validation"))
     found["peak_memory_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found | _estimate(cfg, env, found)
 
 
 def _estimate(cfg: DictConfig, env: TopicRec, found: dict[str, Any]) -> dict[str, float]:
     """Seconds of each stage of a full run of this configuration, from an empty machine."""
-    updates = cfg.max_steps - cfg.random_steps
-    validations = cfg.max_steps / cfg.val_every_n_steps
-    stages = {"estimate_online_s": updates * found["online_step_s"] + validations * found["validation_s"]}
+    if "offline_step_s" in found:
+        stage, updates = "offline", cfg.offline.max_steps
+        validations = updates / cfg.offline.val_every_n_steps
+    else:
+        stage, updates = "online", cfg.max_steps - cfg.random_steps
+        validations = cfg.max_steps / cfg.val_every_n_steps
+    stages = {f"estimate_{stage}_s": updates * found[f"{stage}_step_s"] + validations * found["validation_s"]}
     if "pretrain_slates_per_s" in found:
         slates = cfg.logged_data.trajectories * (1 - cfg.pretrain.holdout) * env.episode_length * cfg.pretrain.epochs
         stages["estimate_log_data_s"] = cfg.logged_data.trajectories / found["log_data_trajectories_per_s"]
@@ -123,7 +149,9 @@ def _show(result: dict[str, Any]) -> None:
         "simulator, turns/s": ("simulator", result["simulator_turns_per_s"]),
         "logged data, trajectories/s": ("log_data", result["log_data_trajectories_per_s"]),
         "pretraining, slates/s": ("pretrain", result.get("pretrain_slates_per_s")),
-        f"online {result['agent']}, steps/s": (f"online {result['agent']}", 1 / result["online_step_s"]),
+        f"collecting with {result['agent']}, trajectories/s": ("collect", result["collect_trajectories_per_s"]),
+        f"online {result['agent']}, steps/s": (f"online {result['agent']}", _inverse(result.get("online_step_s"))),
+        f"offline {result['agent']}, updates/s": ("offline", _inverse(result.get("offline_step_s"))),
         "validation, users/s": ("validation", result["val_users"] / result["validation_s"]),
     }
     rows = []
@@ -133,12 +161,16 @@ def _show(result: dict[str, Any]) -> None:
             compared = [f"{published:,.1f}", f"{speed / published:,.0f} x"] if published else ["", ""]
             rows.append([label, f"{speed:,.1f}", *compared])
     table("speed", ["", "here", "published code, 2 cores", ""], rows)
-    stages = ("log_data", "pretrain", "online")
+    stages = ("log_data", "pretrain", "online", "offline")
     minutes = {name: result[f"estimate_{name}_s"] / 60 for name in stages if f"estimate_{name}_s" in result}
     parts = ", ".join(f"{name} {spent:,.1f} min" for name, spent in minutes.items())
     note(f"a full run of this configuration: {result['estimate_s'] / 60:,.1f} min ({parts})")
     size, memory = result["log_data_megabytes_per_100k"], result["peak_memory_megabytes"]
     note(f"logged data: {size:.0f} MB per 100,000 trajectories; memory at most {memory:,.0f} MB")
+
+
+def _inverse(seconds: float | None) -> float | None:
+    return None if seconds is None else 1 / seconds
 
 
 def _wait(device: torch.device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -105,8 +104,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run) -> None:
     started = time.perf_counter()
     ranker: Ranker | None = None
     if cfg.dataset.name == "file":
-        data, source = _imported(cfg, env)
-        behaviours: list[dict[str, Any]] = [{"name": "file", **source, "trajectories": len(data)}]
+        data, behaviours = _imported(cfg, env)
     else:
         data, behaviours, ranker = _collected(cfg, env)
     seconds = time.perf_counter() - started
@@ -203,17 +201,18 @@ def _shares(total: int, shares: list[float]) -> list[int]:
     return counts
 
 
-def _imported(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, dict[str, Any]]:
-    """A file of slaterl, or of another layout."""
+def _imported(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, list[dict[str, Any]]]:
+    """A file of slaterl, or of another layout, and what is to be said of its behaviours."""
     source = cfg.dataset.path
     if not source.endswith(".safetensors"):
-        return foreign.read(
+        data, about = foreign.read(
             source,
             num_items=env.num_items,
             slate_size=env.slate_size,
             episode_length=env.episode_length,
             first_slate=env.first_slate,
         )
+        return data, [{"name": "file", **about, "trajectories": len(data)}]
     data, metadata = trajectories.load(Path(source), num_items=env.num_items)
     if metadata.get("item_embeddings") != env.fingerprint and not cfg.force:
         raise UserError(
@@ -224,7 +223,7 @@ def _imported(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, dict[str, A
     if tuple(data.slates.shape[1:]) != frames:
         found = f"{data.slates.shape[1] - 1} turns of slates of {data.slates.shape[2]}"
         raise UserError(f"{source}: trajectories of {found}, expected {frames[0] - 1} turns of slates of {frames[1]}")
-    return data, {"format": "slaterl", "source": Path(source).name, "of": json.dumps(metadata["behaviours"])}
+    return data, metadata["behaviours"]
 
 
 def _fingerprint_of(source: str) -> str:
