@@ -141,7 +141,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run) -> None:
             "return_mean": returns.mean().item(),
             "return_std": returns.std().item() if len(data) > 1 else 0.0,
             **{f"{name}_return": value for name, value in reached.items()},
-            "logged_data_checksum": metadata["checksum"],  # what a ranker made from it says that it was made from
+            "checksum": metadata["checksum"],
             "seconds": seconds,
         },
     )

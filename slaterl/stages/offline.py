@@ -7,17 +7,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from slaterl.agents.base import LatentAgent
 from slaterl.agents.offline.base import OfflineAgent
 from slaterl.build import build_env, plain, resolve_device
 from slaterl.data.offline import OfflineData
 from slaterl.evaluation import MEASURES, evaluate
 from slaterl.fit import Schedule
-from slaterl.fqe import fitted_q_evaluation
+from slaterl.fqe import Estimate, fitted_q_evaluation
+from slaterl.policies import LoadedPolicy
 from slaterl.runs import Run
 from slaterl.seeds import stream
 from slaterl.stages.collect import collect, dataset_run, expert_return, load_dataset
 from slaterl.stages.inputs import make_inputs
-from slaterl.stages.training import Plan, plan, show_agent, train
+from slaterl.stages.training import Plan, in_simulator, plan, show_agent, train
 
 
 def offline(cfg: DictConfig) -> Run:
@@ -63,15 +65,26 @@ def _make(cfg: DictConfig, planned: Plan, dataset: Run) -> None:
         return math.nan if high is None else 100 * (value - low) / (high - low)
 
     policy = agent.policy()
+    served = in_simulator(env, protocol.test_users, seed)
+
+    def estimated(learned: LatentAgent) -> Estimate:
+        settings = plain(cfg.fqe)
+        return fitted_q_evaluation(learned, data.data, num_items=env.num_items, **settings, seed=seed)
 
     def validate() -> dict[str, float]:
         if protocol.validation == "fqe":
-            estimate = fitted_q_evaluation(agent, data.data, num_items=env.num_items, **plain(cfg.fqe), seed=seed)
             measures = dict.fromkeys((f"val/{name}" for name in MEASURES), math.nan)
+            estimate = estimated(agent)
             measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
         else:
             measures = evaluate(policy, env, protocol.val_users, seed, "validation").named("val/")
         return {**measures, "val/normalised": normalised(measures["val/return"])}
+
+    def test(best: LoadedPolicy) -> dict[str, Any]:
+        if protocol.validation == "simulator":
+            return served(best)
+        estimate = estimated(best.policy.agent)  # type: ignore[attr-defined]
+        return {"test_users": None, "test_return": estimate.mean_return, "test_interval": estimate.interval}
 
     about: dict[str, Any] = {
         "dataset": cfg.dataset.name,
@@ -82,4 +95,4 @@ def _make(cfg: DictConfig, planned: Plan, dataset: Run) -> None:
         "gamma": cfg.agent.get("gamma"),
         "reward_scale": cfg.agent.get("reward_scale"),
     }
-    train(cfg, planned, data, schedule, validate, protocol.test_users, **about)
+    train(cfg, planned, data, schedule, protocol.test_users, validate, test, **about)

@@ -18,7 +18,7 @@ from slaterl.policies import check_same_ranker, start_from
 from slaterl.runs import Run
 from slaterl.seeds import stream
 from slaterl.stages.inputs import make_inputs
-from slaterl.stages.training import Plan, plan, show_agent, train
+from slaterl.stages.training import Plan, in_simulator, plan, show_agent, train
 
 PROTOCOL = (
     "max_steps",
@@ -85,4 +85,6 @@ def _make(cfg: DictConfig, planned: Plan) -> None:
     def validate() -> dict[str, float]:
         return evaluate(policy, env, cfg.val_users, seed, "validation").named("val/")
 
-    train(cfg, planned, data, schedule, validate, cfg.test_users, init_from=planned.run.spec.get("init_from"))
+    test = in_simulator(env, cfg.test_users, seed)
+    start = planned.run.spec.get("init_from")
+    train(cfg, planned, data, schedule, cfg.test_users, validate, test, init_from=start)

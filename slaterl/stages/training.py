@@ -17,7 +17,7 @@ from slaterl.evaluation import anchors, evaluate, show_result
 from slaterl.fit import Data, Schedule, fit
 from slaterl.loggers import make_loggers
 from slaterl.plots import plot_curves
-from slaterl.policies import load_policy
+from slaterl.policies import LoadedPolicy, load_policy
 from slaterl.runs import Run, write_json
 from slaterl.stages.inputs import inputs_of, provenance, ranker_spec
 
@@ -69,13 +69,16 @@ def train(
     planned: Plan,
     data: Data,
     schedule: Schedule,
+    users: int,
     validate: Callable[[], dict[str, float]],
-    test_users: int,
+    test: Callable[[LoadedPolicy], dict[str, Any]],
     **found: Any,
 ) -> None:
     """Fit the agent, test its best checkpoint, and write the result and the curves.
 
     Args:
+        users: of a test in the simulator.
+        test: what the result says of the best checkpoint: test_users, test_return, test_interval, ...
         found: what the result also says.
     """
     env, agent, run, seed = planned.env, planned.agent, planned.run, cfg.seed
@@ -87,7 +90,7 @@ def train(
         config={
             **planned.config,
             "catalogue": env.item_embeddings.cpu(),
-            "evaluation": {"seed": seed, "test_users": test_users},
+            "evaluation": {"seed": seed, "test_users": users},
         },
         schedule=schedule,
         validate=validate,
@@ -97,7 +100,6 @@ def train(
         title=f"{cfg.agent.name} on {env.name}",
     )
     best = load_policy(run.path / "best.ckpt", env.device)
-    tested = evaluate(best.policy, env, test_users, seed, "test")
     result = {
         "stage": run.stage,
         "env": env.name,
@@ -109,9 +111,7 @@ def train(
         "ranker_seed": cfg.ranker_seed,
         "val_return": outcome["best_score"],
         "best_step": outcome["best_step"],
-        "test_users": tested.users,
-        **tested.named("test_"),
-        **anchors(env, test_users, seed),
+        **test(best),
         "steps": agent.step,
         **data.counters,
         "item_embeddings": env.fingerprint,
@@ -125,11 +125,25 @@ def train(
     plot_curves(run.path / "curves.png", run.path / "metrics.csv", curves)
 
 
+def in_simulator(env: TopicRec, users: int, seed: int) -> Callable[[LoadedPolicy], dict[str, Any]]:
+    """A test: serve the test users in the simulator, and let them be served by what every policy is compared with."""
+
+    def test(best: LoadedPolicy) -> dict[str, Any]:
+        tested = evaluate(best.policy, env, users, seed, "test")
+        return {"test_users": users, **tested.named("test_"), **anchors(env, users, seed)}
+
+    return test
+
+
 def show_agent(run: Run) -> None:
     """The table that ends a run."""
     result = run.result()
     parts = [part for part in (result["agent"], result["ranker"], result["compared_by"]) if part and part != "none"]
     title = f"{' + '.join(parts)} on {result['env']}, seed {result['seed']}"
+    if result["test_users"] is None:
+        shown = f"{result['test_return']:.1f} ± {result['test_interval']:.1f}"
+        note(f"{title}: best (step {result['best_step']:,}) by fitted Q evaluation: {shown}")
+        return
     show_result(title, f"best (step {result['best_step']:,})", result)
     turns = f"{result['turns']:,} turns and " if "turns" in result else ""
     note(f"{result['test_users']} test users; {turns}{result['updates']:,} updates of training")

@@ -1,0 +1,240 @@
+"""Collecting datasets and learning from them, as whole stages, at the smallest sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from slaterl import checkpoints
+from slaterl.build import build_env
+from slaterl.data import trajectories
+from slaterl.data.trajectories import Trajectories
+from slaterl.errors import UserError
+from slaterl.files import fingerprint_of
+from slaterl.run import run_stage
+from tests.helpers import compose_config
+
+SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.num_topics=5 env.slate_size=4 env.episode_length=7
+env.boredom_threshold=2 max_steps=24 random_steps=10 num_envs=5 batch_size=3 capacity=20 val_every_n_steps=10
+val_users=6 test_users=6 save_every_n_steps=15 logged_data.trajectories=30 collect.trajectories=20 offline.max_steps=6
+offline.batch_size=4 offline.val_every_n_steps=3 offline.val_users=6 offline.test_users=6
+offline.save_every_n_steps=2 fqe.updates=3 fqe.members=2"""
+
+
+def make(home: Path, *overrides: str) -> None:
+    run_stage(compose_config(*SIZES.split(), f"paths.root={home}", *overrides))
+
+
+def dataset(home: Path, name: str) -> Path:
+    """The newest dataset called so."""
+    return max((home / "collect").glob(f"*/{name}-*"), key=lambda path: path.stat().st_mtime)
+
+
+def read(home: Path, name: str) -> Trajectories:
+    return trajectories.load(dataset(home, name) / "trajectories.safetensors")[0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a mixed dataset, its agent and its ranker."""
+    home = tmp_path_factory.mktemp("made")
+    make(home, "stage=collect", "dataset=mixed", "dataset.hidden=true")
+    return home
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "home")
+    return tmp_path / "home"
+
+
+def agent_run(home: Path) -> Path:
+    (folder,) = (home / "online").glob("*/*")
+    return folder
+
+
+def test_mixture(made: Path) -> None:
+    data = read(made, "mixed")
+    assert data.slates.shape == (20, 8, 4)
+    assert data.policy_id is not None and torch.bincount(data.policy_id.long()).tolist() == [2, 8, 6, 4]
+    assert data.actions is None
+    assert data.hidden["bored"].shape == (20, 7, 5)
+    _, metadata = trajectories.load(dataset(made, "mixed") / "trajectories.safetensors")
+    best, half = (fingerprint_of(agent_run(made) / name) for name in ("best.ckpt", "step15.ckpt"))
+    told = [(b["name"], b["checkpoint"], b["noise"], b["trajectories"]) for b in metadata["behaviours"]]
+    assert told == [
+        ("expert", best, 0.0, 2),
+        ("expert_with_noise", best, 0.3, 8),
+        ("medium_with_noise", half, 0.3, 6),
+        ("random", None, 0.0, 4),
+    ]
+    card = json.loads((dataset(made, "mixed") / "card.json").read_text())
+    result = json.loads((dataset(made, "mixed") / "result.json").read_text())
+    assert card["returns"]["mean"] == pytest.approx(result["return_mean"]) == pytest.approx(data.returns.mean().item())
+    assert card["anchors"]["expert"]["return"] == result["expert_return"]
+    assert (dataset(made, "mixed") / "card.png").read_bytes()[:4] == b"\x89PNG"
+    assert f"{result['return_mean']:.1f}" in (dataset(made, "mixed") / "card.md").read_text()
+
+
+def test_frame_0_is_what_reset_shows_and_hidden_state_is_optional(home: Path) -> None:
+    make(home, "stage=collect", "dataset=expert")
+    data = read(home, "expert")
+    first = build_env(compose_config(*SIZES.split()).env, torch.device("cpu")).first_slate
+    assert (data.slates[:, 0] == first).all()
+    assert data.hidden == {}
+    assert read(home, "mixed").hidden != {}
+
+
+def test_replay_is_the_buffer_of_the_run(home: Path) -> None:
+    make(home, "stage=collect", "dataset=replay", "dataset.actions=true")
+    state = checkpoints.load(agent_run(home) / "last.ckpt", "agent")["data"]["replay"]
+    data = read(home, "replay")
+    assert sorted(map(tuple, data.slates.flatten(1).tolist())) == sorted(
+        map(tuple, state["columns"]["slates"].flatten(1).tolist())
+    )
+    assert data.actions is not None and data.actions.shape == (20, 7, 32)
+
+
+def test_another_checkpoint_with_noise(home: Path) -> None:
+    file = shutil.copy(agent_run(home) / "best.ckpt", home / "mine.ckpt")
+    plainly = ["stage=collect", "dataset=expert"]
+    make(home, *plainly)
+    own = read(home, "expert")
+    make(home, *plainly, f"dataset.behaviour.checkpoint={file}")
+    assert torch.equal(read(home, "expert").slates, own.slates)
+    make(home, *plainly, f"dataset.behaviour.checkpoint={file}", "dataset.behaviour.epsilon=1.0")
+    shown = read(home, "expert").slates[:, 1:]
+    assert shown.unique().numel() > 50 > own.slates[:, 1:].unique().numel()
+    make(home, *plainly, "dataset.behaviour.noise=1.0")
+    assert not torch.equal(read(home, "expert").slates, own.slates)
+
+
+def test_training_only_where_it_is_allowed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset=medium.*not trained.*dataset.run.train=true"):
+        make(tmp_path, "stage=collect", "dataset=medium", "dataset.run.train=false")
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_checkpoint_that_the_run_did_not_keep(home: Path) -> None:
+    with pytest.raises(UserError, match=r"step17.ckpt: no such"):
+        make(home, "stage=collect", "dataset=medium", "dataset.run.medium_step=17")
+
+
+def test_a_checkpoint_of_another_environment(home: Path) -> None:
+    file = agent_run(home) / "best.ckpt"
+    with pytest.raises(UserError, match=r"best.ckpt: learned in another environment: env.boredom_threshold is 2 .* 3"):
+        make(
+            home,
+            "stage=collect",
+            "dataset=expert",
+            f"dataset.behaviour.checkpoint={file}",
+            "env.boredom_threshold=3",
+        )
+
+
+def test_files_of_slaterl_that_do_not_fit(home: Path) -> None:
+    source = dataset(home, "mixed") / "trajectories.safetensors"
+    given = ["stage=collect", "dataset=file", f"dataset.path={source}"]
+    make(home, *given)
+    assert torch.equal(read(home, "file").slates, read(home, "mixed").slates)
+    with pytest.raises(UserError, match=r"trajectories.safetensors: of the item embeddings .*force=true"):
+        make(home, *given, "env.item_embeddings.seed=5")
+    with pytest.raises(UserError, match=r"trajectories.safetensors: trajectories of 7 turns .*expected 6 turns"):
+        make(home, *given, "env.episode_length=6")
+    content = source.read_bytes()
+    source.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"trajectories.safetensors: truncated"):
+        make(home, *given)
+    source.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"trajectories.safetensors: its content does not match"):
+        make(home, *given)
+
+
+@pytest.mark.parametrize(
+    ("column", "wrong", "said"),
+    [
+        ("slates", 60, r"log.npz: slates of .*found 60.0, expected item ids 0..59"),
+        ("clicks", float("nan"), r"log.npz: clicks of .*found nan, expected 0 or 1"),
+    ],
+)
+def test_logs_that_are_wrong(column: str, wrong: float, said: str, tmp_path: Path) -> None:
+    rows = dict(slates=np.ones((14, 4)), clicks=np.zeros((14, 4)), episode_ids=np.repeat([0, 1], 7))
+    rows |= dict(timesteps=np.tile(np.arange(7), 2))
+    rows[column][3, 2] = wrong
+    np.savez(tmp_path / "log.npz", **rows)
+    with pytest.raises(UserError, match=said):
+        make(tmp_path / "home", "stage=collect", "dataset=file", f"dataset.path={tmp_path}/log.npz")
+
+
+def test_out_by_minari_and_in_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(home / "minari"))
+    make(home, "stage=export", "dataset=mixed", "dataset.hidden=true", "export.minari=slaterl/mixed-v0")
+    assert minari.load_dataset("slaterl/mixed-v0").total_episodes == 20
+    make(home, "stage=collect", "dataset=file", "dataset.path=minari:slaterl/mixed-v0")
+    assert torch.equal(read(home, "file").slates, read(home, "mixed").slates)
+    with pytest.raises(UserError, match=r"slaterl/mixed-v0: exists"):
+        make(home, "stage=export", "dataset=mixed", "dataset.hidden=true", "export.minari=slaterl/mixed-v0")
+
+
+def test_rankers_learn_from_a_dataset(home: Path) -> None:
+    source = ["dataset=mixed", "dataset.hidden=true", "logged_data.source=dataset"]
+    make(home, "stage=pretrain", *source)
+    manifests = [json.loads(path.read_text()) for path in (home / "pretrain").glob("*/*/manifest.json")]
+    paths = {manifest["inputs"]["logged_data"]["path"].split("/")[-3] for manifest in manifests}
+    assert paths == {"collect", "log_data"}
+
+
+def test_learning_without_a_simulator(home: Path) -> None:
+    source = ["dataset=mixed", "dataset.hidden=true"]
+    make(home, "stage=offline", "agent=bc", *source, "offline.validation=fqe")
+    (file,) = (home / "offline").glob("*/*/result.json")
+    result = json.loads(file.read_text())
+    assert result["test_users"] is None and "random_return" not in result
+    assert 0 <= result["test_return"] <= 28 and result["dataset"] == "mixed"
+
+
+def test_estimates_of_a_run_beside_the_simulator(home: Path) -> None:
+    source = ["dataset=mixed", "dataset.hidden=true"]
+    make(home, "stage=offline", "agent=td3_bc", *source)
+    (folder,) = (home / "offline").glob("*/*")
+    make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={folder}", *source)
+    (file,) = (home / "evaluate").glob("*/fqe-*/result.json")
+    rows = json.loads(file.read_text())["checkpoints"]
+    assert [row["checkpoint"] for row in rows] == ["step2.ckpt", "step4.ckpt", "step6.ckpt", "best.ckpt"]
+    assert all(row["interval"] > 0 and row["simulated"] is not None for row in rows)
+    assert (file.parent / "fqe.png").is_file()
+    with pytest.raises(UserError, match="no checkpoints in this folder"):
+        make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={home}", *source)
+
+
+def test_online_from_offline(home: Path) -> None:
+    source = ["dataset=mixed", "dataset.hidden=true"]
+    make(home, "stage=offline", "agent=cql", *source)
+    (start,) = (home / "offline").glob("*/*/best.ckpt")
+    sizes = ["agent.q_hidden=[256,256]", "agent.pi_hidden=[256,256]"]
+    with pytest.raises(UserError, match=r"best.ckpt: .* there and .* here; give the settings"):
+        make(home, f"init_from={start}")
+    with pytest.raises(UserError, match="another ranker"):
+        make(home, f"init_from={start}", "ranker_seed=4", *sizes)
+    # one update at a rate of nearly nothing: what was learned offline is where it begins
+    still = ["agent.q_lr=1e-12", "agent.pi_lr=1e-12", "agent.alpha_lr=1e-12", "random_steps=23"]
+    make(home, f"init_from={start}", *sizes, *still)
+    (folder,) = (path.parent for path in (home / "online").glob("*/*from_cql*/last.ckpt"))
+    learned, began = (checkpoints.load(path, "agent")["learner"]["module"] for path in (folder / "last.ckpt", start))
+    for name in ("actor.0.weight", "actor_belief.weight_hh", "critics.members.1.2.weight", "log_alpha"):
+        torch.testing.assert_close(learned[name], began[name], rtol=0, atol=1e-9)
+    made_of = json.loads((folder / "manifest.json").read_text())["spec"]["init_from"]
+    assert made_of == fingerprint_of(start)
+
+
+def test_a_dataset_is_one_file_that_says_what_made_it(made: Path) -> None:
+    columns = load_file(dataset(made, "mixed") / "trajectories.safetensors")
+    assert {"slates", "clicks", "policy_id"} <= set(columns)
+    assert columns["slates"].dtype == columns["clicks"].dtype == torch.uint8
