@@ -10,7 +10,7 @@ from typing import Any
 
 from slaterl.errors import UserError
 from slaterl.runs import read_json
-from slaterl.sweeps.records import Job, jobs
+from slaterl.sweeps.records import Job, held, jobs
 
 STAGES = ("online", "offline", "evaluate")  # those that end with a policy's return
 # settings that two runs of one method may differ in: they make seeds of it
@@ -24,6 +24,7 @@ class Record:
     Attributes:
         status: finished, running, interrupted or failed (of the manifest), waiting or killed (of a sweep's record).
         result: result.json of a finished run, else {}.
+        task: all that determines the simulator, see build.env_spec.
     """
 
     path: Path
@@ -32,10 +33,11 @@ class Record:
     command: Sequence[str]
     config: Mapping[str, Any]
     result: Mapping[str, Any]
+    task: Mapping[str, Any]
 
     @property
     def env(self) -> str:
-        """The environment, and the data that were learned from: only runs of the same are compared."""
+        """The environment's name, and that of the data that were learned from."""
         name = self.config["env"]["name"]
         return f"{name}, {self.result['dataset']} data" if "dataset" in self.result else name
 
@@ -82,20 +84,29 @@ def _read(path: Path) -> list[Record]:
         of_policy = manifest["stage"] in STAGES and manifest["config"].get("evaluation") != "fqe"
         return [_of_manifest(path, manifest)] if of_policy else []
     if found := jobs(path):
-        return [_of_job(job) for job in found]
+        return [_of_job(job) for job in found if _stage_of(job) in STAGES]
     return [record for file in sorted(path.rglob("manifest.json")) for record in _read(file.parent)]
 
 
 def _of_manifest(path: Path, manifest: Mapping[str, Any]) -> Record:
     finished = manifest["status"] == "finished" and (path / "result.json").is_file()
+    status, reason = manifest["status"], manifest.get("reason", "")
+    if status == "running" and not held(path / ".lock"):
+        status, reason = "killed", "its process is gone without a word"
     return Record(
         path=path,
-        status=manifest["status"],
-        reason=manifest.get("reason", ""),
+        status=status,
+        reason=reason,
         command=manifest["command"][1:],
         config=manifest["config"],
         result=read_json(path / "result.json") if finished else {},
+        task=manifest["spec"].get("env", manifest["config"]["env"]),
     )
+
+
+def _stage_of(job: Job) -> str:
+    """The stage's name; that of a job which could not even be composed is taken for the usual one."""
+    return job.record.get("config", {}).get("stage", {}).get("name", STAGES[0])
 
 
 def _of_job(job: Job) -> Record:
@@ -103,7 +114,7 @@ def _of_job(job: Job) -> Record:
     record = job.record
     if "run" in record and (Path(record["run"]) / "manifest.json").is_file():
         return _of_manifest(Path(record["run"]), read_json(Path(record["run"]) / "manifest.json"))
-    return Record(job.folder, job.state, job.reason, record["overrides"], record["config"], {})
+    return Record(job.folder, job.state, job.reason, record["overrides"], record["config"], {}, record["config"]["env"])
 
 
 def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -119,6 +130,24 @@ def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     if result.get("belief") == "none":
         parts.append("oracle state")
     return " + ".join(parts)
+
+
+def name_tasks(records: Sequence[Record]) -> list[str]:
+    """One name for what each record's runs are compared in: environment and data, with what differs between those
+    of one name, such as `env.boredom_threshold=3`. Items of another catalogue are told apart elsewhere."""
+    plain = [record.env for record in records]
+    names = []
+    for record, name in zip(records, plain, strict=True):
+        alike = [_task(other) for other, its in zip(records, plain, strict=True) if its == name]
+        own = _task(record)
+        differing = sorted(key for key in own if any(other.get(key, own[key]) != own[key] for other in alike))
+        names.append(", ".join([name, *(f"{key}={own[key]}" for key in differing)]))
+    return names
+
+
+def _task(record: Record) -> dict[str, Any]:
+    settings = {key: value for key, value in record.task.items() if key not in ("name", "item_embeddings")}
+    return _flat({"env": settings, "dataset": record.result.get("dataset_run")})
 
 
 def name_methods(records: Sequence[Record]) -> list[str]:
@@ -141,6 +170,10 @@ def name_methods(records: Sequence[Record]) -> list[str]:
 def _settings(record: Record) -> dict[str, Any]:
     """What the configuration says of the method, flat: not the seeds, the environment, or where and how it ran."""
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
+    if record.result.get("compared_by"):
+        parts["item_embeddings"] = record.config["item_embeddings"]
+    if record.result.get("init_from"):
+        parts["init_from"] = record.result["init_from"]
     sizes = ("max_steps", "random_steps", "num_envs", "batch_size", "capacity", "logged_data", "pretrain")
     sizes = ("offline", "logged_data", "pretrain") if "dataset" in record.result else sizes
     if record.steps:
@@ -148,16 +181,16 @@ def _settings(record: Record) -> dict[str, Any]:
     if not record.result.get("compared_by") and not record.result.get("ranker_run"):
         parts.pop("ranker", None)  # beside a method that does not use it
         parts.pop("params", None)
-    flat: dict[str, Any] = {}
-
-    def flatten(value: Any, path: str) -> None:
-        if isinstance(value, Mapping):
-            for key, entry in value.items():
-                if key not in ("_target_", "name", *_SEEDS):
-                    flatten(entry, f"{path}.{key}" if path else key)
-        else:
-            flat[path] = value
-
-    flatten(parts, "")
     # the lambdas are the ranker's; params only sets them
-    return {key: value for key, value in flat.items() if not key.startswith("params.")}
+    return {key: value for key, value in _flat(parts).items() if not key.startswith("params.")}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Settings by their dotted keys, without names, classes and seeds."""
+    if not isinstance(value, Mapping):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, entry in value.items():
+        if key not in ("_target_", "name", *_SEEDS):
+            found |= _flat(entry, f"{path}.{key}" if path else key)
+    return found

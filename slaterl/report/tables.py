@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from slaterl import metrics
 from slaterl.errors import UserError
-from slaterl.report.records import Record, name_methods
+from slaterl.report.records import Record, name_methods, name_tasks
 from slaterl.report.statistics import summarise, welch_holm
 
 
@@ -21,11 +22,11 @@ def results(records: Sequence[Record]) -> pd.DataFrame:
     """
     finished = [record for record in records if record.result]
     rows = []
-    for record, method in zip(finished, name_methods(finished), strict=True):
+    for record, method, task in zip(finished, name_methods(finished), name_tasks(finished), strict=True):
         curve = metrics.curve(record.path / "metrics.csv", "val/return")[1] if record.steps else []
         rows.append(
             {
-                "env": record.env,
+                "env": task,
                 "method": method,
                 "seed": record.seed,
                 "test": record.result["test_return"],
@@ -143,8 +144,8 @@ def unfinished(records: Sequence[Record]) -> pd.DataFrame:
             "run": record.path.name,
             "environment": record.env,
             "status": record.status,
-            "reason": record.reason,
-            "command": "python -m slaterl.run " + " ".join(record.command),
+            "reason": " ".join(record.reason.split()),
+            "command": "python -m slaterl.run " + shlex.join(record.command),
         }
         for record in records
         if not record.result

@@ -149,7 +149,12 @@ def _write(
     parts = ["# Report", "", *[f"*{warning}*\n" for warning in warnings]]
     parts += [text.to_markdown(index=False, disable_numparse=True), "", LEGEND, ""]
     if len(unfinished):
-        parts += ["## Runs without a result", "", unfinished.to_markdown(index=False), ""]
+        parts += [
+            "## Runs without a result",
+            "",
+            unfinished.replace(r"\|", r"\\|", regex=True).to_markdown(index=False),
+            "",
+        ]
     parts += [f"![{caption}]({name}.png)\n" for name, (_, caption, _) in pictures.items()]
     _text(folder / "report.md", "\n".join(parts))
     _text(folder / "report.tex", text.to_latex(index=False, escape=True).replace("±", r"$\pm$"))

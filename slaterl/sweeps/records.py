@@ -127,7 +127,7 @@ def jobs(sweep: Path) -> list[Job]:
 def read_job(folder: Path) -> Job:
     record = read_json(folder / "job.json")
     state = record["status"]
-    if state == "running" and not _held(folder / ".lock"):
+    if state == "running" and not held(folder / ".lock"):
         record = read_json(folder / "job.json")  # it may have ended between the two looks
         state = "killed" if record["status"] == "running" else record["status"]
     return Job(folder, state, record)
@@ -139,7 +139,7 @@ def end_killed(folder: Path, reason: str) -> None:
     write_json(folder / "job.json", {**record, "status": "failed", "reason": reason})
 
 
-def _held(file: Path) -> bool:
+def held(file: Path) -> bool:
     try:
         with FileLock(file).acquire(timeout=0):
             return False

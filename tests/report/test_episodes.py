@@ -1,0 +1,166 @@
+"""What a report looks at: scores of recommended items, boredom, topics and clicks, each counted again in NumPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import trapezoid
+
+from slaterl import checkpoints
+from slaterl.agents.heuristics import EpsilonOracle
+from slaterl.build import AGENT_NODES, build_agent, build_env, plain
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
+from slaterl.evaluation import evaluate
+from slaterl.policies import load_policy
+from slaterl.report import figures
+from slaterl.report.episodes import Episodes, item_scores, watch
+from slaterl.rollout import rollout
+from slaterl.seeds import stream
+from tests.helpers import SLOTS, TURNS, compose_config, copy_of, tiny_env
+
+USERS, SEED = 40, 5
+
+
+def served(env: TopicRec, epsilon: float = 0.3) -> tuple[Trajectories, torch.Generator]:
+    """Episodes in which topics get bored, and the generator of users and clicks as it was before them."""
+    generator = stream(SEED, "users")
+    before = copy_of(generator)
+    own = stream(SEED, "slates")
+    policy = EpsilonOracle(epsilon=epsilon, num_items=env.num_items, slate_size=env.slate_size, generator=own)
+    return rollout(policy, env, USERS, generator=generator, deterministic=True, hidden=True), before
+
+
+@pytest.mark.parametrize("boost", [1.0, 1.4])
+def test_item_scores_are_those_of_the_simulator(boost: float) -> None:
+    """The same slates and draws again, and what the simulator itself made the clicks from, turn by turn."""
+    embeddings = 3 * tiny_env().item_embeddings  # a score is a share of the largest one
+    env = tiny_env(short_term_boost=boost, item_embeddings=embeddings, offset=0.2)
+    data, generator = served(env)
+    found, bored = item_scores(env, data), data.hidden["bored"]
+    env.reset(USERS, generator=generator)
+    for turn in range(TURNS):
+        seen, _, _ = env.step(data.slates[:, turn + 1].long())
+        assert torch.equal(seen.clicks, data.clicks[:, turn + 1].bool()), "another episode"
+        torch.testing.assert_close(found[:, turn], env.scores)
+        assert torch.equal(bored[:, turn], env.state.bored)
+    assert 0 < bored.float().mean() < 1, "without boredom there is nothing to tell apart"
+
+
+def test_items_of_bored_topics_have_no_score() -> None:
+    """By hand: over the topics that are not bored, the products of the item's and the user's components."""
+    env = tiny_env()
+    data, _ = served(env)
+    items, taste = env.item_embeddings.double().numpy(), data.hidden["user"].double().numpy()
+    bored, found = data.hidden["bored"].numpy(), item_scores(env, data).numpy()
+    for user, turn, slot in np.ndindex(5, TURNS, SLOTS):
+        item = items[int(data.slates[user, turn + 1, slot])]
+        heard = [2 * topic + i for topic in range(3) if not bored[user, turn, topic] for i in range(2)]
+        expected = sum(item[i] * taste[user, turn, i] for i in heard) / float(env.max_score)
+        assert found[user, turn, slot] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_threshold_is_where_relevance_is_one_half() -> None:
+    env = tiny_env(offset=0.33)
+    assert env._relevance_of(torch.tensor(0.33)).item() == pytest.approx(0.5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained agent's, in an environment of which its file tells alone."""
+    cfg = compose_config(
+        "scale=smoke", "device=cpu", "agent=dqn", "env=focused_mix", "env.num_items=50", "env.offset=0.2"
+    )
+    env = build_env(cfg.env, torch.device("cpu"))
+    config: dict[str, Any] = {name: plain(cfg[name]) for name in ("env", *AGENT_NODES)}
+    agent = build_agent(config, env, seed=1)
+    about = {"catalogue": env.item_embeddings, "evaluation": {"seed": 1, "test_users": USERS}}
+    learner = {"module": agent.state_dict(), "step": 7}
+    file = tmp_path_factory.mktemp("episodes") / "best.ckpt"
+    checkpoints.save(file, {"kind": "agent", "config": config | about, "learner": learner})
+    return file
+
+
+@pytest.fixture(scope="module")
+def watched(checkpoint: Path) -> Episodes:
+    return watch(checkpoint, USERS, SEED)
+
+
+def test_what_is_watched(checkpoint: Path, watched: Episodes) -> None:
+    """The test users' clicks are those of the evaluation; all the rest fits the items that were shown."""
+    loaded = load_policy(checkpoint)
+    env = loaded.env
+    assert watched.scores.shape == watched.topics.shape == watched.clicks.shape == (USERS, 20, env.slate_size)
+    assert watched.bored.shape == (USERS, 20, env.num_topics) and watched.bored.dtype == bool
+    tested = evaluate(loaded.policy, env, USERS, SEED, "test")
+    assert watched.clicks.sum((1, 2)).mean() == pytest.approx(tested.mean_return)
+    assert watched.bored.any(2).mean() == pytest.approx(tested.bored_share)
+    assert watched.threshold == pytest.approx(0.2)
+    assert watched.topics.min() >= 0 and watched.topics.max() < env.num_topics
+    again = watch(checkpoint, USERS, SEED)
+    assert np.array_equal(again.scores, watched.scores), "the same checkpoint has the same picture"
+    assert not np.array_equal(watch(checkpoint, USERS, SEED + 1).scores, watched.scores)
+
+
+def test_scores_by_bored_topics_of_the_watched(checkpoint: Path, watched: Episodes) -> None:
+    """Figure 2 from the simulator's own scores, for each number of bored topics."""
+    loaded = load_policy(checkpoint)
+    env = loaded.env
+    generator = stream(SEED, "test users")
+    before = copy_of(generator)
+    data = rollout(loaded.policy, env, USERS, generator=generator, deterministic=True)
+    env.reset(USERS, generator=before)
+    expected: dict[int, list[float]] = {}
+    for turn in range(env.episode_length):
+        env.step(data.slates[:, turn + 1].long())
+        for count, scores in zip(env.state.bored.sum(1).tolist(), env.scores.tolist(), strict=True):
+            expected.setdefault(count, []).extend(scores)
+    assert np.array_equal(watched.topics, env.item_topic.numpy()[data.slates[:, 1:].long().numpy()])
+    counts = watched.bored.sum(2)
+    assert set(np.unique(counts)) == set(expected) and len(expected) > 1
+    for count, values in expected.items():
+        assert np.sort(watched.scores[counts == count].ravel()) == pytest.approx(np.sort(values), abs=1e-5)
+
+
+def test_density_draws_each_number_and_the_threshold(watched: Episodes) -> None:
+    figure = figures.score_density({"dqn": watched})
+    (axis,) = figure.axes
+    counts, share = np.unique(watched.bored.sum(2), return_counts=True)
+    often = share * watched.topics.shape[2] >= 100
+    *curves, threshold = axis.lines
+    assert list(threshold.get_xdata()) == [watched.threshold] * 2
+    labels = [f"{n} ({k / share.sum():.0%} of turns)" for n, k in zip(counts[often], share[often], strict=True)]
+    assert [curve.get_label() for curve in curves] == labels and labels
+    for curve, count in zip(curves, counts[often], strict=True):
+        scores, density = curve.get_xdata(), curve.get_ydata()
+        assert 0.95 < trapezoid(density, scores) < 1.01, "a density"
+        values = watched.scores[watched.bored.sum(2) == count]
+        assert trapezoid(scores * density, scores) == pytest.approx(values.mean(), abs=0.005)
+
+
+def test_return_per_turn_sums_to_the_return(watched: Episodes) -> None:
+    (axis,) = figures.return_per_turn({"dqn": watched}).axes
+    (line,) = axis.lines
+    assert list(line.get_xdata()) == list(range(1, 21))
+    assert sum(line.get_ydata()) == pytest.approx(watched.clicks.sum((1, 2)).mean())
+
+
+def test_heat_map_counts_the_topics_of_each_slate(watched: Episodes) -> None:
+    image = figures.slate_heat_map({"dqn": watched}, user=3).axes[0].images[0]
+    topics = watched.topics[3]
+    expected = np.array([[list(slate).count(topic) for slate in topics] for topic in range(10)])
+    assert np.array_equal(np.asarray(image.get_array()), expected)
+    ranks = figures.slate_ranks({"dqn": watched}, user=3).axes[0].images[0]
+    assert np.array_equal(np.asarray(ranks.get_array()), topics.T)
+
+
+def test_checkpoint_of_something_else(tmp_path: Path) -> None:
+    file = tmp_path / "best.ckpt"
+    file.write_bytes(b"half a file")
+    with pytest.raises(UserError, match=r"best\.ckpt"):
+        watch(file, USERS, SEED)
