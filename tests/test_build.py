@@ -71,7 +71,12 @@ def keys_of(group: str, name: str) -> tuple[list[str], bool]:
 
 def preset(group: str, name: str) -> DictConfig:
     """The configuration with the preset; the stage lets any agent pass that is not trained."""
-    return config(f"{group}={name}", *([] if group == "stage" else ["stage=evaluate"]))
+    more = [] if group == "stage" else ["stage=evaluate"]
+    if (group, name) == ("dataset", "file"):
+        more.append("dataset.path=log.csv")
+    if (group, name) == ("stage", "offline"):
+        more.append("agent=bc")
+    return config(f"{group}={name}", *more)
 
 
 def test_what_is_shipped_passes() -> None:

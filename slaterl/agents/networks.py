@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-LOG_STD_OF_DATA = -5.0  # densities of recorded actions grow without bound where a dimension of them is constant
+LOG_STD_OF_DATA = -2.0  # finer than that no slate changes; dimensions that hardly vary would outweigh all others
 EDGE = 1 - 1e-4  # recorded actions beyond count as on it: tanh reaches 1 nowhere
 
 

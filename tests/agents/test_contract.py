@@ -81,7 +81,7 @@ VARIANTS = [
     ("reinforce_slate", "agent.credit=every_click agent.top_k_correction=true"),
     ("wolpertinger", "agent.neighbours=1 item_embeddings=scratch"),
     *((agent, "belief=none") for agent in learners()),
-    ("bc", "agent.policy=deterministic agent.top_fraction=0.5"),
+    ("bc", "agent.policy=gaussian agent.top_fraction=0.5"),
     ("cql", "agent.threshold=1.0"),
     ("decision_transformer", "agent.heads=2 agent.context=3 agent.target_return=5"),
 ]

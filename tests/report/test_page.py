@@ -169,7 +169,7 @@ def test_failed_and_interrupted_runs_are_listed(page: Page, folder: Path) -> Non
     assert failed[0].startswith("dqn-seed3-") and failed[1:3] == ["focused_topdown", "failed"]
     assert "is not finite since step" in failed[3]
     assert interrupted[0].startswith("dqn-seed4-") and interrupted[2:4] == ["interrupted", "signal 15"]
-    assert all(row[4].startswith("python -m slaterl.run ") for row in (failed, interrupted))
+    assert all(row[4].startswith("python -m slaterl.run") for row in (failed, interrupted))
     text = (folder / "report.md").read_text()
     assert failed[3] in text and interrupted[3] in text
 
