@@ -151,7 +151,7 @@ def _check_dataset(node: Any) -> None:
     _compare("dataset", set(node), keys, needed=keys)
     run = {"agent", "ranker", "seed", "medium_step", "train"}
     _compare("dataset.run", set(node["run"]), run, needed=run)
-    inner = {"policy", "checkpoint", "noise", "epsilon"} | ({"share"} if several else set())
+    inner = {"policy", "checkpoint", "sample", "noise", "epsilon"} | ({"share"} if several else set())
     for name, behaviour in node["behaviours"].items() if several else [("", node["behaviour"])]:
         path = f"dataset.behaviours.{name}" if several else "dataset.behaviour"
         if not isinstance(behaviour, dict):
@@ -236,10 +236,14 @@ def _check_dataset_values(dataset: DictConfig) -> None:
     for path, behaviour in dataset.get("behaviours", {"": dataset.get("behaviour")}).items():
         path = f"dataset.behaviours.{path}" if path else "dataset.behaviour"
         check_range(0, 1, **{f"{path}.{key}": behaviour[key] for key in ("noise", "epsilon")})
+        if not isinstance(behaviour["sample"], bool):
+            raise UserError(f"{path}.sample={behaviour['sample']}: expected true or false")
         if "share" in behaviour:
             check_positive(**{f"{path}.share": behaviour.share})
         if behaviour.policy not in ("random", "medium", "expert", "replay"):
             raise UserError(f"{path}.policy={behaviour.policy}: expected random, medium, expert or replay")
+        if behaviour.policy == "replay" and (behaviour["sample"] or behaviour.noise or behaviour.epsilon):
+            raise UserError(f"{path}.policy=replay: what was recorded stays as it is; leave out sample, noise, epsilon")
         if behaviour.checkpoint is not None and not isinstance(behaviour.checkpoint, str):
             raise UserError(f"{path}.checkpoint={behaviour.checkpoint}: expected a path")
 

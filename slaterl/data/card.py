@@ -249,7 +249,8 @@ def _warnings(card: Mapping[str, Any]) -> list[str]:
 
 def _label(behaviour: Mapping[str, Any]) -> str:
     """A behaviour's name with its disturbances."""
-    disturbed = [f"{name} {behaviour[name]:g}" for name in ("noise", "epsilon") if behaviour.get(name)]
+    disturbed = ["sampled"] if behaviour.get("sample") else []
+    disturbed += [f"{name} {behaviour[name]:g}" for name in ("noise", "epsilon") if behaviour.get(name)]
     return behaviour["name"] + (f" ({', '.join(disturbed)})" if disturbed else "")
 
 

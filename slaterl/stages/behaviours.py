@@ -100,7 +100,8 @@ def behaviour_policy(
         spec: all that determines the environment, see `env_spec`; name: of the behaviour.
 
     Raises:
-        UserError: the checkpoint is of another environment, or noise is asked of what has no latent action.
+        UserError: the checkpoint is of another environment, noise is asked of what has no latent action, or sampling
+            of what has no exploration.
     """
     generator = stream(seed, f"behaviour {name}", env.device)
     sizes = {"num_items": env.num_items, "slate_size": env.slate_size}
@@ -111,8 +112,11 @@ def behaviour_policy(
         loaded = load_policy(checkpoint, env.device)
         _check_env(checkpoint, loaded, spec)
         policy = loaded.policy
-        if isinstance(policy, BeliefPolicy) and isinstance(policy.agent, LatentAgent):
-            ranker = policy.agent.ranker
+        if isinstance(policy, BeliefPolicy):
+            policy = policy.agent.policy(generator)
+            ranker = policy.agent.ranker if isinstance(policy.agent, LatentAgent) else None
+    if behaviour["sample"] and not isinstance(policy, BeliefPolicy):
+        raise UserError(f"sample=true of the behaviour {name}: it has no exploration to act with")
     noise, epsilon = behaviour["noise"], behaviour["epsilon"]
     if noise > 0 and ranker is None:
         raise UserError(f"noise={noise} of the behaviour {name}: it has no latent action; use epsilon")

@@ -171,7 +171,7 @@ def _collected(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, list[dict[
                     env,
                     count,
                     generator=stream(dataset.seed, f"users of {name}", env.device),
-                    deterministic=True,
+                    deterministic=not behaviour["sample"],
                     num_envs=min(dataset.num_envs, count),
                     hidden=dataset.hidden,
                     on_progress=show,
@@ -185,7 +185,7 @@ def _collected(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, list[dict[
         part.policy_id = torch.full((len(part),), index, dtype=torch.int16)
         parts.append(part)
         fingerprint = None if checkpoint is None else fingerprint_of(checkpoint)
-        about = {key: behaviour[key] for key in ("policy", "noise", "epsilon")}
+        about = {key: behaviour[key] for key in ("policy", "sample", "noise", "epsilon")}
         told.append({"name": name, **about, "checkpoint": fingerprint, "seed": dataset.seed, "trajectories": len(part)})
     columns = [part.columns() for part in parts]
     joined = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}

@@ -115,6 +115,21 @@ def test_another_checkpoint_with_noise(home: Path) -> None:
     assert not torch.equal(read(home, "expert").slates, own.slates)
 
 
+def test_sampled_with_the_exploration_of_training(home: Path) -> None:
+    make(home, "stage=collect", "dataset=expert")
+    plainly = read(home, "expert")
+    assert len(plainly.slates[:, 1].unique(dim=0)) == 1  # all have seen the same slate and few clicks
+    make(home, "stage=collect", "dataset=expert", "dataset.behaviour.sample=true")
+    sampled = read(home, "expert")
+    assert len(sampled.slates[:, 1].unique(dim=0)) > 10
+    assert trajectories.load(dataset(home, "expert") / "trajectories.safetensors")[1]["behaviours"][0]["sample"] is True
+    assert "expert (sampled)" in (dataset(home, "expert") / "card.md").read_text()
+    with pytest.raises(UserError, match=r"sample=true of the behaviour random: it has no exploration"):
+        make(home, "stage=collect", "dataset=random", "dataset.behaviour.sample=true")
+    with pytest.raises(UserError, match=r"behaviour.policy=replay: .* leave out sample, noise, epsilon"):
+        make(home, "stage=collect", "dataset=replay", "dataset.behaviour.noise=0.5")
+
+
 def test_training_only_where_it_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset=medium.*not trained.*dataset.run.train=true"):
         make(tmp_path, "stage=collect", "dataset=medium", "dataset.run.train=false")
