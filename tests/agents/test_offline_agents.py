@@ -1,0 +1,568 @@
+"""The offline agents against derivations in NumPy: every loss, what is held fixed in it, and what it moves."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import erf, logsumexp
+
+from slaterl.agents.networks import EDGE, log_prob_of
+from slaterl.agents.offline.awac import AWAC
+from slaterl.agents.offline.base import OfflineAgent, with_actions
+from slaterl.agents.offline.bc import BC
+from slaterl.agents.offline.bcq import BCQ
+from slaterl.agents.offline.cql import CQL
+from slaterl.agents.offline.decision_transformer import Context, DecisionTransformer
+from slaterl.agents.offline.iql import IQL
+from slaterl.agents.offline.rebrac import ReBRAC
+from slaterl.agents.offline.sac_n import SACN
+from slaterl.agents.offline.td3_bc import TD3BC
+from slaterl.beliefs.base import states_of
+from slaterl.beliefs.gru import GRUBelief
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.topic_rec import Observation
+from slaterl.seeds import seeded_weights, stream
+from tests.agents.derivations import assert_gradients, drift, parameters_of, rewards_of
+from tests.agents.test_latent_agents import states
+from tests.agents.test_sac import policy
+from tests.helpers import ITEMS, LATENT, SLOTS, TURNS, Array, arrays, copy_of, tiny_env, tiny_gems, tiny_trajectories
+
+BATCH, GAMMA, SCALE = 3, 0.8, 0.5
+CRITIC, ACTOR = ("critics", "critic_belief"), ("actor", "actor_belief")
+ENTROPY = dict(alpha_lr=2e-3, initial_alpha=0.5)
+TARGET_POLICY = dict(policy_delay=2, target_noise=0.7, noise_clip=0.5)
+SETTINGS: dict[type, dict[str, Any]] = {
+    BC: dict(policy="gaussian", top_fraction=1.0),
+    TD3BC: dict(TARGET_POLICY, alpha=2.5),
+    ReBRAC: dict(TARGET_POLICY, actor_penalty=0.3, critic_penalty=0.2),
+    AWAC: dict(temperature=0.03),
+    IQL: dict(expectile=0.7, beta=8.0, decay_steps=100),
+    CQL: dict(ENTROPY, conservatism=5.0, threshold=None, actions=4, turns=3),
+    SACN: dict(ENTROPY, num_critics=3),
+    BCQ: dict(candidates=4, acting_candidates=5, weight_of_min=0.75, phi=0.3, vae_hidden=[10]),
+}
+LEARNERS = [kind for kind in SETTINGS if kind is not BC]
+
+
+def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
+    """Rewards are scaled, targets have drifted, actions differ from turn to turn."""
+    settings: dict[str, Any] = dict(
+        ranker=tiny_gems(),
+        belief=partial(GRUBelief, num_items=ITEMS, slate_size=SLOTS, item_dim=2, hidden_dim=5),
+        generator=stream(0, "update"),
+        pi_lr=3e-3,
+        pi_hidden=[12, 8],
+    )
+    if kind is not BC:
+        settings |= dict(gamma=GAMMA, reward_scale=SCALE, tau=0.1, q_lr=1e-3, q_hidden=[16, 9])
+    with seeded_weights(0, "tiny offline agent"):
+        agent = kind(**(settings | SETTINGS[kind] | changes))
+    with torch.no_grad():
+        agent.actor[-1].weight.mul_(4)
+        if kind is not BC:  # each critic is the smaller one somewhere
+            for member in (*agent.critics.members, *agent.target_critics.members):
+                member[-1].weight.mul_(3)
+            agent.critics.members[0][-1].bias.add_(0.45)
+        if kind is IQL:
+            agent.value[-1].bias.sub_(1.4)
+    drift(*(getattr(agent, name) for name in ("target_critics", "target_actor") if hasattr(agent, name)))
+    return agent
+
+
+def network(weights: dict[str, Array], prefix: str, inputs: Array) -> Array:
+    """Linear layers with ReLU between them, and after each ReLU the layer norm where there is one."""
+    numbers = sorted({int(name[len(prefix) :].split(".")[0]) for name in weights if name.startswith(prefix)})
+    for number in numbers:
+        weight, bias = (weights[f"{prefix}{number}.{name}"] for name in ("weight", "bias"))
+        if weight.ndim == 1:
+            centred = inputs - inputs.mean(-1, keepdims=True)
+            inputs = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
+        else:
+            inputs = inputs @ weight.T + bias
+            inputs = inputs if number == numbers[-1] else np.maximum(inputs, 0)
+    return inputs
+
+
+def critics(weights: dict[str, Array], name: str, state: Array, action: Array) -> Array:
+    """Values of all critics, [n, ...]; they read latent units."""
+    latent = weights["ranker.center"] + weights["ranker.half_width"] * action
+    inputs = np.concatenate([state, latent], axis=-1)
+    count = len({key.split(".")[2] for key in weights if key.startswith(f"{name}.members.")})
+    return np.stack([network(weights, f"{name}.members.{i}.", inputs)[..., 0] for i in range(count)])
+
+
+def log_density(parameters: Array, action: Array) -> Array:
+    """Of recorded actions under a tanh-Gaussian whose deviation is at least e^-2: normal density over the slope."""
+    mean, log_std = np.split(parameters, 2, axis=-1)
+    std, raw = np.exp(log_std.clip(-2, 2)), np.arctanh(action.clip(-EDGE, EDGE))
+    normal = np.exp(-(((raw - mean) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
+    return np.log(normal / (1 - np.tanh(raw) ** 2)).sum(-1)
+
+
+class Derivation:
+    """What one update of an agent on a batch should compute. Subclasses give the equations.
+
+    `draw` and `permutation` repeat what the agent draws, so a subclass asks for them in the order of an update.
+    """
+
+    def __init__(self, agent: OfflineAgent, batch: Trajectories) -> None:
+        assert batch.actions is not None
+        self.agent, self.batch, self.before = agent, batch, arrays(agent)
+        self.generator = copy_of(agent.generators["update"])
+        self.action = batch.actions.double().numpy()
+        self.critic_state = states(self.before, "critic", batch)
+        self.actor_state = states(self.before, "actor", batch)
+        self.shape = (len(batch), self.action.shape[1], LATENT)
+        self.next_shape = (len(batch), self.action.shape[1] - 1, LATENT)
+        self.target = SCALE * rewards_of(batch)
+        self.target[:, :-1] += GAMMA * self.next_value()
+        self.prepare()
+
+    def draw(self, *shape: int) -> Array:
+        return torch.randn(shape, generator=self.generator).double().numpy()
+
+    def next_value(self) -> Array:
+        """min Q'(s', a'), a' ~ pi(s'), without entropy."""
+        action, _ = policy(self.before, self.actor_state[:, 1:], self.draw(*self.next_shape))
+        return critics(self.before, "target_critics", self.critic_state[:, 1:], action).min(0)
+
+    def prepare(self) -> None:
+        """Draws for the losses, after those of the target."""
+
+    def q(self, weights: dict[str, Array]) -> Array:
+        return critics(weights, "critics", states(weights, "critic", self.batch), self.action)
+
+    def further_loss(self, weights: dict[str, Array]) -> float:
+        return 0.0
+
+    def critic_loss(self, weights: dict[str, Array]) -> float:
+        return float(((self.q(weights) - self.target) ** 2).mean()) + self.further_loss(weights)
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        raise NotImplementedError
+
+    def own_q(self, action: Array) -> Array:
+        """Of the policy's actions: neither the critics nor their belief move with the policy's loss."""
+        return critics(self.before, "critics", self.critic_state, action)
+
+
+class OfTD3BC(Derivation):
+    def next_value(self) -> Array:
+        action = self.target_action()
+        return critics(self.before, "target_critics", self.critic_state[:, 1:], action).min(0)
+
+    def target_action(self) -> Array:
+        noise = (0.7 * self.draw(*self.next_shape)).clip(-0.5, 0.5)
+        return (np.tanh(network(self.before, "target_actor.", self.actor_state[:, 1:])) + noise).clip(-1, 1)
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        """-lam * Q1(s, pi) + squared error to the data; lam = 2.5 / mean |Q1| is a number."""
+        action = np.tanh(network(weights, "actor.", states(weights, "actor", self.batch)))
+        held = np.tanh(network(self.before, "actor.", self.actor_state))
+        lam = 2.5 / np.abs(self.own_q(held)[0]).mean()
+        return float(-lam * self.own_q(action)[0].mean() + ((action - self.action) ** 2).mean())
+
+
+class OfReBRAC(OfTD3BC):
+    def next_value(self) -> Array:
+        action = self.target_action()
+        q = critics(self.before, "target_critics", self.critic_state[:, 1:], action).min(0)
+        return q - 0.2 * ((action - self.action[:, 1:]) ** 2).sum(-1)
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        action = np.tanh(network(weights, "actor.", states(weights, "actor", self.batch)))
+        lam = 1 / np.abs(self.own_q(np.tanh(network(self.before, "actor.", self.actor_state))).min(0)).mean()
+        return float((0.3 * ((action - self.action) ** 2).sum(-1) - lam * self.own_q(action).min(0)).mean())
+
+
+class OfAWAC(Derivation):
+    def prepare(self) -> None:
+        action, _ = policy(self.before, self.actor_state, self.draw(*self.shape))
+        advantage = self.q(self.before).min(0) - self.own_q(action).min(0)
+        self.weight = np.exp(advantage / 0.03).clip(max=100)
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        parameters = network(weights, "actor.", states(weights, "actor", self.batch))
+        return -float((self.weight * log_density(parameters, self.action)).mean())
+
+
+class OfIQL(Derivation):
+    def next_value(self) -> Array:
+        return network(self.before, "value.", self.critic_state[:, 1:])[..., 0]
+
+    def prepare(self) -> None:
+        self.held = critics(self.before, "target_critics", self.critic_state, self.action).min(0)
+        advantage = self.held - network(self.before, "value.", self.critic_state)[..., 0]
+        self.weight = np.exp(8 * advantage).clip(max=100)
+
+    def further_loss(self, weights: dict[str, Array]) -> float:
+        """The expectile of min Q'(s, a), which the value alone moves towards."""
+        u = self.held - network(weights, "value.", states(weights, "critic", self.batch))[..., 0]
+        return float((np.where(u < 0, 0.3, 0.7) * u**2).mean())
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        parameters = network(weights, "actor.", states(weights, "actor", self.batch))
+        return -float((self.weight * log_density(parameters, self.action)).mean())
+
+
+class OfEntropy(Derivation):
+    """SAC's policy."""
+
+    def prepare(self) -> None:
+        self.noise = self.draw(*self.shape)
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        action, log_prob = policy(weights, states(weights, "actor", self.batch), self.noise)
+        return float((0.5 * log_prob - self.own_q(action).min(0)).mean())
+
+    def alpha_loss(self, weights: dict[str, Array]) -> float:
+        """Falls with alpha where the entropy is above -A."""
+        entropy = -policy(self.before, self.actor_state, self.noise)[1].mean()
+        return float(np.exp(weights["log_alpha"]) * (entropy + LATENT))
+
+
+class OfSACN(OfEntropy):
+    def next_value(self) -> Array:
+        action, log_prob = policy(self.before, self.actor_state[:, 1:], self.draw(*self.next_shape))
+        q = critics(self.before, "target_critics", self.critic_state[:, 1:], action)
+        assert len(q) == 3 and len(np.unique(q.argmin(0))) == 3
+        return q.min(0) - 0.5 * log_prob
+
+
+class OfCQL(OfEntropy):
+    def prepare(self) -> None:
+        self.turns = torch.randperm(self.shape[1] - 1, generator=self.generator)[:3].numpy()
+        shape = (4, len(self.batch), 3, LATENT)
+        uniform = 2 * torch.rand(shape, generator=self.generator).double().numpy() - 1
+        self.draws = [(uniform, np.full(shape[:-1], math.log(0.5**LATENT)))]
+        for turns in (self.turns, self.turns + 1):  # of pi(s), of pi(s'), both taken in s
+            self.draws.append(policy(self.before, self.actor_state[:, turns], self.draw(*shape)))
+        super().prepare()
+
+    def penalty(self, weights: dict[str, Array]) -> float:
+        """logsumexp of 4 actions of each kind - Q of the data's; the actions are given, and move nothing."""
+        state = states(weights, "critic", self.batch)
+        here = np.broadcast_to(state[:, self.turns], (4, len(self.batch), 3, state.shape[-1]))
+        scores = [critics(weights, "critics", here, action) - log_prob for action, log_prob in self.draws]
+        spread = logsumexp(np.concatenate(scores, axis=1), axis=1)
+        return float((spread - self.q(weights)[:, :, self.turns]).mean())
+
+    def further_loss(self, weights: dict[str, Array]) -> float:
+        return 5.0 * self.penalty(weights)
+
+
+class OfBCQ(Derivation):
+    def decoded(self, weights: dict[str, Array], state: Array, latent: Array) -> Array:
+        return np.tanh(network(weights, "vae.decoder.", np.concatenate([state, latent], axis=-1)))
+
+    def moved(self, actor: Array, decoded: Array) -> Array:
+        return (decoded + 0.3 * np.tanh(actor)).clip(-1, 1)
+
+    def next_value(self) -> Array:
+        """max over 4 candidates of 0.75 * min + 0.25 * max of Q'."""
+        latent = self.draw(4, *self.next_shape[:2], 2 * LATENT).clip(-0.5, 0.5)
+        actor_state, critic_state = (
+            np.broadcast_to(state[:, 1:], (4, *state[:, 1:].shape)) for state in (self.actor_state, self.critic_state)
+        )
+        decoded = self.decoded(self.before, actor_state, latent)
+        xi = network(self.before, "target_actor.", np.concatenate([actor_state, decoded], axis=-1))
+        q = critics(self.before, "target_critics", critic_state, self.moved(xi, decoded))
+        return (0.75 * q.min(0) + 0.25 * q.max(0)).max(0)
+
+    def prepare(self) -> None:
+        self.noise, latent = (self.draw(*self.shape[:2], 2 * LATENT) for _ in range(2))
+        self.proposal = self.decoded(self.before, self.actor_state, latent.clip(-0.5, 0.5))
+
+    def vae_loss(self, weights: dict[str, Array]) -> float:
+        state = states(weights, "actor", self.batch)
+        code = network(weights, "vae.encoder.", np.concatenate([state, self.action], axis=-1))
+        mean, log_std = np.split(code, 2, axis=-1)
+        std = np.exp(log_std.clip(-4, 15))
+        decoded = self.decoded(weights, state, mean + std * self.noise)
+        kl = (mean**2 + std**2 - 1 - 2 * np.log(std)) / 2
+        return float(((decoded - self.action) ** 2).mean() + kl.mean() / 2)
+
+    def climb(self, weights: dict[str, Array]) -> float:
+        """-Q1 of the moved proposals: the proposals and the state are given."""
+        xi = network(weights, "actor.", np.concatenate([self.actor_state, self.proposal], axis=-1))
+        return -float(self.own_q(self.moved(xi, self.proposal))[0].mean())
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        return self.vae_loss(weights) + self.climb(weights)
+
+
+DERIVATIONS: dict[type, Callable[[Any, Trajectories], Any]] = {
+    TD3BC: OfTD3BC,
+    ReBRAC: OfReBRAC,
+    AWAC: OfAWAC,
+    IQL: OfIQL,
+    CQL: OfCQL,
+    SACN: OfSACN,
+    BCQ: OfBCQ,
+}
+
+
+def updated(kind: type[OfflineAgent], **changes: Any) -> tuple[Any, Any, dict[str, float]]:
+    """An agent after an update that moves policy and critics, its derivation, and its terms."""
+    agent, batch = tiny(kind, **changes), tiny_trajectories(BATCH)
+    agent.prepare(batch)
+    agent.step = 2
+    expected = DERIVATIONS[kind](agent, batch)
+    return agent, expected, {name: value.item() for name, value in agent.update(batch).items()}
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_terms_equal_the_derivation(kind: type[OfflineAgent]) -> None:
+    _, expected, terms = updated(kind)
+    found = {name: terms[name] for name in ("loss/critic", "loss/actor", "value/target", "value/td_error")}
+    wanted = {
+        "loss/critic": expected.critic_loss(expected.before),
+        "loss/actor": expected.actor_loss(expected.before),
+        "value/target": expected.target.mean(),
+        "value/td_error": np.abs(expected.q(expected.before) - expected.target).mean(),
+    }
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_gradients_are_those_of_the_groups_own_loss(kind: type[OfflineAgent]) -> None:
+    agent, expected, _ = updated(kind)
+    critic = parameters_of(agent, *CRITIC, *(["value"] if kind is IQL else []))
+    assert_gradients(agent, expected.before, expected.critic_loss, critic)
+    if kind is BCQ:
+        assert_gradients(agent, expected.before, expected.vae_loss, parameters_of(agent, "vae", "actor_belief"))
+        assert_gradients(agent, expected.before, expected.climb, parameters_of(agent, "actor"))
+    else:
+        assert_gradients(agent, expected.before, expected.actor_loss, parameters_of(agent, *ACTOR))
+    if hasattr(expected, "alpha_loss"):
+        assert_gradients(agent, expected.before, expected.alpha_loss, ["log_alpha"])
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_each_critic_is_the_smaller_one_somewhere(kind: type[OfflineAgent]) -> None:
+    """Else the tests above would not see the minimum missing."""
+    _, expected, _ = updated(kind)
+    for name in ("critics", "target_critics"):
+        q = critics(expected.before, name, expected.critic_state, expected.action)
+        assert len(np.unique(q.argmin(0))) > 1
+
+
+@pytest.mark.parametrize("kind", [AWAC, IQL])
+def test_weights_reach_their_bound_and_do_not_only(kind: type[OfflineAgent]) -> None:
+    """Else the tests above would not see it missing."""
+    _, expected, _ = updated(kind)
+    assert 0 < (expected.weight == 100).mean() < 1
+
+
+def test_cql_learns_its_weight_where_there_is_a_threshold() -> None:
+    agent, batch = tiny(CQL, threshold=1.5), tiny_trajectories(BATCH)
+    expected = OfCQL(agent, batch)
+    agent.update(batch)
+
+    def dual(weights: dict[str, Array]) -> float:
+        return -float(np.exp(weights["log_conservatism"]) * (expected.penalty(expected.before) - 1.5))
+
+    assert_gradients(agent, expected.before, dual, ["log_conservatism"])
+    assert_gradients(agent, expected.before, expected.critic_loss, parameters_of(agent, *CRITIC))
+
+
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_bc_equals_the_derivation(gaussian: bool) -> None:
+    agent, batch = tiny(BC, policy="gaussian" if gaussian else "deterministic"), tiny_trajectories(BATCH)
+    assert batch.actions is not None
+    before, action = arrays(agent), batch.actions.double().numpy()
+
+    def loss(weights: dict[str, Array]) -> float:
+        parameters = network(weights, "actor.", states(weights, "actor", batch))
+        if gaussian:
+            return -float(log_density(parameters, action).mean())
+        return float(((np.tanh(parameters) - action) ** 2).mean())
+
+    assert agent.update(batch)["loss/actor"].item() == pytest.approx(loss(before), rel=1e-4)
+    assert_gradients(agent, before, loss, parameters_of(agent, *ACTOR))
+
+
+def test_top_fraction_is_the_trajectories_of_the_largest_returns() -> None:
+    data = tiny_trajectories(20)
+    kept = tiny(BC, top_fraction=0.25).prepare(data)
+    assert kept.returns.sort().values.tolist() == data.returns.sort().values[-5:].tolist()
+
+
+def test_log_probability_of_recorded_actions_depends_on_them() -> None:
+    parameters = torch.randn(50, 2 * LATENT, generator=stream(0, "parameters"))
+    action = 2 * torch.rand(50, LATENT, generator=stream(0, "actions")) - 1
+    found = log_prob_of(parameters, action)
+    np.testing.assert_allclose(found, log_density(parameters.double().numpy(), action.double().numpy()), rtol=1e-4)
+    assert (found != log_prob_of(parameters, -action)).all()
+    assert log_prob_of(parameters, action.sign()).isfinite().all()
+
+
+def test_iql_decays_the_policy_learning_rate_by_a_cosine() -> None:
+    agent, batch, rates = tiny(IQL), tiny_trajectories(BATCH), []
+    for step in (0, 50, 100, 150):
+        agent.step = step
+        agent.update(batch)
+        rates.append(agent.optim["actor"].param_groups[0]["lr"])
+    assert rates == pytest.approx([3e-3, 1.5e-3, 0, 0])
+    assert agent.optim["critic"].param_groups[0]["lr"] == 1e-3
+
+
+def test_bcq_stays_within_the_range_of_actions() -> None:
+    """Also where the decoder is far out, and the perturbation full."""
+    agent, state = tiny(BCQ), torch.randn(40, 10, generator=stream(0, "states"))
+    with torch.no_grad():
+        agent.vae.decoder[-1].weight.mul_(1000)
+    action = agent.action(state, None)
+    assert action.shape == (40, LATENT) and action.abs().max() <= 1
+    assert agent.vae.decode(state[:, :5], agent.acting_latents[:1].expand(40, -1)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+def test_targets_move_by_tau(kind: type[OfflineAgent], tau: float) -> None:
+    agent, batch = tiny(kind, tau=tau), tiny_trajectories(BATCH)
+    old = {k: v.clone() for k, v in agent.state_dict().items() if k.startswith("target_")}
+    assert old
+    agent.update(batch)
+    online = agent.state_dict()
+    for name, before in old.items():
+        torch.testing.assert_close(online[name], (1 - tau) * before + tau * online[name.removeprefix("target_")])
+
+
+@pytest.mark.parametrize("kind", list(SETTINGS))
+def test_states_while_acting_are_those_of_training(kind: type[OfflineAgent]) -> None:
+    agent, batch = tiny(kind), tiny_trajectories(BATCH)
+    beliefs = [agent.actor_belief, agent.critic_belief] if kind is BCQ else [agent.actor_belief]
+    with torch.no_grad():
+        trained = torch.cat(list(states_of(beliefs, batch)), dim=-1)
+        state = agent.acting_belief.initial_state(BATCH)
+        for turn in range(TURNS):
+            seen = Observation(batch.slates[:, turn].long(), batch.clicks[:, turn])
+            state = agent.acting_belief.step(seen, state)
+            torch.testing.assert_close(state, trained[:, turn])
+
+
+def test_a_possible_q_raises_no_warning_and_an_impossible_one_names_the_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    agent, data = tiny(AWAC), tiny_trajectories(30)
+    agent.prepare(data)
+    rewards = SCALE * rewards_of(data)
+    horizon = sum(GAMMA**turn for turn in range(TURNS))
+    assert agent.q_range.tolist() == pytest.approx([rewards.min() * horizon, rewards.max() * horizon])
+    agent.watch(70, {"value/q_data": rewards.max() * horizon, "value/q_policy": rewards.min() * horizon})
+    assert capsys.readouterr() == ("", "")
+    agent.watch(70, {"value/q_data": 0.0, "value/q_policy": 2 * rewards.max() * horizon})
+    said = "".join(capsys.readouterr())
+    assert "step 70" in said and "value/q_policy" in said and "value/q_data" not in said
+
+
+# --- Decision Transformer
+
+
+def tiny_transformer(**changes: Any) -> DecisionTransformer:
+    settings = dict(context=3, layers=2, heads=2, width=8, item_dim=2, pi_lr=1e-3, weight_decay=0.0, target_return=5.0)
+    with seeded_weights(0, "tiny transformer"):
+        agent = DecisionTransformer(
+            ranker=tiny_gems(), generator=stream(0, "update"), env=tiny_env(), **(settings | changes)
+        )
+    agent.prepare(tiny_trajectories(BATCH))
+    return agent
+
+
+def normed(weights: dict[str, Array], name: str, x: Array) -> Array:
+    centred = x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def linear(weights: dict[str, Array], name: str, x: Array) -> Array:
+    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+
+def transformed(weights: dict[str, Array], x: Array) -> Array:
+    """Two pre-norm blocks of two heads, each token on itself and what came before, and a last norm: [3K, width]."""
+    for block in ("transformer.layers.0", "transformer.layers.1"):
+        inner = normed(weights, f"{block}.norm1", x)
+        joint = inner @ weights[f"{block}.self_attn.in_proj_weight"].T + weights[f"{block}.self_attn.in_proj_bias"]
+        heads = []
+        for query, key, value in zip(
+            *(np.split(part, 2, axis=-1) for part in np.split(joint, 3, axis=-1)), strict=True
+        ):
+            scores = query @ key.T / math.sqrt(query.shape[-1])
+            scores[np.triu_indices(len(x), 1)] = -np.inf
+            share = np.exp(scores - scores.max(-1, keepdims=True))
+            heads.append(share / share.sum(-1, keepdims=True) @ value)
+        x = x + linear(weights, f"{block}.self_attn.out_proj", np.concatenate(heads, axis=-1))
+        inner = linear(weights, f"{block}.linear1", normed(weights, f"{block}.norm2", x))
+        x = x + linear(weights, f"{block}.linear2", inner * (1 + erf(inner / math.sqrt(2))) / 2)
+    return normed(weights, "transformer.norm", x)
+
+
+def test_decision_transformer_equals_the_derivation() -> None:
+    agent, batch = tiny_transformer(), tiny_trajectories(BATCH)
+    assert batch.actions is not None
+    before, action, rewards = arrays(agent), batch.actions.double().numpy(), rewards_of(batch)
+    starts = torch.randint(TURNS - 2, (BATCH, 1), generator=copy_of(agent.generators["update"])).flatten().tolist()
+
+    def loss(weights: dict[str, Array]) -> float:
+        errors = []
+        for user, start in enumerate(starts):
+            tokens = []
+            for turn in range(start, start + 3):
+                slate, clicks = batch.slates[user, turn].long().numpy(), batch.clicks[user, turn].numpy()[:, None]
+                frame = np.concatenate([weights["item_embeddings"][slate], clicks], axis=1).ravel()
+                to_go = np.array([rewards[user, turn:].sum() / rewards.sum(1).max()])
+                for name, value in (("return", to_go), ("frame", frame), ("action", action[user, turn])):
+                    tokens.append(linear(weights, f"embed_{name}", value) + weights["embed_turn.weight"][turn])
+            after_frames = transformed(weights, np.stack(tokens))[1::3]
+            errors.append(np.tanh(linear(weights, "actor", after_frames)) - action[user, start : start + 3])
+        return float((np.stack(errors) ** 2).mean())
+
+    assert agent.update(batch)["loss/actor"].item() == pytest.approx(loss(before), rel=1e-4)
+    assert_gradients(agent, before, loss, [name for name, p in agent.named_parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("column", ["slates", "clicks", "actions"])
+def test_decision_transformer_has_not_seen_what_it_is_to_choose(column: str) -> None:
+    """The action of turn 2 is predicted without the frame and the action that show it; only the return is told."""
+    agent, batch = tiny_transformer(context=TURNS), tiny_trajectories(BATCH)
+    to_go = torch.ones(BATCH, TURNS)
+
+    def predicted(batch: Trajectories) -> torch.Tensor:
+        assert batch.actions is not None
+        turn = torch.arange(TURNS).expand(BATCH, -1)
+        with torch.no_grad():
+            return agent.predict(Context(batch.slates[:, :-1], batch.clicks[:, :-1], turn), to_go, batch.actions)
+
+    other = copy.deepcopy(batch)
+    changed = getattr(other, column)[:, 2 if column == "actions" else 3]
+    changed.copy_(-changed if column == "actions" else (changed + 1) % 2)
+    own, found = predicted(batch), predicted(other)
+    assert torch.equal(own[:, :3], found[:, :3])
+    assert (own[:, 3] != found[:, 3]).any()
+
+
+@pytest.mark.parametrize("context", [3, TURNS])
+def test_decision_transformer_acts_as_it_was_trained(context: int) -> None:
+    """Shown a trajectory and asked for its return, what it would do next is what it predicts of the record."""
+    agent, data = tiny_transformer(context=context), tiny_trajectories(1)
+    data = with_actions(data, agent.ranker)
+    assert data.actions is not None
+    agent.target_return.copy_(data.returns[0])
+    to_go = data.rewards.flip(1).cumsum(1).flip(1)
+    state = agent.acting_belief.initial_state(1)
+    with torch.no_grad():
+        for turn in range(TURNS):
+            state = agent.acting_belief.step(Observation(data.slates[:, turn].long(), data.clicks[:, turn]), state)
+            seen = slice(max(0, turn + 1 - context), turn + 1)
+            shown = Context(data.slates[:, seen], data.clicks[:, seen], torch.arange(TURNS)[seen].unsqueeze(0))
+            predicted = agent.predict(shown, to_go[:, seen], data.actions[:, seen])[:, -1]
+            torch.testing.assert_close(agent.action(state, None), predicted, rtol=1e-4, atol=1e-5)
