@@ -212,18 +212,27 @@ def _imported(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, list[dict[s
             episode_length=env.episode_length,
             first_slate=env.first_slate,
         )
-        return data, [{"name": "file", **about, "trajectories": len(data)}]
+        exported = about.pop("exported", None)
+        if exported is None:
+            return data, [{"name": "file", **about, "trajectories": len(data)}]
+        _check_catalogue(source, exported, env, cfg.force)
+        return data, [{**about, **behaviour} for behaviour in exported["behaviours"]]
     data, metadata = trajectories.load(Path(source), num_items=env.num_items)
-    if metadata.get("item_embeddings") != env.fingerprint and not cfg.force:
-        raise UserError(
-            f"{source}: of the item embeddings {metadata.get('item_embeddings')}, env={env.name} has "
-            f"{env.fingerprint}, where its slates mean something else; force=true takes it anyway"
-        )
+    _check_catalogue(source, metadata, env, cfg.force)
     frames = (env.episode_length + 1, env.slate_size)
     if tuple(data.slates.shape[1:]) != frames:
         found = f"{data.slates.shape[1] - 1} turns of slates of {data.slates.shape[2]}"
         raise UserError(f"{source}: trajectories of {found}, expected {frames[0] - 1} turns of slates of {frames[1]}")
     return data, metadata["behaviours"]
+
+
+def _check_catalogue(source: str, metadata: dict[str, Any], env: TopicRec, force: bool) -> None:
+    """Raise UserError unless a dataset that slaterl wrote is of the environment's items."""
+    if metadata.get("item_embeddings") != env.fingerprint and not force:
+        raise UserError(
+            f"{source}: of the item embeddings {metadata.get('item_embeddings')}, env={env.name} has "
+            f"{env.fingerprint}, where its slates mean something else; force=true takes it anyway"
+        )
 
 
 def _fingerprint_of(source: str) -> str:

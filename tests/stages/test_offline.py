@@ -194,6 +194,13 @@ def test_out_by_minari_and_in_again(home: Path, monkeypatch: pytest.MonkeyPatch)
     assert minari.load_dataset("slaterl/mixed-v0").total_episodes == 20
     make(home, "stage=collect", "dataset=file", "dataset.path=minari:slaterl/mixed-v0")
     assert torch.equal(read(home, "file").slates, read(home, "mixed").slates)
+    card = json.loads((dataset(home, "file") / "card.json").read_text())
+    names = ["expert", "expert_with_noise", "medium_with_noise", "random"]
+    assert [behaviour["name"] for behaviour in card["behaviours"]] == names
+    with pytest.raises(UserError, match=r"minari:slaterl/mixed-v0: of the item embeddings .*force=true"):
+        make(
+            home, "stage=collect", "dataset=file", "dataset.path=minari:slaterl/mixed-v0", "env.item_embeddings.seed=5"
+        )
     with pytest.raises(UserError, match=r"slaterl/mixed-v0: exists"):
         make(home, "stage=export", "dataset=mixed", "dataset.hidden=true", "export.minari=slaterl/mixed-v0")
 
