@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from slaterl.data import trajectories
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.files import fingerprint_of
+from slaterl.fqe import Estimate
 from slaterl.run import run_stage
 from tests.helpers import compose_config
 
@@ -220,6 +222,19 @@ def test_learning_without_a_simulator(home: Path) -> None:
     result = json.loads(file.read_text())
     assert result["test_users"] is None and "random_return" not in result
     assert 0 <= result["test_return"] <= 28 and result["dataset"] == "mixed"
+
+
+def test_estimates_while_training_are_of_all_the_data(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def estimate(agent: Any, data: Trajectories, **settings: Any) -> Estimate:
+        sizes.append(len(data))
+        return Estimate(1.0, 0.5, 2, 0.1)
+
+    monkeypatch.setattr("slaterl.stages.offline.fitted_q_evaluation", estimate)
+    source = ["dataset=mixed", "dataset.hidden=true"]
+    make(home, "stage=offline", "agent=pct_bc", *source, "offline.validation=fqe")
+    assert set(sizes) == {20}
 
 
 def test_estimates_of_a_run_beside_the_simulator(home: Path) -> None:
