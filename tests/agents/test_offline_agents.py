@@ -22,7 +22,7 @@ from slaterl.agents.offline.cql import CQL
 from slaterl.agents.offline.decision_transformer import Context, DecisionTransformer
 from slaterl.agents.offline.iql import IQL
 from slaterl.agents.offline.rebrac import ReBRAC
-from slaterl.agents.offline.sac_n import SACN
+from slaterl.agents.offline.sac_n import EDAC, SACN
 from slaterl.agents.offline.td3_bc import TD3BC
 from slaterl.beliefs.base import states_of
 from slaterl.beliefs.gru import GRUBelief
@@ -46,9 +46,10 @@ SETTINGS: dict[type, dict[str, Any]] = {
     IQL: dict(expectile=0.7, beta=8.0, decay_steps=100),
     CQL: dict(ENTROPY, conservatism=5.0, threshold=None, actions=4, turns=3),
     SACN: dict(ENTROPY, num_critics=3),
+    EDAC: dict(ENTROPY, num_critics=3, eta=2.0, turns=3),
     BCQ: dict(candidates=4, acting_candidates=5, weight_of_min=0.75, phi=0.3, vae_hidden=[10]),
 }
-LEARNERS = [kind for kind in SETTINGS if kind is not BC]
+LEARNERS = [kind for kind in SETTINGS if kind not in (BC, EDAC)]
 
 
 def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
@@ -236,6 +237,31 @@ class OfSACN(OfEntropy):
         return q.min(0) - 0.5 * log_prob
 
 
+class OfEDAC(OfSACN):
+    def prepare(self) -> None:
+        self.turns = torch.randperm(self.shape[1] - 1, generator=self.generator)[:3].numpy()
+        super().prepare()
+
+    def slopes(self, weights: dict[str, Array], critic: int) -> Array:
+        """dQ_i / da at the data's actions of the drawn turns, by the chain rule, [B, T, A]."""
+        state, prefix = states(weights, "critic", self.batch)[:, self.turns], f"critics.members.{critic}."
+        latent = weights["ranker.center"] + weights["ranker.half_width"] * self.action[:, self.turns]
+        inputs = np.concatenate([state, latent], axis=-1)
+        jacobian = np.eye(inputs.shape[-1])
+        for number in (0, 2, 4):
+            weight = weights[f"{prefix}{number}.weight"]
+            inputs, jacobian = inputs @ weight.T + weights[f"{prefix}{number}.bias"], weight @ jacobian
+            if number < 4:
+                inputs, jacobian = np.maximum(inputs, 0), (inputs > 0)[..., None] * jacobian
+        return jacobian[..., 0, state.shape[-1] :] * weights["ranker.half_width"]
+
+    def further_loss(self, weights: dict[str, Array]) -> float:
+        slopes = [self.slopes(weights, i) for i in range(3)]
+        directions = [slope / np.linalg.norm(slope, axis=-1, keepdims=True) for slope in slopes]
+        cosines = sum((directions[i] * directions[j]).sum(-1) for i in range(3) for j in range(3) if i != j)
+        return float(2.0 / (3 - 1) * np.mean(cosines) / 3)
+
+
 class OfCQL(OfEntropy):
     def prepare(self) -> None:
         self.turns = torch.randperm(self.shape[1] - 1, generator=self.generator)[:3].numpy()
@@ -343,6 +369,14 @@ def test_gradients_are_those_of_the_groups_own_loss(kind: type[OfflineAgent]) ->
         assert_gradients(agent, expected.before, expected.actor_loss, parameters_of(agent, *ACTOR))
     if hasattr(expected, "alpha_loss"):
         assert_gradients(agent, expected.before, expected.alpha_loss, ["log_alpha"])
+
+
+def test_edac_weighs_cosines_against_the_sum_of_the_critics_errors() -> None:
+    """eta / (N - 1) * sum over i != j of cos(dQ_i/da, dQ_j/da), beside sum_i (Q_i - y)^2; all of it over N."""
+    agent, batch = tiny(EDAC), tiny_trajectories(BATCH)
+    expected = OfEDAC(agent, batch)
+    assert agent.update(batch)["loss/critic"].item() == pytest.approx(expected.critic_loss(expected.before), rel=1e-4)
+    assert_gradients(agent, expected.before, expected.critic_loss, parameters_of(agent, *CRITIC))
 
 
 @pytest.mark.parametrize("kind", LEARNERS)

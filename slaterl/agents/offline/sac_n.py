@@ -27,6 +27,8 @@ class SACN(EntropyActor):
 class EDAC(SACN):
     """SAC-N with critics whose gradients by the action are kept apart: + eta / (N - 1) * sum of their cosines.
 
+    The sum stands beside the sum of the critics' squared errors, as in the paper's algorithm 1.
+
     Args:
         eta: weight of the cosines.
         turns: of the episode, drawn anew with every update, in whose states they are taken.
@@ -52,4 +54,5 @@ class EDAC(SACN):
         directions = normalize(gradient, dim=-1)
         # the sum over pairs i != j is |sum of directions|^2 - N
         cosines = directions.sum(0).square().sum(-1) - directions.square().sum((0, -1))
-        return self.eta * cosines.mean() / (count - 1)
+        # each critic has the sum beside its own squared error, and the loss is the critics' mean
+        return self.eta * cosines.mean() / (count - 1) / count
