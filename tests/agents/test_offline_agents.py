@@ -358,6 +358,23 @@ def test_terms_equal_the_derivation(kind: type[OfflineAgent]) -> None:
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
+def test_the_gap_is_of_values_by_the_same_critics(kind: type[OfflineAgent]) -> None:
+    """The minimum where the policy is valued by it, and the first critic where the policy is valued by that."""
+    agent, batch = tiny(kind), tiny_trajectories(BATCH)
+    expected, seen = DERIVATIONS[kind](agent, batch), []
+    actor_loss = agent.actor_loss
+    agent.actor_loss = lambda turns: seen.append(actor_loss(turns)) or seen[0]
+    terms = agent.update(batch)
+    of_data, of_policy = (
+        expected.own_q(action.double().numpy()) for action in (batch.actions, seen[0].action.detach())
+    )
+    by = (lambda q: q[0]) if kind in (TD3BC, BCQ, IQL) else (lambda q: q.min(0))
+    assert terms["value/q_data"].item() == pytest.approx(by(of_data).mean(), rel=1e-4)
+    assert terms["value/q_policy"].item() == pytest.approx(by(of_policy).mean(), rel=1e-4)
+    assert terms["value/gap"] == terms["value/q_policy"] - terms["value/q_data"]
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
 def test_gradients_are_those_of_the_groups_own_loss(kind: type[OfflineAgent]) -> None:
     agent, expected, _ = updated(kind)
     critic = parameters_of(agent, *CRITIC, *(["value"] if kind is IQL else []))

@@ -115,6 +115,7 @@ class OfflineActorCritic(OfflineAgent):
         "grad/actor",
     )
     GAUSSIAN: ClassVar[bool] = True  # whether the policy is a tanh-Gaussian, or deterministic
+    FIRST_CRITIC: ClassVar[bool] = False  # whether the policy is valued by Q1, or by the minimum of the critics
 
     q_range: Tensor
     of_policy: Tensor
@@ -223,7 +224,8 @@ class OfflineActorCritic(OfflineAgent):
             beyond, norm = self.beyond_data(policy.action.detach()), gradient_norm(self.optim["actor"])
             self.of_policy.copy_(torch.stack([policy.loss.detach(), policy.q.detach().mean(), beyond, norm]))
 
-        q_data = q[0].mean()
+        # by the same critics as the policy's, else the gap would grow with their number
+        q_data = (q[0] if self.FIRST_CRITIC else q.amin(0)).mean()
         actor_loss, q_policy, beyond, norm = self.of_policy.clone()
         return {
             "loss/critic": critic_loss,

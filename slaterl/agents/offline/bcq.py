@@ -56,6 +56,7 @@ class BCQ(OfflineActorCritic):
     """
 
     GAUSSIAN: ClassVar = False
+    FIRST_CRITIC: ClassVar = True
 
     acting_latents: Tensor
 

@@ -6,7 +6,7 @@ Kostrikov et al., "Offline Reinforcement Learning with Implicit Q-Learning", arX
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class IQL(OfflineActorCritic):
         decay_steps: updates over which the policy's learning rate falls to zero, by a cosine.
         others: see OfflineActorCritic.
     """
+
+    FIRST_CRITIC: ClassVar = True
 
     def __init__(self, *, expectile: float, beta: float, decay_steps: int, **common: Any) -> None:
         check_range(0, 1, **{"agent.expectile": expectile})

@@ -56,6 +56,8 @@ class TD3BC(TargetPolicy):
         others: see TargetPolicy.
     """
 
+    FIRST_CRITIC: ClassVar = True
+
     def __init__(self, *, alpha: float, **common: Any) -> None:
         check_range(0, float("inf"), **{"agent.alpha": alpha})
         super().__init__(**common)
