@@ -79,7 +79,10 @@ class LatentAgent(Agent):
 
     Attributes:
         ranker: frozen; part of the state dict, so that a checkpoint holds all that acting needs.
+        REFINES: whether other slates are shown than the ranker makes of the actions.
     """
+
+    REFINES: ClassVar[bool] = False
 
     actor_belief: Belief
 

@@ -114,7 +114,8 @@ def behaviour_policy(
         policy = loaded.policy
         if isinstance(policy, BeliefPolicy):
             policy = policy.agent.policy(generator)
-            ranker = policy.agent.ranker if isinstance(policy.agent, LatentAgent) else None
+            if isinstance(policy.agent, LatentAgent) and not policy.agent.REFINES:
+                ranker = policy.agent.ranker
     if behaviour["sample"] and not isinstance(policy, BeliefPolicy):
         raise UserError(f"sample=true of the behaviour {name}: it has no exploration to act with")
     noise, epsilon = behaviour["noise"], behaviour["epsilon"]

@@ -68,12 +68,15 @@ def _agent(file: Path, env: TopicRec) -> tuple[str, int, LatentAgent]:
     loaded = load_policy(file, env.device)
     agent: Agent | None = loaded.policy.agent if isinstance(loaded.policy, BeliefPolicy) else None
     name = loaded.config["agent"]["name"]
-    if not isinstance(agent, LatentAgent) or agent.sees_hidden:
+    if not isinstance(agent, LatentAgent) or agent.sees_hidden or agent.REFINES:
         raise UserError(f"{file}: agent={name} has no actions of a ranker on a belief, which evaluation=fqe compares")
     if loaded.env.fingerprint != env.fingerprint:
         raise UserError(
             f"{file}: learned on the item embeddings {loaded.env.fingerprint}, env={env.name} has {env.fingerprint}"
         )
+    if loaded.env.slate_size != env.slate_size:
+        sizes = f"env.slate_size is {loaded.env.slate_size} there, {env.slate_size} here"
+        raise UserError(f"{file}: learned in another environment: {sizes}")
     return name, loaded.step, agent
 
 

@@ -251,6 +251,25 @@ def test_estimates_of_a_run_beside_the_simulator(home: Path) -> None:
         make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={home}", *source)
 
 
+def test_slates_that_are_not_of_their_actions(home: Path) -> None:
+    """Wolpertinger refines them: there is no action to disturb, and none to estimate the value of."""
+    make(home, "stage=online", "agent=wolpertinger", "ranker=none", "item_embeddings=scratch")
+    (file,) = (home / "online").glob("*/wolpertinger*/best.ckpt")
+    behaviour = [f"dataset.behaviour.checkpoint={file}", "dataset.behaviour.noise=0.5"]
+    with pytest.raises(UserError, match=r"noise=0.5 of the behaviour expert: it has no latent action"):
+        make(home, "stage=collect", "dataset=expert", *behaviour)
+    with pytest.raises(UserError, match=r"best.ckpt: agent=wolpertinger has no actions of a ranker"):
+        make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={file}", "dataset=random")
+
+
+def test_estimates_of_a_checkpoint_of_other_slates(home: Path) -> None:
+    file = agent_run(home) / "best.ckpt"
+    with pytest.raises(
+        UserError, match=r"best.ckpt: learned in another environment: env.slate_size is 4 there, 5 here"
+    ):
+        make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={file}", "dataset=random", "env.slate_size=5")
+
+
 def test_online_from_offline(home: Path) -> None:
     source = ["dataset=mixed", "dataset.hidden=true"]
     make(home, "stage=offline", "agent=cql", *source)

@@ -7,6 +7,7 @@ Deffayet et al. 2023 (SAC + WkNN): one proto-item a slot, and the slots refined 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Wolpertinger(SAC):
         neighbours: k; 1 is nearest-neighbour lookup.
         others: see SAC.
     """
+
+    REFINES: ClassVar = True
 
     def __init__(
         self,
