@@ -199,6 +199,8 @@ def _check_values(cfg: DictConfig) -> None:
     for key, kind, what in (("paths.root", str, "a folder"), ("force", bool, "true or false")):
         if not isinstance(OmegaConf.select(cfg, key), kind):
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected {what}")
+    check_positive(**{"fqe.lr": cfg.fqe.lr, "fqe.tau": cfg.fqe.tau})
+    check_range(0, 1, **{"fqe.tau": cfg.fqe.tau})
     if cfg.checkpoint is not None and not isinstance(cfg.checkpoint, str):
         raise UserError(f"checkpoint={cfg.checkpoint}: expected a path")
     _check_dataset_values(cfg.dataset)

@@ -23,6 +23,7 @@ from slaterl.beliefs.base import states_of
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import Observation
+from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
 
 
@@ -60,6 +61,9 @@ def fitted_q_evaluation(
         updates, batch_size: of whole trajectories; lr: Adam's; tau: share of the heads that enters their targets.
         members: each weighs every trajectory by how often a bootstrap sample of the data has it.
         hidden: width of the two hidden layers of a head.
+
+    Raises:
+        UserError: the learning has diverged.
     """
     count, horizon = data.rewards.shape
     device = data.slates.device
@@ -68,6 +72,7 @@ def fitted_q_evaluation(
     assert data.actions is not None
     actions, own = data.actions, policy_actions(agent, data)
     weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
+    weights[weights.sum(1) == 0] = 1  # of few trajectories a sample can miss all
     turn = torch.arange(horizon, device=device)
     remaining = horizon - turn  # [H]
     over = (turn / horizon).view(1, 1, -1, 1)
@@ -115,6 +120,8 @@ def fitted_q_evaluation(
             first.append(values(heads, states, own[places])[..., 0])
         start = torch.cat(first, dim=1)  # [M, N]
         found = horizon * (weights * start).sum(1) / weights.sum(1)
+    if not found.isfinite().all():
+        raise UserError(f"fqe.lr={lr}: fitted Q evaluation has diverged; expected a smaller one")
     interval = stats.t.ppf(0.975, members - 1) * found.std().item() if members > 1 else math.nan
     return Estimate(found.mean().item(), float(interval), members, smoothed.item())
 

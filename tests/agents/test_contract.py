@@ -342,6 +342,8 @@ def test_on_policy_takes_each_trajectory_once(agent: str, stop: int | None) -> N
         (["stage=collect", "dataset.behaviour.checkpoint=no.ckpt"], ["dataset.behaviour.checkpoint=no.ckpt"]),
         (["stage=collect", "dataset=file", "dataset.path=no.npz"], ["dataset.path=no.npz", "no such file"]),
         (["stage=collect", "dataset=file"], ["dataset.path", "a value is needed"]),
+        (["stage=evaluate", "evaluation=fqe", "fqe.lr=-1"], ["fqe.lr=-1", "above zero"]),
+        (["stage=evaluate", "evaluation=fqe", "fqe.tau=2"], ["fqe.tau=2", "from 0 to 1"]),
         (["stage=evaluate", "evaluation=fqe"], ["checkpoint", "evaluation=fqe"]),
         (["init_from=no.ckpt"], ["no.ckpt", "no such checkpoint"]),
         (["agent=random"], ["agent=random does not learn", "stage=evaluate agent=random"]),

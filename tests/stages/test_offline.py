@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from slaterl.data import trajectories
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.files import fingerprint_of
-from slaterl.fqe import Estimate
+from slaterl.fqe import Estimate, fitted_q_evaluation
+from slaterl.policies import load_policy
 from slaterl.run import run_stage
 from tests.helpers import compose_config
 
@@ -268,6 +270,17 @@ def test_estimates_of_a_checkpoint_of_other_slates(home: Path) -> None:
         UserError, match=r"best.ckpt: learned in another environment: env.slate_size is 4 there, 5 here"
     ):
         make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={file}", "dataset=random", "env.slate_size=5")
+
+
+def test_estimates_from_hardly_any_data(home: Path) -> None:
+    """Bootstrap samples of one trajectory, of which some are empty."""
+    data = read(home, "mixed")[:1]
+    agent = load_policy(agent_run(home) / "best.ckpt").policy.agent  # type: ignore[attr-defined]
+    settings = dict(num_items=60, updates=2, batch_size=4, hidden=8, tau=0.05, seed=0)
+    found = fitted_q_evaluation(agent, data, members=12, lr=1e-3, **settings)
+    assert math.isfinite(found.mean_return) and math.isfinite(found.interval)
+    with pytest.raises(UserError, match=r"fqe.lr=1e\+30: .*diverged"):
+        fitted_q_evaluation(agent, data, members=2, lr=1e30, **settings)
 
 
 def test_online_from_offline(home: Path) -> None:
