@@ -108,7 +108,7 @@ def check_config(cfg: DictConfig, known: set[str]) -> None:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _check_values(cfg)
-    _check_fit(cfg)
+    check_fit(cfg)
 
 
 def _check_keys(raw: Mapping[str, Any], known: set[str]) -> None:
@@ -232,6 +232,10 @@ def _check_dataset_values(dataset: DictConfig) -> None:
         return
     check_counts(**{f"dataset.{key}": dataset[key] for key in ("trajectories", "num_envs")})
     check_counts(**{"dataset.run.medium_step": dataset.run.medium_step})
+    for key in ("seed", "run.seed"):
+        value = OmegaConf.select(dataset, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise UserError(f"dataset.{key}={value}: expected a whole number of at least 0")
     for key in ("hidden", "actions", "run.train"):
         if not isinstance(OmegaConf.select(dataset, key), bool):
             raise UserError(f"dataset.{key}={OmegaConf.select(dataset, key)}: expected true or false")
@@ -256,7 +260,7 @@ def _choice(cfg: DictConfig, key: str, *choices: str) -> None:
         raise UserError(f"{key}={value}: expected {' or '.join(choices)}")
 
 
-def _check_fit(cfg: DictConfig) -> None:
+def check_fit(cfg: DictConfig) -> None:
     """Agent and stage, agent and ranker, ranker and item embeddings."""
     agent, ranker, items = cfg.agent.name, cfg.ranker.name, cfg.item_embeddings.name
     target = get_object(cfg.agent["_target_"])

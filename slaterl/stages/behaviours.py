@@ -15,6 +15,7 @@ from slaterl.agents.base import BeliefPolicy, LatentAgent
 from slaterl.agents.behaviour import NoisyPolicy
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.build import AGENT_NODES, env_spec, plain
+from slaterl.check import check_fit
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
@@ -39,8 +40,14 @@ def online_cfg(cfg: DictConfig) -> DictConfig:
     """The configuration of the online run that a dataset's checkpoints are of.
 
     Environment, sizes and protocol are those of `cfg`; the agent, its ranker and the seed are those of dataset.run.
+
+    Raises:
+        UserError: there is no such agent or ranker, they do not fit, or the agent does not learn in the simulator.
     """
     run = cfg.dataset.run
+    for key in ("agent", "ranker"):
+        if not (CONF / key / f"{run[key]}.yaml").is_file():
+            raise UserError(f"dataset.run.{key}={run[key]}: expected one of the files in conf/{key}")
     # by the command line it is initialised; in a test, and in the jobs of some launchers, it is not
     started = GlobalHydra.instance().is_initialized()
     with contextlib.nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
@@ -52,6 +59,10 @@ def online_cfg(cfg: DictConfig) -> DictConfig:
         own.seed = own.ranker_seed = run.seed
         own.logged_data.source, own.init_from = "epsilon_oracle", None
         own.stage = OmegaConf.load(CONF / "stage" / "online.yaml")
+    try:
+        check_fit(own)
+    except UserError as error:
+        raise UserError(f"dataset.run: {error}") from None
     return own
 
 
