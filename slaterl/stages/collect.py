@@ -164,6 +164,10 @@ def _collected(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, list[dict[
                 note(f"the replay buffer holds {len(part):,} trajectories, {count:,} were asked for")
         else:
             policy, own = behaviour_policy(behaviour, checkpoint, env, spec, name, dataset.seed)
+            if dataset.actions and not _same_ranker(ranker, own):
+                raise UserError(
+                    f"dataset.actions=true: {name} acts through another ranker than the behaviours before it"
+                )
             ranker = ranker or own
             with progress(f"collect {name}", count, "trajectories") as show:
                 part = serve(
@@ -190,6 +194,14 @@ def _collected(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, list[dict[
     columns = [part.columns() for part in parts]
     joined = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
     return Trajectories.from_columns(joined), told, ranker
+
+
+def _same_ranker(one: Ranker | None, other: Ranker | None) -> bool:
+    """Whether the actions of both mean the same, as far as both are there."""
+    if one is None or other is None:
+        return True
+    a, b = one.state_dict(), other.state_dict()
+    return type(one) is type(other) and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def _shares(total: int, shares: list[float]) -> list[int]:

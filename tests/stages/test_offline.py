@@ -283,6 +283,14 @@ def test_estimates_from_hardly_any_data(home: Path) -> None:
         fitted_q_evaluation(agent, data, members=2, lr=1e30, **settings)
 
 
+def test_actions_of_different_rankers_are_not_put_together(home: Path) -> None:
+    make(home, "stage=online", "agent=sac", "ranker=k_head_argmax", "item_embeddings=ideal")
+    (file,) = (home / "online").glob("*/sac-k_head*/best.ckpt")
+    given = ["stage=collect", "dataset=medium_expert", "dataset.actions=true"]
+    with pytest.raises(UserError, match=r"dataset.actions=true: expert acts through another ranker"):
+        make(home, *given, f"dataset.behaviours.medium.checkpoint={file}")
+
+
 def test_online_from_offline(home: Path) -> None:
     source = ["dataset=mixed", "dataset.hidden=true"]
     make(home, "stage=offline", "agent=cql", *source)
