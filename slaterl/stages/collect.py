@@ -113,7 +113,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run) -> None:
     trajectories.save(run.path / FILE, data.compact(env.num_items), metadata)
     _, metadata = load_dataset(run, env)
 
-    known = anchors(env, ANCHOR_USERS, seed=cfg.seed)
+    known = anchors(env, ANCHOR_USERS, seed=_anchor_seed(cfg))
     reached: dict[str, float | None] = {
         "random": known["random_return"],
         "constant_slate": _constant_slate_return(cfg, env, ranker),
@@ -261,4 +261,9 @@ def _constant_slate_return(cfg: DictConfig, env: TopicRec, ranker: Ranker | None
     if not isinstance(ranker, GeMS):
         return None
     policy = ConstantSlate(slate=None, num_items=env.num_items, slate_size=env.slate_size, ranker=ranker)
-    return evaluate(policy, env, ANCHOR_USERS, cfg.seed, "test").mean_return
+    return evaluate(policy, env, ANCHOR_USERS, _anchor_seed(cfg), "test").mean_return
+
+
+def _anchor_seed(cfg: DictConfig) -> int:
+    """The expert's, so that anchors meet its test users; not that of the agent for which the dataset is made first."""
+    return cfg.dataset.run.seed if "run" in cfg.dataset else cfg.logged_data.seed

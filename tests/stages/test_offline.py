@@ -291,6 +291,15 @@ def test_actions_of_different_rankers_are_not_put_together(home: Path) -> None:
         make(home, *given, f"dataset.behaviours.medium.checkpoint={file}")
 
 
+def test_anchors_are_those_of_the_dataset_and_not_of_who_asked_first(tmp_path: Path) -> None:
+    results = []
+    for seed in (1, 2):
+        make(tmp_path / str(seed), "stage=collect", "dataset=random", f"seed={seed}")
+        results.append(json.loads((dataset(tmp_path / str(seed), "random") / "result.json").read_text()))
+        del results[-1]["seconds"]
+    assert results[0] == results[1]
+
+
 def test_online_from_offline(home: Path) -> None:
     source = ["dataset=mixed", "dataset.hidden=true"]
     make(home, "stage=offline", "agent=cql", *source)
