@@ -617,3 +617,13 @@ def test_decision_transformer_acts_as_it_was_trained(context: int) -> None:
             shown = Context(data.slates[:, seen], data.clicks[:, seen], torch.arange(TURNS)[seen].unsqueeze(0))
             predicted = agent.predict(shown, to_go[:, seen], data.actions[:, seen])[:, -1]
             torch.testing.assert_close(agent.action(state, None), predicted, rtol=1e-4, atol=1e-5)
+
+
+def test_decision_transformer_acts_in_longer_episodes() -> None:
+    agent, data = tiny_transformer(), tiny_trajectories(BATCH, turns=TURNS + 4)
+    decided = agent.policy()
+    decided.reset(BATCH)
+    for turn in range(TURNS + 4):
+        seen = Observation(data.slates[:, turn].long(), data.clicks[:, turn])
+        with torch.no_grad():
+            assert decided.act(seen, deterministic=True).slate.shape == (BATCH, SLOTS)

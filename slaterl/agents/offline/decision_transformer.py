@@ -132,7 +132,8 @@ class DecisionTransformer(OfflineAgent):
             self.embed_frame(frames),
             self.embed_action(actions),
         ]
-        turn = self.embed_turn(context.turn.clamp(min=0))
+        # in episodes longer than those learned from, later turns count as the last one
+        turn = self.embed_turn(context.turn.clamp(0, self.embed_turn.num_embeddings - 1))
         sequence = torch.stack([token + turn for token in tokens], dim=2).flatten(1, 2)  # [B, 3K, width]
         # a token sees itself and, of what came before it, what there was
         length = sequence.shape[1]
