@@ -106,7 +106,7 @@ class Run:
                 "spec": self.spec,
                 "inputs": {name: {"path": str(run.path), "digest": run.digest} for name, run in inputs.items()},
                 "config": OmegaConf.to_container(config, resolve=True),
-                "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+                "versions": versions(),
                 "python": platform.python_version(),
                 "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
                 "command": sys.argv,
@@ -128,6 +128,11 @@ class Run:
 
     def _write(self, entry: dict[str, Any]) -> None:
         write_json(self.path / "manifest.json", entry)
+
+
+def versions() -> dict[str, str]:
+    """Of what products are made with."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def record_death(folder: Path, reason: str) -> None:

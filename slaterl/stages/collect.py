@@ -22,7 +22,7 @@ from slaterl.files import fingerprint_of, whole_file
 from slaterl.rankers.base import Ranker
 from slaterl.rankers.gems import GeMS
 from slaterl.rollout import collect as serve
-from slaterl.runs import Run, write_json
+from slaterl.runs import Run, versions, write_json
 from slaterl.seeds import stream
 from slaterl.stages.behaviours import (
     behaviour_policy,
@@ -109,7 +109,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run) -> None:
         data, behaviours, ranker = _collected(cfg, env)
     seconds = time.perf_counter() - started
     metadata = {"env": plain(cfg.env), "item_embeddings": env.fingerprint, "behaviours": behaviours}
-    metadata["dataset"] = cfg.dataset.name
+    metadata |= {"dataset": cfg.dataset.name, "versions": versions()}
     trajectories.save(run.path / FILE, data.compact(env.num_items), metadata)
     _, metadata = load_dataset(run, env)
 

@@ -70,6 +70,7 @@ def test_mixture(made: Path) -> None:
     assert data.actions is None
     assert data.hidden["bored"].shape == (20, 7, 5)
     _, metadata = trajectories.load(dataset(made, "mixed") / "trajectories.safetensors")
+    assert metadata["versions"]["torch"] == torch.__version__
     best, half = (fingerprint_of(agent_run(made) / name) for name in ("best.ckpt", "step15.ckpt"))
     told = [(b["name"], b["checkpoint"], b["noise"], b["trajectories"]) for b in metadata["behaviours"]]
     assert told == [
