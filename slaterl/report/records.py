@@ -38,7 +38,8 @@ class Record:
     @property
     def env(self) -> str:
         """The environment's name, and that of the data that were learned from."""
-        name = self.config["env"]["name"]
+        # a checkpoint is evaluated in its own environment, which the command need not name
+        name = self.result.get("env", self.config["env"]["name"])
         return f"{name}, {self.result['dataset']} data" if "dataset" in self.result else name
 
     @property
@@ -169,6 +170,9 @@ def name_methods(records: Sequence[Record]) -> list[str]:
 
 def _settings(record: Record) -> dict[str, Any]:
     """What the configuration says of the method, flat: not the seeds, the environment, or where and how it ran."""
+    if "checkpoint" in record.result:  # what the command says of agents is not what the file holds
+        file = Path(record.result["checkpoint"])
+        return {"checkpoint": f"{file.parent.name}/{file.name}"}
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
     if record.result.get("compared_by"):
         parts["item_embeddings"] = record.config["item_embeddings"]

@@ -247,6 +247,22 @@ def test_same_method_in_two_environments(tmp_path: Path) -> None:
     assert names(*runs, root=tmp_path) == ["dqn", "dqn"]
 
 
+def test_checkpoints_are_of_their_own_environment(tmp_path: Path) -> None:
+    """stage=evaluate checkpoint=... knows it; what the command composes beside it is the default."""
+    entries = {"checkpoint": "/a/best.ckpt", "step": 7, "agent": "sac", "env": "diffuse_mix"}
+    folder = made.finished(made.config_of(tmp_path, *RANDOM), 8.0, **entries)
+    assert [record.env for record in find(str(folder), tmp_path)] == ["diffuse_mix"]
+
+
+def test_different_checkpoints_are_no_seeds_of_one_method(tmp_path: Path) -> None:
+    runs = []
+    for seed, folder in ((1, "sac-gems-seed1-a"), (2, "sac-gems-seed1-a"), (3, "sac-top_k-seed1-b")):
+        entries = {"checkpoint": f"/out/{folder}/best.ckpt", "step": 7, "agent": "sac"}
+        runs.append((made.config_of(tmp_path, *RANDOM, seed=seed), entries))
+    one, same, other = names(*runs, root=tmp_path)
+    assert one == same == "sac (checkpoint, step 7), checkpoint=sac-gems-seed1-a/best.ckpt" != other
+
+
 def test_names_say_what_the_agent_saw(tmp_path: Path) -> None:
     runs = [
         (dqn(tmp_path, 1), {}),
