@@ -137,10 +137,11 @@ def slate_ranks(episodes: Mapping[str, Episodes], user: int = 0) -> Figure:
 
 
 def lambda_grid(grid: pd.DataFrame) -> Figure:
-    """Mean test return by the weights of GeMS (Figure 3). Columns: env, lambda_KL, lambda_click, test."""
+    """Mean test return by the weights of GeMS (Figure 3). Columns: env, method, lambda_KL, lambda_click, test."""
+    groups = {f"{env}: {method}": group for (env, method), group in grid.groupby(["env", "method"])}
 
-    def draw(axis: Axes, env: str) -> None:
-        table = grid[grid["env"] == env].pivot_table("test", "lambda_click", "lambda_KL")
+    def draw(axis: Axes, name: str) -> None:
+        table = groups[name].pivot_table("test", "lambda_click", "lambda_KL")
         image = axis.imshow(table, cmap="viridis", origin="lower", aspect="auto")
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             if not np.isnan(value):
@@ -149,10 +150,10 @@ def lambda_grid(grid: pd.DataFrame) -> Figure:
         axis.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])
         axis.set_xlabel("lambda_KL")
         axis.set_ylabel("lambda_click")
-        axis.set_title(env)
+        axis.set_title(name, fontsize=9)
         axis.figure.colorbar(image, ax=axis, label="test return")
 
-    return _panels(sorted(grid["env"].unique()), draw)
+    return _panels(list(groups), draw)
 
 
 def _curve(path: object) -> tuple[list[int], list[float]]:

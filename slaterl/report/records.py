@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,12 @@ def name_methods(records: Sequence[Record]) -> list[str]:
         )
         names.append(", ".join([name, *(f"{key}={own[key]}" for key in differing)]))
     return names
+
+
+def without_lambdas(record: Record) -> Record:
+    """The record of a run with GeMS as that of its method whatever the weights lambda_KL and lambda_click."""
+    ranker = {key: value for key, value in record.config["ranker"].items() if key not in ("lambda_KL", "lambda_click")}
+    return replace(record, config={**record.config, "ranker": {**ranker, "name": "gems"}})
 
 
 def _settings(record: Record) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from slaterl.errors import UserError
 from slaterl.files import whole_file
 from slaterl.report import figures, tables
 from slaterl.report.episodes import Episodes, watch
-from slaterl.report.records import Record, find
+from slaterl.report.records import Record, find, name_methods, name_tasks, without_lambdas
 from slaterl.runs import Run, write_json
 
 LEGEND = (
@@ -121,19 +121,26 @@ def _episodes(runs: pd.DataFrame, users: int) -> dict[str, Episodes]:
 
 
 def _lambdas(records: list[Record]) -> pd.DataFrame | None:
-    """env, lambda_KL, lambda_click and test of the runs with GeMS, where either lambda varies."""
-    rows = [
+    """env, method, lambda_KL, lambda_click and test of the runs with GeMS, for the methods of which a lambda varies.
+
+    A method is here what a run is besides its lambdas: returns of another gamma or agent are not of the same grid.
+    """
+    with_gems = [record for record in records if record.result.get("ranker_run")]
+    methods, tasks = name_methods([without_lambdas(record) for record in with_gems]), name_tasks(with_gems)
+    grid = pd.DataFrame(
         {
-            "env": record.env,
+            "env": task,
+            "method": method,
             **{name: record.config["ranker"][name] for name in ("lambda_KL", "lambda_click")},
             "test": record.result["test_return"],
         }
-        for record in records
-        if record.result.get("ranker_run")
-    ]
-    grid = pd.DataFrame(rows)
-    varies = len(grid) > 0 and grid.groupby("env")[["lambda_KL", "lambda_click"]].nunique().max().max() > 1
-    return grid if varies else None
+        for record, method, task in zip(with_gems, methods, tasks, strict=True)
+    )
+    if not len(grid):
+        return None
+    lambdas = grid.groupby(["env", "method"])[["lambda_KL", "lambda_click"]]
+    grid = grid[(lambdas.transform("nunique") > 1).any(axis=1)]
+    return grid if len(grid) else None
 
 
 def _write(

@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 
 from slaterl.errors import UserError
+from slaterl.report.records import find
 from slaterl.run import run_stage
-from slaterl.stages.report import report
+from slaterl.stages.report import _lambdas, report
 from tests.report import made
 
 # enough to learn from and to be bored in, and no more
@@ -210,6 +211,20 @@ def test_grid_of_lambdas(tmp_path: Path) -> None:
     assert (found / "lambda_grid.png").is_file()
     methods = pd.read_csv(found / "summary.csv").set_index("method")
     assert sorted(methods["mean"]) == [11.5, 21.5, 31.5] and set(methods["seeds"]) == {2}
+
+
+def test_grid_of_lambdas_is_of_one_method(tmp_path: Path) -> None:
+    """Another gamma or another agent would move the mean of a cell; what has one pair of lambdas has no grid."""
+    sac, td3 = ("agent=sac",), ("agent=td3",)
+    chosen = [(sac, 0.8, 1.0, 30.0), (sac, 0.8, 0.1, 10.0), (sac, 0.0, 1.0, 90.0), (td3, 0.8, 1.0, 50.0)]
+    chosen += [(td3, 0.8, 0.1, 70.0)]
+    for choices, gamma, kl, test in chosen:
+        cfg = made.config_of(tmp_path, *choices, **{"agent.gamma": gamma, "ranker.lambda_KL": kl})
+        made.finished(cfg, test, (5.0,), ranker_run="abc", ranker=cfg.ranker.name)
+    grid = _lambdas(find(None, tmp_path))
+    assert grid is not None
+    found = {method: group.sort_values("lambda_KL")["test"].tolist() for method, group in grid.groupby("method")}
+    assert found == {"sac + gems, agent.gamma=0.8": [10.0, 30.0], "td3 + gems": [70.0, 50.0]}
 
 
 def test_page_is_safe_from_what_runs_say(tmp_path: Path) -> None:
