@@ -21,7 +21,7 @@ from slaterl.policies import LoadedPolicy, load_policy
 from slaterl.rollout import Policy
 from slaterl.runs import Run, write_json
 from slaterl.stages.fqe import fqe
-from slaterl.stages.inputs import inputs_of, make_inputs
+from slaterl.stages.inputs import inputs_of, make_inputs, provenance, ranker_spec
 
 
 def evaluate(cfg: DictConfig) -> Run:
@@ -42,7 +42,7 @@ def evaluate(cfg: DictConfig) -> Run:
         if isinstance(policy, ConstantSlate) and policy.slate is None:
             inputs = inputs_of(cfg, env, policy)
         about: dict[str, Any] = {"agent": cfg.agent.name, "step": 0}
-        spec: dict[str, Any] = {"agent": settings_of(cfg.agent), **{name: run.digest for name, run in inputs.items()}}
+        spec: dict[str, Any] = {"agent": settings_of(cfg.agent), **(ranker_spec(cfg, policy, inputs) if inputs else {})}
         name = f"{cfg.agent.name}-seed{seed}"
     else:
         file, given = Path(cfg.checkpoint), _given()
@@ -67,6 +67,8 @@ def evaluate(cfg: DictConfig) -> Run:
             make_inputs(cfg, policy, inputs)
             tested = serve(policy, env, users, seed, "test")
             result = {"stage": "evaluate", "env": env.name, **about, "seed": seed, "test_users": users}
+            if inputs:
+                result |= {"ranker": cfg.ranker.name, **provenance(inputs)}
             result |= {**tested.named("test_"), **anchors(env, users, seed)}
             write_json(run.path / "result.json", {**result, "item_embeddings": env.fingerprint, "device": str(device)})
     result = run.result()
