@@ -93,7 +93,7 @@ def build_agent(config: Mapping[str, Any], env: TopicRec, seed: int) -> Any:
         if compares_items(config):
             offers["item_embeddings"] = make_with(config["item_embeddings"], offers)
         if "ranker" in _wanted(config["agent"]) and "_target_" in config["ranker"]:
-            offers["ranker"] = make_with(config["ranker"], offers)
+            offers["ranker"] = make_with(config["ranker"], offers).to(env.device)
         agent = make_with(config["agent"], offers)
     return agent.to(env.device) if isinstance(agent, torch.nn.Module) else agent
 

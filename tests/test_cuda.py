@@ -29,3 +29,11 @@ def test_turns_and_updates_do_not_synchronise() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert batch.returns.isfinite().all()
+
+
+def test_a_constant_slate_is_decoded_where_the_users_are() -> None:
+    device = torch.device("cuda")
+    cfg = compose_config("scale=smoke", "stage=evaluate", "agent=constant_slate")
+    env = build_env(cfg.env, device)
+    policy = build_agent({name: plain(cfg[name]) for name in ("agent", "ranker", "belief")}, env, seed=0)
+    rollout(policy, env, 8, generator=stream(0, "users", device), deterministic=True)
