@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -24,9 +25,9 @@ class Interrupted(BaseException):
 
 
 def check_positive(**values: float) -> None:
-    """Raise UserError naming the first argument that is not > 0."""
+    """Raise UserError naming the first argument that is not > 0 and finite."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise UserError(f"{name}={value}: expected a number above zero")
 
 
@@ -47,7 +48,8 @@ def check_widths(**values: Sequence[int]) -> None:
 
 
 def check_range(low: float, high: float, **values: float) -> None:
-    """Raise UserError naming the first argument that is outside [low, high]."""
+    """Raise UserError naming the first argument that is outside [low, high], or infinite."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not low <= value <= high:
             raise UserError(f"{name}={value}: expected a number from {low} to {high}")

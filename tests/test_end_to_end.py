@@ -147,6 +147,8 @@ def test_sigterm_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     [
         (["+agent.gama=0.9"], "agent.gama: no such setting; did you mean gamma?"),
         (["agent.gamma=1.5"], "agent.gamma=1.5"),
+        (["agent.q_lr=inf"], "agent.q_lr=inf"),
+        (["agent.target_entropy_scale=inf"], "agent.target_entropy_scale=inf"),
         (["env.num_items=0"], "env.num_items=0"),
         (["ranker.latent_dim=-1"], "ranker.latent_dim=-1"),
         (["max_steps=-5"], "max_steps=-5"),
