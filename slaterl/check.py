@@ -203,6 +203,12 @@ def _check_values(cfg: DictConfig) -> None:
     check_range(0, 1, **{"fqe.tau": cfg.fqe.tau})
     if cfg.checkpoint is not None and not isinstance(cfg.checkpoint, str):
         raise UserError(f"checkpoint={cfg.checkpoint}: expected a path")
+    runs, against = OmegaConf.to_container(cfg.report)["runs"], cfg.report.against  # type: ignore[index, call-overload]
+    patterns = runs if isinstance(runs, list) and runs else [runs]
+    if runs is not None and not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError(f"report.runs={runs}: expected folders, globs, or the folder of a sweep")
+    if against is not None and not isinstance(against, str):
+        raise UserError(f"report.against={against}: expected a method's name, as the report shows it")
     _check_dataset_values(cfg.dataset)
     _choice(cfg, "evaluation", "simulator", "fqe")
     _choice(cfg, "offline.validation", "simulator", "fqe")

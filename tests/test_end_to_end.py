@@ -164,6 +164,11 @@ def test_sigterm_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
         (["agent._target_=foo.bar"], "agent._target_=foo.bar"),
         (["agent.target_entropy_scale=abc"], "agent.target_entropy_scale=abc"),
         (["stage=evaluate", "checkpoint=/nowhere.ckpt"], "/nowhere.ckpt"),
+        (["stage=evaluate", "agent=constant_slate", "agent.slate=5"], "agent.slate=5: expected 10 item ids"),
+        (["stage=evaluate", "agent=epsilon_oracle", "agent.epsilon=2"], "agent.epsilon=2: expected"),
+        (["stage=report", "report.runs=3"], "report.runs=3: expected folders"),
+        (["stage=report", "report.runs=[]"], "report.runs=[]: expected folders"),
+        (["stage=report", "report.against=3"], "report.against=3: expected a method's name"),
     ],
 )
 def test_mistakes_start_nothing(

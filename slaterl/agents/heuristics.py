@@ -19,7 +19,7 @@ class EpsilonOracle:
     """
 
     def __init__(self, *, epsilon: float, num_items: int, slate_size: int, generator: torch.Generator) -> None:
-        check_range(0, 1, **{"epsilon": epsilon})
+        check_range(0, 1, **{"agent.epsilon": epsilon})
         self.epsilon, self.num_items, self.slate_size = epsilon, num_items, slate_size
         self.generator = generator
 
@@ -47,8 +47,8 @@ class ConstantSlate:
         self, *, slate: Sequence[int] | None, num_items: int, slate_size: int, ranker: Ranker | None = None
     ) -> None:
         if slate is not None:
-            whole = all(isinstance(item, int) and 0 <= item < num_items for item in slate)
-            if len(slate) != slate_size or not whole:
+            listed = isinstance(slate, list | tuple) and len(slate) == slate_size
+            if not listed or not all(isinstance(item, int) and 0 <= item < num_items for item in slate):
                 raise UserError(f"agent.slate={slate}: expected {slate_size} item ids from 0 to {num_items - 1}")
         self.slate, self.ranker = slate, ranker
 
