@@ -100,7 +100,8 @@ def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str
         episodes = _episodes(group, users)
         if not episodes:
             continue
-        whose = f"{env}; of each method the run with the best test return, {users} test users"
+        served = f"{users} test users of seed {group['seed'].min()}"
+        whose = f"{env}; of each method the run with the best test return, {served}"
         for name, title, caption, draw in LOOKS:
             found[f"{name}_{env.replace(', ', '_').replace(' ', '_')}"] = (
                 f"{title} ({env})",
@@ -111,12 +112,12 @@ def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str
 
 
 def _episodes(runs: pd.DataFrame, users: int) -> dict[str, Episodes]:
-    """Of each method that learned, the episodes of its best run."""
-    found = {}
+    """Of each method that learned, the episodes of its best run, all with the same users: those of the first seed."""
+    found, seed = {}, int(runs["seed"].min())
     for method, group in runs.groupby("method"):
         best = group.sort_values("test").iloc[-1]
         if (best["path"] / "best.ckpt").is_file():
-            found[str(method)] = watch(best["path"] / "best.ckpt", users, int(best["seed"]))
+            found[str(method)] = watch(best["path"] / "best.ckpt", users, seed)
     return found
 
 

@@ -18,7 +18,7 @@ import pytest
 from slaterl.errors import UserError
 from slaterl.report.records import find
 from slaterl.run import run_stage
-from slaterl.stages.report import _lambdas, report
+from slaterl.stages.report import _episodes, _lambdas, report
 from tests.report import made
 
 # enough to learn from and to be bored in, and no more
@@ -197,6 +197,20 @@ def test_no_picture_of_episodes_without_checkpoints(home: Path, tmp_path: Path) 
     found = report(made.config_of(copy, "stage=report")).path
     assert [file.name for file in found.glob("*.png")] == ["learning_curves.png"]
     assert len(Page((found / "report.html").read_text()).tables) == 2
+
+
+def test_all_methods_serve_the_same_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their best runs are of different seeds; the first test user of each of these would be another person."""
+    rows = []
+    for method, seed, test in (("a", 3, 10.0), ("a", 2, 9.0), ("b", 2, 5.0), ("b", 5, 8.0)):
+        path = tmp_path / f"{method}{seed}"
+        path.mkdir()
+        (path / "best.ckpt").touch()
+        rows.append({"method": method, "seed": seed, "test": test, "path": path})
+    served: list[tuple[str, int]] = []
+    monkeypatch.setattr("slaterl.stages.report.watch", lambda file, _, seed: served.append((file.parent.name, seed)))
+    _episodes(pd.DataFrame(rows), 7)
+    assert served == [("a3", 2), ("b5", 2)]
 
 
 def test_grid_of_lambdas(tmp_path: Path) -> None:
