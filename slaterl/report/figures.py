@@ -145,7 +145,8 @@ def lambda_grid(grid: pd.DataFrame) -> Figure:
         image = axis.imshow(table, cmap="viridis", origin="lower", aspect="auto")
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             if not np.isnan(value):
-                axis.text(column, row, f"{value:.0f}", ha="center", va="center", color="white", fontsize=9)
+                ink = "black" if image.norm(value) > 0.6 else "white"  # the best cells are bright
+                axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=9)
         axis.set_xticks(range(len(table.columns)), [f"{value:g}" for value in table.columns])
         axis.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])
         axis.set_xlabel("lambda_KL")

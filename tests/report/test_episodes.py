@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.integrate import trapezoid
@@ -157,6 +158,14 @@ def test_heat_map_counts_the_topics_of_each_slate(watched: Episodes) -> None:
     assert np.array_equal(np.asarray(image.get_array()), expected)
     ranks = figures.slate_ranks({"dqn": watched}, user=3).axes[0].images[0]
     assert np.array_equal(np.asarray(ranks.get_array()), topics.T)
+
+
+def test_grid_of_lambdas_is_legible_in_every_cell() -> None:
+    """White on the yellow of the best cell is not."""
+    rows = [("e", "m", kl, click, test) for kl, click, test in ((0.1, 0.0, 10.0), (0.1, 1.0, 200.0), (1.0, 0.0, 300.0))]
+    grid = pd.DataFrame(rows, columns=["env", "method", "lambda_KL", "lambda_click", "test"])
+    texts = {text.get_text(): text.get_color() for text in figures.lambda_grid(grid).axes[0].texts}
+    assert texts == {"10": "white", "200": "black", "300": "black"}
 
 
 def test_checkpoint_of_something_else(tmp_path: Path) -> None:
