@@ -99,15 +99,23 @@ def slate_heat_map(episodes: Mapping[str, Episodes], user: int = 0) -> Figure:
         topics, bored = found.topics[user], found.bored[user]  # [H, S], [H, K]
         turns, number = bored.shape
         counts = np.stack([(topics == topic).sum(1) for topic in range(number)])  # [K, H]
-        image = axis.imshow(counts, aspect="auto", cmap="Blues", vmin=0, vmax=topics.shape[1], interpolation="nearest")
+        image = axis.imshow(
+            counts,
+            aspect="auto",
+            cmap="Blues",
+            vmin=0,
+            vmax=topics.shape[1],
+            interpolation="nearest",
+            extent=_from_turn_1(counts),
+        )
         for topic, turn in zip(*np.nonzero(bored.T), strict=True):
-            axis.add_patch(_box(turn, topic))
+            axis.add_patch(_box(turn + 1, topic))
         turn, slot = np.nonzero(found.clicks[user])
-        axis.scatter(turn, topics[turn, slot], s=7, color="tab:orange", label="click", zorder=3)
+        axis.scatter(turn + 1, topics[turn, slot], s=7, color="tab:orange", label="click", zorder=3)
         axis.set_title(f"{method}: topics shown (blue), clicks (dots), bored (hatched)", fontsize=9)
         axis.set_xlabel("turn")
         axis.set_ylabel("topic")
-        axis.set_xlim(-0.5, turns - 0.5)
+        axis.set_xlim(0.5, turns + 0.5)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_yticks(range(number))
         axis.figure.colorbar(image, ax=axis, label="items on the slate", pad=0.01)
@@ -121,11 +129,18 @@ def slate_ranks(episodes: Mapping[str, Episodes], user: int = 0) -> Figure:
     def draw(axis: Axes, method: str) -> None:
         found = episodes[method]
         number = found.bored.shape[2]
+        ranks = found.topics[user].T  # [S, H]
         image = axis.imshow(
-            found.topics[user].T, aspect="auto", cmap="tab20", vmin=-0.5, vmax=19.5, interpolation="nearest"
+            ranks,
+            aspect="auto",
+            cmap="tab20",
+            vmin=-0.5,
+            vmax=19.5,
+            interpolation="nearest",
+            extent=_from_turn_1(ranks),
         )
         turn, slot = np.nonzero(found.clicks[user])
-        axis.scatter(turn, slot, s=6, color="black", zorder=3)
+        axis.scatter(turn + 1, slot, s=6, color="black", zorder=3)
         axis.set_title(f"{method}: topic at each rank, clicks as dots", fontsize=9)
         axis.set_xlabel("turn")
         axis.set_ylabel("rank")
@@ -198,6 +213,11 @@ def _panels(names: Sequence[str], draw: Callable[[Axes, str], None], columns: in
     for axis in axes[len(names) :]:
         axis.set_visible(False)
     return figure
+
+
+def _from_turn_1(rows: NDArray[np.int64]) -> tuple[float, float, float, float]:
+    """Where an image of rows by turns lies, so that its first turn is 1, as in the other pictures."""
+    return 0.5, rows.shape[1] + 0.5, len(rows) - 0.5, -0.5
 
 
 def _box(turn: int, topic: int) -> Rectangle:

@@ -158,6 +158,11 @@ def test_heat_map_counts_the_topics_of_each_slate(watched: Episodes) -> None:
     assert np.array_equal(np.asarray(image.get_array()), expected)
     ranks = figures.slate_ranks({"dqn": watched}, user=3).axes[0].images[0]
     assert np.array_equal(np.asarray(ranks.get_array()), topics.T)
+    turns, slots = np.nonzero(watched.clicks[3])
+    for picture, rows in ((image, topics[turns, slots]), (ranks, slots)):
+        assert picture.get_extent()[:2] == [0.5, 20.5], "the first turn is 1, as in the return per turn"
+        dots = picture.axes.collections[0].get_offsets()
+        assert dots.tolist() == [[turn + 1, row] for turn, row in zip(turns, rows, strict=True)] and len(dots)
 
 
 def test_grid_of_lambdas_is_legible_in_every_cell() -> None:
