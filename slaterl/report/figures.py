@@ -71,9 +71,13 @@ def score_density(episodes: Mapping[str, Episodes]) -> Figure:
     return _panels(list(episodes), draw)
 
 
-def return_per_turn(episodes: Mapping[str, Episodes]) -> Figure:
-    """Clicks in each turn of the episode, mean over users with its 95 % interval."""
-    colours = _colours(episodes)
+def return_per_turn(episodes: Mapping[str, Episodes], methods: Iterable[str] = ()) -> Figure:
+    """Clicks in each turn of the episode, mean over users with its 95 % interval.
+
+    Args:
+        methods: all of the report, so that each has the colour that it has in the learning curves.
+    """
+    colours = _colours([*episodes, *methods])
     figure = _figure(3.4)
     axis = figure.subplots()
     for method, found in episodes.items():
@@ -178,7 +182,7 @@ def _curve(path: object) -> tuple[list[int], list[float]]:
 
 
 def _colours(methods: Iterable[str]) -> dict[str, tuple[float, ...]]:
-    """A colour for each method, the same in all panels of a figure."""
+    """A colour for each method, the same in all figures that are given the same methods."""
     names = sorted(set(methods))
     return {name: colormaps["tab10" if len(names) <= 10 else "tab20"](i % 20) for i, name in enumerate(names)}
 

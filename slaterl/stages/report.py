@@ -31,12 +31,6 @@ LEGEND = (
 # of one method's episodes: file name, title, caption, figure
 LOOKS = (
     (
-        "return_per_turn",
-        "Return per turn",
-        "Clicks in each turn, mean over users with its 95 % interval",
-        figures.return_per_turn,
-    ),
-    (
         "score_density",
         "How well items suit, by boredom",
         "Scores of the recommended items by the number of bored topics",
@@ -102,12 +96,12 @@ def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str
             continue
         served = f"{users} test users of seed {group['seed'].min()}"
         whose = f"{env}; of each method the run with the best test return, {served}"
+        file = env.replace(", ", "_").replace(" ", "_")
+        caption = f"Clicks in each turn, mean over users with its 95 % interval ({whose})."
+        per_turn = figures.return_per_turn(episodes, runs["method"])
+        found[f"return_per_turn_{file}"] = (f"Return per turn ({env})", caption, per_turn)
         for name, title, caption, draw in LOOKS:
-            found[f"{name}_{env.replace(', ', '_').replace(' ', '_')}"] = (
-                f"{title} ({env})",
-                f"{caption} ({whose}).",
-                draw(episodes),
-            )
+            found[f"{name}_{file}"] = (f"{title} ({env})", f"{caption} ({whose}).", draw(episodes))
     return found
 
 

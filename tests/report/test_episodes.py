@@ -151,6 +151,15 @@ def test_return_per_turn_sums_to_the_return(watched: Episodes) -> None:
     assert sum(line.get_ydata()) == pytest.approx(watched.clicks.sum((1, 2)).mean())
 
 
+def test_a_method_has_one_colour_on_the_page(watched: Episodes, tmp_path: Path) -> None:
+    """Also where methods that do not learn, which have a level and no episodes, come before it."""
+    methods = ["constant_slate", "dqn", "random"]
+    runs = pd.DataFrame({"method": methods, "env": "e", "test": 1.0, "path": tmp_path})
+    levels = {line.get_label(): line.get_color() for line in figures.learning_curves(runs).axes[0].lines}
+    (line,) = figures.return_per_turn({"dqn": watched}, methods).axes[0].lines
+    assert line.get_color() == levels["dqn"] != levels["constant_slate"]
+
+
 def test_heat_map_counts_the_topics_of_each_slate(watched: Episodes) -> None:
     image = figures.slate_heat_map({"dqn": watched}, user=3).axes[0].images[0]
     topics = watched.topics[3]
