@@ -110,8 +110,12 @@ def _episodes(runs: pd.DataFrame, users: int) -> dict[str, Episodes]:
     found, seed = {}, int(runs["seed"].min())
     for method, group in runs.groupby("method"):
         best = group.sort_values("test").iloc[-1]
-        if (best["path"] / "best.ckpt").is_file():
+        if not (best["path"] / "best.ckpt").is_file():
+            continue
+        try:
             found[str(method)] = watch(best["path"] / "best.ckpt", users, seed)
+        except UserError as error:  # a damaged file must not cost the tables of all the others
+            note(f"no pictures of the episodes of {method}: {error}")
     return found
 
 

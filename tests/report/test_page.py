@@ -199,6 +199,17 @@ def test_no_picture_of_episodes_without_checkpoints(home: Path, tmp_path: Path) 
     assert len(Page((found / "report.html").read_text()).tables) == 2
 
 
+def test_damaged_checkpoint_costs_its_own_pictures_alone(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home / "online", tmp_path / "copy" / "online")
+    for file in (tmp_path / "copy").rglob("best.ckpt"):
+        file.write_bytes(b"half a file")
+    found = report(made.config_of(tmp_path / "copy", "stage=report")).path
+    assert [file.name for file in found.glob("*.png")] == ["learning_curves.png"]
+    assert "no pictures of the episodes of dqn: " in capfd.readouterr().err
+
+
 def test_all_methods_serve_the_same_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their best runs are of different seeds; the first test user of each of these would be another person."""
     rows = []
