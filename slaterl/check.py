@@ -269,6 +269,7 @@ def _choice(cfg: DictConfig, key: str, *choices: str) -> None:
 def check_fit(cfg: DictConfig) -> None:
     """Agent and stage, agent and ranker, ranker and item embeddings."""
     agent, ranker, items = cfg.agent.name, cfg.ranker.name, cfg.item_embeddings.name
+    ranker = "gems" if _is_gems(cfg) else ranker  # its name holds the lambdas; this is what is typed
     target = get_object(cfg.agent["_target_"])
     takes = parameters_of(target)
     learns = hasattr(target, "update")

@@ -324,7 +324,8 @@ def test_on_policy_takes_each_trajectory_once(agent: str, stop: int | None) -> N
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["agent=dqn", "ranker=gems"], ["agent=dqn chooses the items", "use ranker=none"]),
+        (["agent=dqn", "ranker=gems"], ["agent=dqn chooses the items", "use ranker=none instead of ranker=gems"]),
+        (["ranker=gems", "item_embeddings=mf"], ["item_embeddings=mf: ranker=gems learns its own"]),
         (["agent=slateq", "ranker=top_k"], ["agent=slateq chooses the items", "use ranker=none"]),
         (["agent=td3", "ranker=none"], ["agent=td3 acts through a ranker", "gems, top_k or k_head_argmax"]),
         (["agent=sac", "item_embeddings=ideal"], ["item_embeddings=ideal", "learns its own"]),
