@@ -20,7 +20,7 @@ from torch import Tensor
 from slaterl import checkpoints, metrics
 from slaterl.agents.base import Agent
 from slaterl.agents.offline.base import OfflineAgent, with_actions
-from slaterl.build import AGENT_NODES, build_agent, build_env, plain
+from slaterl.build import AGENT_NODES, build_agent, build_env, compares_items, plain
 from slaterl.check import check_config
 from slaterl.data.online import OnlineData
 from slaterl.data.trajectories import Trajectories
@@ -223,6 +223,18 @@ def test_every_parameter_learns_or_rests(agent: str, ranker: str | None) -> None
 @pytest.mark.parametrize(("agent", "more"), VARIANTS)
 def test_variants_learn(agent: str, more: str) -> None:
     learns(settings(agent, None, *more.split()))
+
+
+@pytest.mark.parametrize("items", ["ideal", "scratch"])
+@pytest.mark.parametrize(("agent", "ranker"), [pair for pair in PAIRS if pair[0] in learners() and pair[1] != "gems"])
+def test_item_embeddings_fit_or_are_refused(agent: str, ranker: str | None, items: str) -> None:
+    """Besides the matrix factorisation, which the others have by default."""
+    cfg = settings(agent, ranker, f"item_embeddings={items}")
+    if compares_items(cfg):
+        learns(cfg)
+    elif items != "scratch":  # the group's default, beside what does not read it
+        with pytest.raises(UserError, match="leave out item_embeddings"):
+            build(cfg)
 
 
 @pairs
