@@ -33,7 +33,7 @@ OmegaConf.register_new_resolver("choices", as_help, replace=True)  # what --help
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     from slaterl.errors import Interrupted, UserError
-    from slaterl.signals import handling
+    from slaterl.signals import handling, requeue
     from slaterl.sweeps.records import recording
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -54,8 +54,8 @@ def main(cfg: DictConfig) -> float | None:
         sys.exit(2)
     except Interrupted as error:
         print(f"interrupted by signal {error.signum}; the same command goes on from here", file=sys.stderr)
-        if error.signum == signal.SIGUSR2:  # from SLURM: submitit puts the job back into the queue
-            signal.raise_signal(signal.SIGUSR2)
+        if error.signum == signal.SIGUSR2:  # from SLURM
+            requeue()
         sys.exit(128 + error.signum)
     except Exception:
         if sweep:  # Hydra keeps it to itself until all jobs are over

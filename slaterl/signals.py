@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -29,3 +31,16 @@ def handling(*, stop: Handler, save: Handler) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def requeue() -> None:
+    """Let submitit's handler of USR2 put this job of SLURM's back into the queue.
+
+    SLURM ends a job as soon as it is told to requeue it, and `scontrol` as one of its processes, often before that can
+    say so. If it did fail, SLURM has the job as failed; an exception would be this job's result, and end the watching
+    of one that goes on.
+    """
+    try:
+        signal.raise_signal(signal.SIGUSR2)
+    except subprocess.SubprocessError as error:
+        print(error, file=sys.stderr)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from slaterl.signals import handling
+from slaterl.signals import handling, requeue
 
 
 @pytest.fixture
@@ -41,3 +42,20 @@ def test_in_a_slurm_job_sigterm_only_saves(before: dict[int, object]) -> None:
     assert requeued == []
     signal.raise_signal(signal.SIGUSR2)  # after the block it is submitit's again
     assert requeued == [signal.SIGUSR2]
+
+
+def test_scontrol_that_dies_with_the_job_is_no_result(before: dict[int, object]) -> None:
+    def handler(signum: int, frame: object) -> None:
+        raise subprocess.CalledProcessError(-signal.SIGTERM, ["scontrol", "requeue", "1_0"])
+
+    signal.signal(signal.SIGUSR2, handler)
+    requeue()
+
+
+def test_a_job_that_is_not_requeued_says_why(before: dict[int, object]) -> None:
+    def handler(signum: int, frame: object) -> None:
+        raise RuntimeError("timed-out too many times")
+
+    signal.signal(signal.SIGUSR2, handler)
+    with pytest.raises(RuntimeError, match="too many times"):
+        requeue()
