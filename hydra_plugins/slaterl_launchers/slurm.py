@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -30,7 +30,7 @@ class Slurm(SlurmLauncher):
         from slaterl.sweeps.launch import announce_jobs, compose_jobs, conclude, sweep_folder
 
         configs = compose_jobs(self, job_overrides, initial_job_idx)
-        _check(configs)
+        _check(configs, self.params)
         announce_jobs(self, configs, initial_job_idx)
         count = len(configs)
         # the arguments of SlurmLauncher.__call__: overrides, the key of the sweep's folder, number, id, singletons
@@ -91,18 +91,28 @@ class Slurm(SlurmLauncher):
         return [returns[index] for index in range(len(jobs))]
 
 
-def _check(configs: Sequence[DictConfig]) -> None:
+def _check(configs: Sequence[DictConfig], params: Mapping[str, Any]) -> None:
     """Mistakes are told now rather than after hours in a queue."""
     from slaterl.check import check_config
     from slaterl.errors import UserError
     from slaterl.run import top_level_keys
 
-    for config in configs:
-        try:
+    try:
+        check_times(**{name: params[name] for name in ("timeout_min", "signal_delay_s")})
+        for config in configs:
             check_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), top_level_keys())
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def check_times(timeout_min: int, signal_delay_s: int) -> None:
+    """Raise UserError where SLURM would announce the time limit as soon as a job starts, and each start end there."""
+    from slaterl.errors import UserError
+
+    if signal_delay_s >= 60 * timeout_min:
+        limit = f"timeout_min={timeout_min}, the {60 * timeout_min} s of one start"
+        raise UserError(f"hydra.launcher.signal_delay_s={signal_delay_s}: must be less than {limit}")
 
 
 def _states() -> dict[str, str] | None:
