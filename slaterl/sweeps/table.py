@@ -14,6 +14,7 @@ from slaterl.console import console, note
 from slaterl.sweeps.records import Job, jobs
 
 _STYLES = {"running": "cyan", "finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow"}
+_FRAME_LINES = 5  # title, header and borders of the table
 
 
 class Watch:
@@ -33,11 +34,12 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.refresh()
+        self.refresh(whole=True)
         if self.live:
             self.live.stop()
 
-    def refresh(self) -> None:
+    def refresh(self, whole: bool = False) -> None:
+        """Read the records. `whole`: show all jobs, not only as many as the terminal has lines for."""
         found = [job for job in jobs(self.sweep) if job.number in self.numbers]
         labels = label_jobs(found)
         for job in found:
@@ -49,11 +51,16 @@ class Watch:
                     )
                 self.states[job.number] = job.state
         if self.live:
-            self.live.update(jobs_table(found), refresh=True)
+            rows = None if whole else max(1, console.height - _FRAME_LINES)
+            self.live.update(jobs_table(found, rows), refresh=True)
 
 
-def jobs_table(found: Sequence[Job]) -> Table:
-    """One row a job: where it runs, what it is at, how fast, how long this stage still takes."""
+def jobs_table(found: Sequence[Job], rows: int | None = None) -> Table:
+    """One row a job: where it runs, what it is at, how fast, how long this stage still takes.
+
+    Args:
+        rows: how many there is room for. Jobs that run go first, those that are finished last.
+    """
     states = [job.state for job in found]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     table = Table(title=f"{len(found)} jobs: {counts}", title_justify="left")
@@ -64,11 +71,18 @@ def jobs_table(found: Sequence[Job]) -> Table:
     for name in ("step", "steps/s", "val", "left"):
         table.add_column(name, justify="right")
     labels = label_jobs(found)
-    for job in found:
+    for job in _most_telling(found, len(found) if rows is None else rows):
         row = _progress(job.record) if job.state != "waiting" else [""] * 5
         where = job.record.get("slot", job.record.get("host", ""))
         table.add_row(str(job.number), labels[job.number], job.state, where, *row, style=_STYLES.get(job.state))
     return table
+
+
+def _most_telling(found: Sequence[Job], count: int) -> list[Job]:
+    """So many of the jobs, in their order."""
+    ranks = {"running": 0, "waiting": 2, "finished": 3}
+    chosen = sorted(found, key=lambda job: ranks.get(job.state, 1))[:count]  # sorted keeps the order of equals
+    return sorted(chosen, key=lambda job: job.number)
 
 
 def label_jobs(found: Sequence[Job]) -> dict[int, str]:
