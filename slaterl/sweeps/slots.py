@@ -16,6 +16,9 @@ from loky import BrokenProcessPool, ProcessPoolExecutor
 
 from slaterl.errors import UserError, check_counts
 
+# after which a worker without a job ends: nobody else would end it where the launcher was killed or lost its terminal
+IDLE_SECONDS = 60.0
+
 
 class Slot:
     """A worker process for one job after the other, which thus imports torch once; a new one after a crash.
@@ -34,7 +37,8 @@ class Slot:
             except BrokenProcessPool:  # the worker died while it had nothing to do
                 self.end()
         # without a group of its own, Ctrl-C in a terminal would reach the worker at the same time as the launcher
-        self.executor = ProcessPoolExecutor(max_workers=1, env=self.env, initializer=os.setpgid, initargs=(0, 0))
+        settings = {"max_workers": 1, "timeout": IDLE_SECONDS, "env": self.env}
+        self.executor = ProcessPoolExecutor(**settings, initializer=os.setpgid, initargs=(0, 0))
         return self.executor.submit(function, *arguments)
 
     def end(self) -> None:

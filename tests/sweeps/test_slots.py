@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
 from slaterl.errors import UserError
-from slaterl.sweeps.slots import make_slots, visible_gpus
+from slaterl.sweeps import slots
+from slaterl.sweeps.slots import Slot, make_slots, visible_gpus
 
 
 @pytest.fixture
@@ -16,27 +19,27 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
 
 
-def seen(slots: list) -> list[str]:
-    return [slot.env["CUDA_VISIBLE_DEVICES"] for slot in slots]
+def seen(made: list[Slot]) -> list[str]:
+    return [slot.env["CUDA_VISIBLE_DEVICES"] for slot in made]
 
 
 def test_one_gpu_for_each_job(cores: None) -> None:
-    slots, threads = make_slots("auto", 1, None)
-    assert seen(slots) == ["2", "5"] and threads == 8
-    slots, threads = make_slots("auto", 3, None)
-    assert sorted(seen(slots)) == ["2", "2", "2", "5", "5", "5"] and threads == 2
-    assert seen(slots)[:2] == ["2", "5"], "two jobs are spread over two GPUs"
-    slots, threads = make_slots(1, 1, None)
-    assert seen(slots) == ["2"] and threads == 16
+    made, threads = make_slots("auto", 1, None)
+    assert seen(made) == ["2", "5"] and threads == 8
+    made, threads = make_slots("auto", 3, None)
+    assert sorted(seen(made)) == ["2", "2", "2", "5", "5", "5"] and threads == 2
+    assert seen(made)[:2] == ["2", "5"], "two jobs are spread over two GPUs"
+    made, threads = make_slots(1, 1, None)
+    assert seen(made) == ["2"] and threads == 16
 
 
 def test_cpu_slots_see_no_gpu(cores: None) -> None:
-    slots, threads = make_slots(0, 1, 5)
-    assert seen(slots) == [""] * 5 and threads == 3
-    assert slots[0].env["OMP_NUM_THREADS"] == "3"
-    assert len({slot.name for slot in slots}) == 5
-    slots, threads = make_slots(0, 1, None)
-    assert len(slots) == 16 and threads == 1
+    made, threads = make_slots(0, 1, 5)
+    assert seen(made) == [""] * 5 and threads == 3
+    assert made[0].env["OMP_NUM_THREADS"] == "3"
+    assert len({slot.name for slot in made}) == 5
+    made, threads = make_slots(0, 1, None)
+    assert len(made) == 16 and threads == 1
 
 
 @pytest.mark.parametrize(("gpus", "jobs_per_gpu", "cpu_slots"), [(3, 1, None), ("all", 1, 1), (1, 0, 1), (0, 1, 0)])
@@ -49,3 +52,17 @@ def test_no_gpu_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     assert visible_gpus() == []
+
+
+def test_a_worker_without_a_job_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "IDLE_SECONDS", 0.2)
+    slot = Slot("cpu 0", {})
+    try:
+        worker = slot.submit(os.getpid).result(60)
+        deadline = time.monotonic() + 60
+        while Path(f"/proc/{worker}").exists():
+            assert time.monotonic() < deadline, "it is still there"
+            time.sleep(0.1)
+        assert slot.submit(os.getpid).result(60) != worker
+    finally:
+        slot.end()
