@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import note, tell
@@ -109,7 +111,7 @@ class Run:
                 "versions": versions(),
                 "python": platform.python_version(),
                 "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
-                "command": sys.argv,
+                "command": _command(),
                 "started": before.get("started", _now()),
                 "starts": before.get("starts", 0) + 1,
             }
@@ -155,6 +157,13 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write whole or not at all. Raises UserError where that is not possible."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _command() -> list[str]:
+    """What makes this run: of a job its own settings, where sys.argv is the whole sweep's, or submitit's."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return [str(Path(__file__).with_name("run.py")), *HydraConfig.get().overrides.task]
+    return sys.argv
 
 
 def _canonical(value: Any) -> Any:

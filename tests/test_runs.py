@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl import runs
@@ -257,3 +259,11 @@ def test_lock_ends_with_a_killed_process(run: Run, monkeypatch: pytest.MonkeyPat
             os.kill(process.pid, signal.SIGKILL)
         assert found == [True]
     assert run.finished and run.manifest["starts"] == 2
+
+
+def test_command_of_a_job_is_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["submitit/core/_submit.py", "multirun/a/.submitit/%j"])
+    hydra = {"mode": RunMode.MULTIRUN, "overrides": {"task": ["scale=smoke", "seed=2"]}}
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
+    make(run)
+    assert run.manifest["command"][1:] == ["scale=smoke", "seed=2"]
