@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import progress, tell
 from slaterl.errors import Interrupted, UserError
+from slaterl.run import CONF
 from slaterl.sweeps import records
 from slaterl.sweeps.launch import mark_killed
 from slaterl.sweeps.records import announce, assign, jobs, read_job, recording
@@ -131,3 +133,9 @@ def test_jobs_are_labelled_by_what_differs(tmp_path: Path) -> None:
     assert [job.number for job in found] == [0, 1, 2, 10]
     assert label_jobs(found) == {number: f"seed={number}" for number in (0, 1, 2, 10)}
     assert label_jobs(found[:1]) == {0: "scale=smoke env=focused_mix seed=0"}
+
+
+def test_two_sweeps_of_one_second_have_two_folders() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        folders = {compose("config", return_hydra_config=True).hydra.sweep.dir for _ in range(2)}
+    assert len(folders) == 2
