@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
 from slaterl.console import note
+from slaterl.errors import UserError
 from slaterl.runs import record_death
 from slaterl.sweeps.records import announce, end_killed, read_job
 
@@ -39,10 +41,11 @@ def announce_jobs(launcher: Any, configs: Sequence[DictConfig], first: int) -> N
 def mark_killed(folder: Path, reason: str) -> None:
     """Write down, in the job's record and its run's manifest, what ended a job that could not do so itself."""
     job = read_job(folder)
-    if job.state in ("waiting", "running", "killed"):
-        end_killed(folder, reason)
-        if "run" in job.record:
-            record_death(Path(job.record["run"]), reason)
+    if not job.told:
+        with contextlib.suppress(UserError):  # a full disk; the launcher itself still tells the reason
+            end_killed(folder, reason)
+            if "run" in job.record:
+                record_death(Path(job.record["run"]), reason)
 
 
 def lost(config: DictConfig, reason: str) -> JobReturn:
@@ -59,9 +62,11 @@ def conclude(launcher: Any, returns: Sequence[JobReturn], first: int) -> Sequenc
     """
     folder = sweep_folder(launcher)
     failed = [number for number, job in enumerate(returns, start=first) if job.status != JobStatus.COMPLETED]
-    for job in (read_job(folder / str(number)) for number in failed):
-        note(f"job {job.number} ({' '.join(job.record['overrides'])}) {job.state}: {job.reason}")
     for number in failed:
+        job = read_job(folder / str(number))
+        # on a full disk a job could not write down how it ended
+        state, reason = (job.state, job.reason) if job.told else ("failed", str(returns[number - first]._return_value))
+        note(f"job {number} ({' '.join(job.record['overrides'])}) {state}: {reason}")
         message = f"{len(failed)} of {len(returns)} jobs failed; the same command does what is missing"
         returns[number - first].return_value = CompactHydraException(message)
     print(folder)

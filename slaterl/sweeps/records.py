@@ -44,6 +44,11 @@ class Job:
         return int(self.folder.name)
 
     @property
+    def told(self) -> bool:
+        """Whether its record says how it ended."""
+        return self.state not in ("waiting", "running", "killed")
+
+    @property
     def reason(self) -> str:
         died = "its process is gone without a word" if self.state == "killed" else ""
         return self.record.get("reason", died)
@@ -58,7 +63,8 @@ def announce(sweep: Path, number: int, overrides: Iterable[str], config: DictCon
 
 def assign(folder: Path, slot: str) -> None:
     """Write down where a job will run."""
-    write_json(folder / "job.json", {**read_json(folder / "job.json"), "slot": slot})
+    with contextlib.suppress(UserError):  # the job itself meets the full disk and says so
+        write_json(folder / "job.json", {**read_json(folder / "job.json"), "slot": slot})
 
 
 @contextlib.contextmanager

@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import progress, tell
 from slaterl.errors import Interrupted, UserError
 from slaterl.run import CONF
 from slaterl.sweeps import records
-from slaterl.sweeps.launch import mark_killed
+from slaterl.sweeps.launch import conclude, mark_killed
 from slaterl.sweeps.records import announce, assign, jobs, read_job, recording
 from slaterl.sweeps.table import label_jobs
 
@@ -124,6 +126,21 @@ def test_a_reason_of_its_own_is_kept(announced: Path) -> None:
         raise UserError("its own reason")
     mark_killed(announced, "another")
     assert read_job(announced).reason == "its own reason"
+
+
+def test_full_disk_does_not_end_the_launcher(
+    announced: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, value: dict[str, Any]) -> None:
+        raise UserError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(records, "write_json", full)
+    assign(announced, "cpu 1")
+    mark_killed(announced, "SIGKILL")
+    launcher = SimpleNamespace(config=OmegaConf.create({"hydra": {"sweep": {"dir": str(announced.parent)}}}))
+    failed = JobReturn(status=JobStatus.FAILED, _return_value=UserError("last.ckpt: No space left on device"))
+    conclude(launcher, [failed], 0)
+    assert "job 0 (seed=1 scale=smoke) failed: last.ckpt: No space left on device" in capsys.readouterr().err
 
 
 def test_jobs_are_labelled_by_what_differs(tmp_path: Path) -> None:
