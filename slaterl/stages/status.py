@@ -22,6 +22,8 @@ def status(cfg: DictConfig) -> None:
     """
     sweep = Path(cfg.status.sweep) if cfg.status.sweep else newest(Path("multirun"))
     found = jobs(sweep)
+    if not found and (sweep / "multirun.yaml").is_file():
+        raise UserError(f"status.sweep={sweep}: its jobs are not composed yet; hundreds of them take minutes")
     if not found:
         raise UserError(f"status.sweep={sweep}: expected the folder of a sweep (multirun/<time>); no jobs in there")
     console.print(jobs_table(found))

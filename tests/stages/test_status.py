@@ -58,6 +58,12 @@ def test_the_newest_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "seed=1 " in capsys.readouterr().out
 
 
+def test_a_sweep_that_only_begins(tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").touch()
+    with pytest.raises(UserError, match="its jobs are not composed yet"):
+        status(compose_config("stage=status", f"status.sweep={tmp_path}"))
+
+
 @pytest.mark.parametrize("arguments", [["status.sweep=nowhere"], []])
 def test_no_sweep(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
