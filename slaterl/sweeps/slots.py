@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -77,7 +78,8 @@ def make_slots(gpus: str | int, jobs_per_gpu: int, cpu_slots: int | None) -> tup
 def visible_gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES allows, else all that the driver lists; torch would take seconds to be imported."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+        names = [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+        return list(itertools.takewhile(lambda name: not name.startswith("-"), names))  # as CUDA reads it: -1 is none
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)

@@ -48,6 +48,12 @@ def test_mistakes_are_named(cores: None, gpus: str | int, jobs_per_gpu: int, cpu
         make_slots(gpus, jobs_per_gpu, cpu_slots)
 
 
+@pytest.mark.parametrize(("allowed", "gpus"), [("", []), ("-1", []), ("3,-1,1", ["3"]), ("GPU-8a,1", ["GPU-8a", "1"])])
+def test_gpus_that_the_environment_allows(allowed: str, gpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert visible_gpus() == gpus
+
+
 def test_no_gpu_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
