@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from slaterl import checkpoints
 from slaterl.agents.base import Agent
-from slaterl.build import build_agent, build_env
+from slaterl.build import build_agent, build_env, env_spec
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.rollout import Policy
@@ -48,6 +48,16 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedP
     agent = build_agent(config, env, seed=0)
     agent.load_state_dict(state["learner"]["module"])
     return LoadedPolicy(agent.policy(), env, config, state["learner"]["step"])
+
+
+def check_environment(loaded: LoadedPolicy, spec: Mapping[str, Any], source: str | Path) -> None:
+    """Raise UserError naming a setting in which a policy's environment differs from the one of `spec` (env_spec)."""
+    learned = env_spec(loaded.config["env"], loaded.env)
+    for key in sorted(spec):
+        if key != "name" and learned.get(key) != spec[key]:
+            raise UserError(
+                f"{source}: learned in another environment: env.{key} is {learned.get(key)} there, {spec[key]} here"
+            )
 
 
 def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:

@@ -94,4 +94,7 @@ def top_level_keys() -> set[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # while Hydra composes the jobs of a sweep
+        sys.exit(130)

@@ -21,15 +21,18 @@ PRESETS = [
     ("replication", 12, ["env=diffuse_divpen"], 2),
     ("medium_collection", 6, ["env=focused_mix"], 1),
     ("lambda_grid", 20, ["params.lambda_KL=0.1", "params.lambda_click=0.0,1.0"], 2),
+    ("figure3", 200, ["params.lambda_KL=0.1", "params.lambda_click=0.0", "seed=1"], 1),
     ("gamma0", 10, ["seed=1"], 1),
     ("offline_benchmark", 198, ["dataset=expert", "env=diffuse_mix", "agent=bc,iql", "seed=1"], 2),
     ("table2", 480, ["method=slateq,reinforce_softmax", "env=focused_mix", "seed=1"], 2),
 ]
+BASES = {"figure3": "lambda_grid"}  # presets that add to another one
 
 
 @pytest.mark.parametrize(("preset", "count"), [preset[:2] for preset in PRESETS])
 def test_all_jobs_are_sound(preset: str, count: int) -> None:
-    params = OmegaConf.load(CONF / "experiment" / f"{preset}.yaml").hydra.sweeper.params
+    files = [OmegaConf.load(CONF / "experiment" / f"{name}.yaml") for name in (preset, BASES.get(preset)) if name]
+    params = {key: values for file in files for key, values in file.hydra.sweeper.params.items()}
     choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()]
     combinations = list(itertools.product(*choices))
     assert len(combinations) == count

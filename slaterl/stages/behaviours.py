@@ -14,14 +14,14 @@ from slaterl import checkpoints
 from slaterl.agents.base import BeliefPolicy, LatentAgent
 from slaterl.agents.behaviour import NoisyPolicy
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.build import AGENT_NODES, env_spec, plain
+from slaterl.build import AGENT_NODES, plain
 from slaterl.check import check_fit
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.listing import CONF
-from slaterl.policies import LoadedPolicy, load_policy
+from slaterl.policies import check_environment, load_policy
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Policy
 from slaterl.runs import Run
@@ -121,7 +121,7 @@ def behaviour_policy(
         policy: Policy = EpsilonOracle(epsilon=1.0, generator=generator, **sizes)
     else:
         loaded = load_policy(checkpoint, env.device)
-        _check_env(checkpoint, loaded, spec)
+        check_environment(loaded, spec, checkpoint)
         policy = loaded.policy
         if isinstance(policy, BeliefPolicy):
             policy = policy.agent.policy(generator)
@@ -141,20 +141,10 @@ def behaviour_policy(
 
 def replayed(checkpoint: Path, spec: dict[str, Any], count: int) -> Trajectories:
     """The newest `count` trajectories of the replay buffer in a run's last.ckpt, or all that there are."""
-    _check_env(checkpoint, load_policy(checkpoint), spec)
+    check_environment(load_policy(checkpoint), spec, checkpoint)
     state = checkpoints.load(checkpoint, "agent")
     if "replay" not in state.get("data", {}):
         raise UserError(f"{checkpoint}: holds no replay buffer; the last.ckpt of a run does")
     buffer = ReplayBuffer(state["data"]["replay"]["size"])
     buffer.load_state_dict(state["data"]["replay"], "cpu")
     return buffer.trajectories()[-count:]
-
-
-def _check_env(checkpoint: Path, loaded: LoadedPolicy, spec: dict[str, Any]) -> None:
-    """Raise UserError naming a setting in which a checkpoint's environment differs from the one of `spec`."""
-    learned = env_spec(loaded.config["env"], loaded.env)
-    for key in sorted(spec):
-        if key != "name" and learned.get(key) != spec[key]:
-            raise UserError(
-                f"{checkpoint}: learned in another environment: env.{key} is {learned.get(key)} there, {spec[key]} here"
-            )

@@ -8,13 +8,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from slaterl import checkpoints
-from slaterl.build import build_env, resolve_device
+from slaterl.build import build_env, env_spec, resolve_device
 from slaterl.data.online import OnlineData
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.evaluation import evaluate
 from slaterl.files import fingerprint_of
 from slaterl.fit import Schedule
-from slaterl.policies import check_same_ranker, start_from
+from slaterl.policies import check_environment, check_same_ranker, load_policy, start_from
 from slaterl.runs import Run
 from slaterl.seeds import stream
 from slaterl.stages.inputs import make_inputs
@@ -40,6 +40,8 @@ def online_plan(cfg: DictConfig, env: TopicRec) -> Plan:
     if cfg.init_from is None:
         return plan(cfg, env, "online", "", **spec)
     state = checkpoints.load(Path(cfg.init_from), "agent")
+    if not cfg.force:
+        check_environment(load_policy(cfg.init_from), env_spec(cfg.env, env), f"init_from={cfg.init_from}")
     spec["init_from"] = fingerprint_of(Path(cfg.init_from))
     planned = plan(cfg, env, "online", f"from_{state['config']['agent']['name']}", **spec)
     start_from(planned.agent, state, cfg.init_from)

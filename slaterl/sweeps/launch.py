@@ -16,6 +16,8 @@ from slaterl.errors import UserError
 from slaterl.runs import record_death
 from slaterl.sweeps.records import announce, end_killed, read_job
 
+MANY = 50  # jobs, from which on composing them takes long enough to be said
+
 
 def sweep_folder(launcher: Any) -> Path:
     return Path(launcher.config.hydra.sweep.dir)
@@ -24,6 +26,8 @@ def sweep_folder(launcher: Any) -> Path:
 def compose_jobs(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:
     """The configuration of every job, `hydra` included. `first` is the number of the first one."""
     configs = []
+    if len(job_overrides) > MANY:
+        note(f"composing {len(job_overrides)} jobs")
     for number, overrides in enumerate(job_overrides, start=first):
         config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
         with open_dict(config):

@@ -310,6 +310,8 @@ def test_online_from_offline(home: Path) -> None:
         make(home, f"init_from={start}")
     with pytest.raises(UserError, match="another ranker"):
         make(home, f"init_from={start}", "ranker_seed=4", *sizes)
+    with pytest.raises(UserError, match=r"init_from=.*best.ckpt: .* env.boredom_threshold is 2 there, 3 here"):
+        make(home, f"init_from={start}", "env.boredom_threshold=3", *sizes)
     # one update at a rate of nearly nothing: what was learned offline is where it begins
     still = ["agent.q_lr=1e-12", "agent.pi_lr=1e-12", "agent.alpha_lr=1e-12", "random_steps=23"]
     make(home, f"init_from={start}", *sizes, *still)

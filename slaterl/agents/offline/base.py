@@ -178,6 +178,10 @@ class OfflineActorCritic(OfflineAgent):
         """Draws of the policy for updates, [..., A], and their log-probabilities [...]."""
         return tanh_gaussian(self.actor(actor_state), self.generators["update"])
 
+    def first_q(self, state: Tensor, action: Tensor) -> Tensor:
+        """Q1 [...] at belief states [..., state] and actions [..., A] in [-1, 1], without the work of the others."""
+        return self.critics.members[0](torch.cat([state, self.ranker.to_latent(action)], dim=-1)).squeeze(-1)
+
     def next_value(self, turns: Turns) -> Tensor:
         """[B, H-1] of the states s', in the target of Q: min Q'(s', a') for a' of the policy."""
         next_action, _ = self.sample(turns.actor_state[:, 1:])
@@ -271,8 +275,10 @@ class EntropyActor(OfflineActorCritic):
 def frozen(module: nn.Module) -> Iterator[None]:
     """Inside, the module's parameters take no gradient from what is computed with it."""
     module.requires_grad_(False)
-    yield
-    module.requires_grad_(True)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:

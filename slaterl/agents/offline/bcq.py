@@ -94,7 +94,7 @@ class BCQ(OfflineActorCritic):
         shape = (len(self.acting_latents), *actor_state.shape[:-1])
         latents = self.acting_latents.view(shape[0], *(1 for _ in shape[1:]), -1).expand(*shape, -1)
         proposals = self.perturbed(self.actor, actor_state, latents)  # [n, ..., A]
-        q = self.q_values(self.critics, critic_state.expand(*shape, -1), proposals)[0]
+        q = self.first_q(critic_state.expand(*shape, -1), proposals)
         return proposals.gather(0, q.argmax(0)[None, ..., None].expand(1, *proposals.shape[1:]))[0]
 
     def perturbed(self, perturbation: nn.Module, state: Tensor, latents: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class BCQ(OfflineActorCritic):
             decoded = self.vae.decode(state, latents.clamp(-LATENT_CLIP, LATENT_CLIP))
         moved = decoded + self.phi * self.actor(torch.cat([state, decoded], dim=-1)).tanh()
         action = moved.clamp(-1, 1)
-        q = self.critics.members[0](torch.cat([turns.critic_state, self.ranker.to_latent(action)], dim=-1))
+        q = self.first_q(turns.critic_state, action)
         return PolicyStep(vae_loss - q.mean(), action, q)
 
     def move_targets(self) -> None:

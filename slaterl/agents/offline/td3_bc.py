@@ -65,6 +65,6 @@ class TD3BC(TargetPolicy):
 
     def actor_loss(self, turns: Turns) -> PolicyStep:
         action = self.actor(turns.actor_state).tanh()
-        q = self.critics.members[0](torch.cat([turns.critic_state, self.ranker.to_latent(action)], dim=-1))
+        q = self.first_q(turns.critic_state, action)
         weight = self.alpha / q.detach().abs().mean()
         return PolicyStep(-weight * q.mean() + (action - turns.action).square().mean(), action, q)
