@@ -19,8 +19,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool = Fal
     widths = [inputs, *hidden]
     layers: list[nn.Module] = []
     for fan_in, width in zip(widths, hidden, strict=False):
-        # not in place: a layer's [B, H, width] is a view, and autograd copies what is changed of one
-        layers += [nn.Linear(fan_in, width), nn.ReLU()]
+        layers += [nn.Linear(fan_in, width), nn.ReLU(inplace=True)]
         layers += [nn.LayerNorm(width)] if layer_norm else []
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
