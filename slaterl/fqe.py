@@ -34,7 +34,7 @@ class Estimate:
     mean_return: float  # clicks of an episode
     interval: float  # half-width of the 95 % interval over the bootstrap's members
     members: int
-    loss: float  # of the last updates: mean squared error of clicks a remaining turn
+    loss: float  # of the last updates: mean squared error of m
 
 
 def fitted_q_evaluation(
@@ -42,6 +42,7 @@ def fitted_q_evaluation(
     data: Trajectories,
     *,
     num_items: int,
+    gamma: float,
     updates: int,
     batch_size: int,
     members: int,
@@ -51,13 +52,20 @@ def fitted_q_evaluation(
     seed: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Estimate:
-    """Estimate the undiscounted return of an agent's policy without exploration.
+    """Estimate the return of an agent's policy without exploration: H times its mean reward in the data's states.
 
-    Q(s, a, t) is learned as the mean reward of the H - t turns that remain, m = Q / (H - t), which is of one size at
-    every turn: m(s, a, t) = (r + (H - t - 1) * m'(s', pi(s'), t + 1)) / (H - t). A member is a belief and a head.
+    Q(s, a, t), discounted, is learned as the weighted mean m = Q / w_t of the rewards that remain, which is of one size
+    at every turn: m(s, a, t) = (r + gamma * w_{t+1} * m'(s', pi(s'), t + 1)) / w_t, with w_t the sum of gamma^k over
+    k < H - t. A member is a belief and a head. A mean of rewards lies between the smallest and the largest of them, and
+    so does m, by a sigmoid: for actions that the data do not have an unbounded head names any number.
+
+    The mean of m(s, pi(s), t) over the data's states is the policy's mean reward as far as it visits such states. With
+    gamma near 1 only the first turns would be needed, but what is made up for unseen actions would be repeated a
+    hundred times, and outweigh what was seen.
 
     Args:
         data: N trajectories, on the agent's device.
+        gamma: how far m looks ahead; below 1.
         updates, batch_size: of whole trajectories; lr: Adam's; tau: share of the heads that enters their targets.
         members: each weighs every trajectory by how often a bootstrap sample of the data has it.
         hidden: width of the two hidden layers of a head.
@@ -74,16 +82,17 @@ def fitted_q_evaluation(
     weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
     weights[weights.sum(1) == 0] = 1  # of few trajectories a sample can miss all
     turn = torch.arange(horizon, device=device)
-    remaining = horizon - turn  # [H]
+    ahead = (1 - gamma ** (horizon - turn)) / (1 - gamma)  # w_t, [H]
     over = (turn / horizon).view(1, 1, -1, 1)
 
     with seeded_weights(seed, "fqe"):
         sizes = dict(num_items=num_items, slate_size=data.slates.shape[2], item_dim=20, hidden_dim=20)
         beliefs = nn.ModuleList(GRUBelief(**sizes) for _ in range(members))
         heads = nn.ModuleList(mlp(20 + agent.ranker.action_dim + 1, [hidden, hidden], 1) for _ in range(members))
+    low, high = data.rewards.aminmax()
     with torch.no_grad():
         for head in heads:  # the data's own mean is the first guess
-            head[-1].bias.fill_(data.rewards.mean())
+            head[-1].bias.copy_(((data.rewards.mean() - low) / (high - low)).nan_to_num(0.5).logit(eps=0.01))
     beliefs, heads = beliefs.to(device), heads.to(device)
     targets = copy.deepcopy(heads).requires_grad_(False)
     optimizer = Adam([*beliefs.parameters(), *heads.parameters()], lr=lr, fused=True)
@@ -92,7 +101,8 @@ def fitted_q_evaluation(
         """m [M, B, H] at states [M, B, H, 20] and actions [B, H, A]."""
         parts = action.expand(members, -1, -1, -1), over.expand(*states.shape[:2], -1, -1)
         inputs = torch.cat([states, *parts], dim=-1)
-        return torch.stack([head(part).squeeze(-1) for head, part in zip(of, inputs, strict=True)])
+        raw = torch.stack([head(part).squeeze(-1) for head, part in zip(of, inputs, strict=True)])
+        return torch.lerp(low, high, raw.sigmoid())
 
     smoothed = torch.zeros((), device=device)
     for update in range(updates):
@@ -102,8 +112,8 @@ def fitted_q_evaluation(
         with torch.no_grad():
             target = batch.rewards.expand(members, -1, -1).clone()
             following = values(targets, states, own[places])[..., 1:]
-            target[..., :-1] += remaining[1:] * following
-            target /= remaining
+            target[..., :-1] += gamma * ahead[1:] * following
+            target /= ahead
         error = (values(heads, states, actions[places]) - target).square().mean(2)  # [M, B]
         loss = (weights[:, places] * error).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -114,12 +124,12 @@ def fitted_q_evaluation(
         on_progress(update + 1)
 
     with torch.no_grad():
-        first = []
+        means = []
         for places in torch.arange(count, device=device).split(512):
             states = states_of(list(beliefs), data[places])
-            first.append(values(heads, states, own[places])[..., 0])
-        start = torch.cat(first, dim=1)  # [M, N]
-        found = horizon * (weights * start).sum(1) / weights.sum(1)
+            means.append(values(heads, states, own[places]).mean(2))
+        reward = torch.cat(means, dim=1)  # [M, N]
+        found = horizon * (weights * reward).sum(1) / weights.sum(1)
     if not found.isfinite().all():
         raise UserError(f"fqe.lr={lr}: fitted Q evaluation has diverged; expected a smaller one")
     interval = stats.t.ppf(0.975, members - 1) * found.std().item() if members > 1 else math.nan
@@ -128,7 +138,10 @@ def fitted_q_evaluation(
 
 @torch.no_grad()
 def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
-    """What an agent would do without exploration in each turn of recorded trajectories, [N, H, A] in [-1, 1]."""
+    """What an agent would show without exploration in each turn of recorded trajectories, [N, H, A] in [-1, 1].
+
+    As the actions of the data are: read from slates. What a policy gives its ranker can lie where no encoding does.
+    """
     found = []
     for start in range(0, len(data), 512):
         part = data[start : start + 512]
@@ -136,6 +149,7 @@ def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
         turns = []
         for slate, clicks in zip(part.slates[:, :-1].unbind(1), part.clicks[:, :-1].unbind(1), strict=True):
             state = agent.acting_belief.step(Observation(slate.long(), clicks), state)
-            turns.append(agent.action(state, None))
+            slate = agent.ranker.rank(agent.ranker.to_latent(agent.action(state, None)))
+            turns.append(agent.ranker.action_of(slate))
         found.append(torch.stack(turns, dim=1))
     return torch.cat(found)

@@ -59,6 +59,14 @@ class Ranker(nn.Module):
         """Slates and clicks [B, S] -> the latent action [B, A] that stands for them, for learning from any slate."""
         raise NotImplementedError
 
+    def action_of(self, slates: Tensor) -> Tensor:
+        """The actions [B, A] in [-1, 1] that stand for slates [B, S] before anything on them is clicked.
+
+        An encoder that read the clicks would write the reward into the action: critics would find it there, and a
+        policy would learn to promise clicks.
+        """
+        return self.to_action(self.encode(slates, torch.zeros_like(slates)))
+
     def best_by_slot(self, scores: Tensor) -> Tensor:
         """The item of the largest score in each slot, [B, S, N] -> [B, S]; where unique, of those not shown yet."""
         if not self.unique:

@@ -28,6 +28,8 @@ from slaterl.beliefs.base import states_of
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import Observation
+from slaterl.fqe import policy_actions
+from slaterl.rollout import rollout
 from slaterl.seeds import seeded_weights, stream
 from tests.agents.derivations import assert_gradients, drift, parameters_of, rewards_of
 from tests.agents.test_latent_agents import states
@@ -438,6 +440,22 @@ def test_bc_equals_the_derivation(gaussian: bool) -> None:
 
     assert agent.update(batch)["loss/actor"].item() == pytest.approx(loss(before), rel=1e-4)
     assert_gradients(agent, before, loss, parameters_of(agent, *ACTOR))
+
+
+def test_actions_say_nothing_of_clicks() -> None:
+    """The reward of a_t is the clicks of its frame: an action that holds them holds the label."""
+    data, ranker = tiny_trajectories(3), tiny_gems()
+    other = copy.deepcopy(data)
+    other.clicks = 1 - other.clicks
+    encoded = [ranker.encode(each.slates[:, 1], each.clicks[:, 1]) for each in (data, other)]
+    assert not torch.equal(*encoded)  # the encoder does read them
+    assert torch.equal(with_actions(data, ranker).actions, with_actions(other, ranker).actions)
+
+
+def test_estimates_write_a_policys_actions_as_the_datas() -> None:
+    agent, env = tiny(BC), tiny_env()
+    data = rollout(agent.policy(), env, 6, generator=torch.Generator().manual_seed(3), deterministic=True)
+    assert torch.equal(policy_actions(agent, data), with_actions(data, agent.ranker).actions)
 
 
 def test_top_fraction_is_the_trajectories_of_the_largest_returns() -> None:

@@ -24,7 +24,7 @@ from slaterl.rankers.base import Ranker
 class OfflineAgent(LatentAgent):
     """Learns from recorded trajectories. A subclass gives `action` and `update`.
 
-    Actions are those of the agent's own ranker, a = encode(slate, clicks of its frame) in [-1, 1], so that it learns
+    Actions are those of the agent's own ranker, a_t = action_of(slate of frame t + 1) in [-1, 1], so that it learns
     from any behaviour: random slates, another ranker, a log.
 
     Args:
@@ -61,12 +61,11 @@ class OfflineAgent(LatentAgent):
 
 @torch.no_grad()
 def with_actions(data: Trajectories, ranker: Ranker) -> Trajectories:
-    """The same with the actions [N, H, A] in [-1, 1] that a ranker's encoder reads from slates and clicks."""
+    """The same with the actions [N, H, A] in [-1, 1] that a ranker's encoder reads from the slates."""
     actions = []
     for start in range(0, len(data), 256):
         part = data[start : start + 256]
-        slates, clicks = (column[:, 1:].flatten(0, 1) for column in (part.slates, part.clicks))
-        actions.append(ranker.to_action(ranker.encode(slates, clicks)).unflatten(0, (len(part), -1)))
+        actions.append(ranker.action_of(part.slates[:, 1:].flatten(0, 1)).unflatten(0, (len(part), -1)))
     return dataclasses.replace(data, actions=torch.cat(actions))
 
 

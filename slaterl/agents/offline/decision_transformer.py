@@ -155,8 +155,7 @@ class DecisionTransformer(OfflineAgent):
         since = reward.flip(1).cumsum(1).flip(1) - reward
         to_go = (self.target_return - so_far).unsqueeze(1) + since
         # the action after a frame is that of the next frame
-        shown = self.ranker.encode(context.slates.flatten(0, 1), context.clicks.flatten(0, 1))
-        actions = self.ranker.to_action(shown).unflatten(0, context.turn.shape).roll(-1, dims=1)
+        actions = self.ranker.action_of(context.slates.flatten(0, 1)).unflatten(0, context.turn.shape).roll(-1, dims=1)
         return self.predict(context, to_go, actions)[:, -1]
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:

@@ -92,11 +92,10 @@ class Wolpertinger(SAC):
         return EpsilonOracle(epsilon=1.0, num_items=self.num_items, slate_size=self.slate_size, generator=generator)
 
     def behaviour(self, batch: Trajectories) -> Tensor:
-        return self.ranker.to_action(self.ranker.encode(batch.slates[:, 1:], batch.clicks[:, 1:]))
+        return self.ranker.action_of(batch.slates[:, 1:])
 
     def served(self, state: Tensor, action: Tensor) -> Tensor:
-        slate = self.refine(state, action)
-        return self.ranker.to_action(self.ranker.encode(slate, slate))  # its encoding does not depend on clicks
+        return self.ranker.action_of(self.refine(state, action))
 
     def nearest(self, action: Tensor) -> Tensor:
         """The k items of the smallest Euclidean distance to each slot's proto-item, [..., A] -> [..., S, k]."""
