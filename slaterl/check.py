@@ -43,7 +43,7 @@ _SECTIONS = {
         "log_every_n_steps",
         "save_every_n_steps",
     },
-    "fqe": {"gamma", "updates", "batch_size", "members", "hidden", "lr", "tau"},
+    "fqe": {"discount", "updates", "batch_size", "members", "hidden", "lr", "tau"},
     "pretrain": {"epochs", "lr", "batch_size", "holdout", "box_trajectories"},
     "benchmark": {"repeats"},
     "report": {"runs", "against", "users"},
@@ -200,9 +200,9 @@ def _check_values(cfg: DictConfig) -> None:
         if not isinstance(OmegaConf.select(cfg, key), kind):
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: expected {what}")
     check_positive(**{"fqe.lr": cfg.fqe.lr, "fqe.tau": cfg.fqe.tau})
-    check_range(0, 1, **{"fqe.tau": cfg.fqe.tau, "fqe.gamma": cfg.fqe.gamma})
-    if cfg.fqe.gamma == 1:
-        raise UserError("fqe.gamma=1: expected a number below 1")
+    check_range(0, 1, **{"fqe.tau": cfg.fqe.tau, "fqe.discount": cfg.fqe.discount})
+    if cfg.fqe.discount == 1:
+        raise UserError("fqe.discount=1: expected a number below 1")
     if cfg.checkpoint is not None and not isinstance(cfg.checkpoint, str):
         raise UserError(f"checkpoint={cfg.checkpoint}: expected a path")
     runs, against = OmegaConf.to_container(cfg.report)["runs"], cfg.report.against  # type: ignore[index, call-overload]

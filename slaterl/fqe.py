@@ -42,7 +42,7 @@ def fitted_q_evaluation(
     data: Trajectories,
     *,
     num_items: int,
-    gamma: float,
+    discount: float,
     updates: int,
     batch_size: int,
     members: int,
@@ -65,7 +65,7 @@ def fitted_q_evaluation(
 
     Args:
         data: N trajectories, on the agent's device.
-        gamma: how far m looks ahead; below 1.
+        discount: gamma, how far m looks ahead; below 1.
         updates, batch_size: of whole trajectories; lr: Adam's; tau: share of the heads that enters their targets.
         members: each weighs every trajectory by how often a bootstrap sample of the data has it.
         hidden: width of the two hidden layers of a head.
@@ -82,7 +82,7 @@ def fitted_q_evaluation(
     weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
     weights[weights.sum(1) == 0] = 1  # of few trajectories a sample can miss all
     turn = torch.arange(horizon, device=device)
-    ahead = (1 - gamma ** (horizon - turn)) / (1 - gamma)  # w_t, [H]
+    ahead = (1 - discount ** (horizon - turn)) / (1 - discount)  # w_t, [H]
     over = (turn / horizon).view(1, 1, -1, 1)
 
     with seeded_weights(seed, "fqe"):
@@ -112,7 +112,7 @@ def fitted_q_evaluation(
         with torch.no_grad():
             target = batch.rewards.expand(members, -1, -1).clone()
             following = values(targets, states, own[places])[..., 1:]
-            target[..., :-1] += gamma * ahead[1:] * following
+            target[..., :-1] += discount * ahead[1:] * following
             target /= ahead
         error = (values(heads, states, actions[places]) - target).square().mean(2)  # [M, B]
         loss = (weights[:, places] * error).mean()

@@ -365,6 +365,7 @@ def test_on_policy_takes_each_trajectory_once(agent: str, stop: int | None) -> N
         (["stage=collect", "dataset=file"], ["dataset.path", "a value is needed"]),
         (["stage=evaluate", "evaluation=fqe", "fqe.lr=-1"], ["fqe.lr=-1", "above zero"]),
         (["stage=evaluate", "evaluation=fqe", "fqe.tau=2"], ["fqe.tau=2", "from 0 to 1"]),
+        (["stage=evaluate", "evaluation=fqe", "fqe.discount=1"], ["fqe.discount=1", "below 1"]),
         (["stage=evaluate", "evaluation=fqe"], ["checkpoint", "evaluation=fqe"]),
         (["init_from=no.ckpt"], ["no.ckpt", "no such checkpoint"]),
         (["agent=random"], ["agent=random does not learn", "stage=evaluate agent=random"]),

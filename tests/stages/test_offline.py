@@ -277,7 +277,7 @@ def test_estimates_from_hardly_any_data(home: Path) -> None:
     """Bootstrap samples of one trajectory, of which some are empty."""
     data = read(home, "mixed")[:1]
     agent = load_policy(agent_run(home) / "best.ckpt").policy.agent  # type: ignore[attr-defined]
-    settings = dict(num_items=60, updates=2, batch_size=4, hidden=8, tau=0.05, seed=0)
+    settings = dict(num_items=60, discount=0.8, updates=2, batch_size=4, hidden=8, tau=0.05, seed=0)
     found = fitted_q_evaluation(agent, data, members=12, lr=1e-3, **settings)
     assert math.isfinite(found.mean_return) and math.isfinite(found.interval)
     with pytest.raises(UserError, match=r"fqe.lr=1e\+30: .*diverged"):
