@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from slaterl.sweeps.records import Job, jobs
@@ -23,7 +24,9 @@ def launch(home: Path, *arguments: str, sweep: Path | None = None) -> subprocess
     command += [f"hydra.sweep.dir={sweep}"] if sweep else []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "SLATERL_HOME": str(home), "COLUMNS": "200"}
-    return subprocess.Popen(command, cwd=home.parent, env=environment, **pipes)
+    # a shell that runs the tests in the background has its children ignore Ctrl-C
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=home.parent, env=environment, preexec_fn=heeding, **pipes)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
