@@ -41,8 +41,12 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedP
     Raises:
         UserError: missing, damaged, or not an agent's checkpoint.
     """
-    state = checkpoints.load(Path(path), "agent")
-    config: dict[str, Any] = state["config"]
+    return policy_of(checkpoints.load(Path(path), "agent"), device)
+
+
+def policy_of(state: Mapping[str, Any], device: torch.device | str = "cpu") -> LoadedPolicy:
+    """The policy in what was read of an agent's checkpoint."""
+    config: dict[str, Any] = dict(state["config"])
     catalogue: Tensor = config.pop("catalogue")  # of the simulator, wherever it came from
     env = build_env(config["env"], torch.device(device), item_embeddings=catalogue)
     agent = build_agent(config, env, seed=0)

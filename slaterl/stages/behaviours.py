@@ -21,7 +21,7 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.listing import CONF
-from slaterl.policies import check_environment, load_policy
+from slaterl.policies import check_environment, load_policy, policy_of
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Policy
 from slaterl.runs import Run
@@ -141,8 +141,8 @@ def behaviour_policy(
 
 def replayed(checkpoint: Path, spec: dict[str, Any], count: int) -> Trajectories:
     """The newest `count` trajectories of the replay buffer in a run's last.ckpt, or all that there are."""
-    check_environment(load_policy(checkpoint), spec, checkpoint)
     state = checkpoints.load(checkpoint, "agent")
+    check_environment(policy_of(state), spec, checkpoint)
     if "replay" not in state.get("data", {}):
         raise UserError(f"{checkpoint}: holds no replay buffer; the last.ckpt of a run does")
     buffer = ReplayBuffer(state["data"]["replay"]["size"])

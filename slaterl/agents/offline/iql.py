@@ -63,5 +63,5 @@ class IQL(OfflineActorCritic):
             advantage = q - self.value(turns.critic_state).squeeze(-1)
             weight = (self.beta * advantage).exp().clamp(max=LARGEST_WEIGHT)
             action = parameters.chunk(2, dim=-1)[0].tanh()
-            of_policy = self.q_values(self.critics, turns.critic_state, action)[0]
+            of_policy = self.first_q(turns.critic_state, action)
         return PolicyStep(-(weight * log_prob_of(parameters, turns.action)).mean(), action, of_policy)
