@@ -21,7 +21,7 @@ from tests.test_end_to_end import results, rows
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-JOBS = ["scale=smoke", "device=cpu", "threads=1", "max_steps=400", "val_every_n_steps=100", "seed=1,2,3,4"]
+JOBS = ["scale=smoke", "device=cpu", "threads=1", "max_steps=600", "val_every_n_steps=100", "seed=1,2,3,4"]
 SLURM = ["hydra/launcher=slurm_cpu", "hydra.launcher.partition=low", "hydra.launcher.timeout_min=10"]
 SLURM += [f"hydra.launcher.{setting}" for setting in ("cpus_per_task=1", "mem_gb=1", "signal_delay_s=60")]
 
@@ -77,6 +77,14 @@ def saved(job: Job) -> bool:
     return (Path(job.record["run"]) / "last.ckpt").is_file()
 
 
+def freeze_after_saving(signalled: list[Job], launcher: subprocess.Popen[str]) -> Job:
+    """Stop the job of these that saved on SIGTERM and went on: it must not be done before SLURM ends it."""
+    until(lambda: any(saved(job) for job in signalled), launcher)
+    (job,) = (job for job in signalled if saved(job))
+    os.kill(job.record["pid"], signal.SIGSTOP)
+    return job
+
+
 def in_queue(cluster: Cluster) -> dict[str, tuple[str, datetime]]:
     """State and start of each job, by `<array>_<number>`."""
     lines = cluster.call("squeue", "-h", "-r", "-p", "low", "-o", "%i %T %S").stdout.splitlines()
@@ -93,13 +101,13 @@ def test_disturbed_sweep_equals_undisturbed_one(cluster: Cluster, tmp_path: Path
 
         # All CPUs are taken, so SLURM preempts one of the jobs: SIGTERM, with a SIGCONT, and SIGKILL after the grace.
         assert cluster.call("sbatch", "-p", "high", "-c1", "--mem=10", "-o/dev/null", "--wrap=true").returncode == 0
-        until(lambda: any(saved(job) for job in frozen), launcher)
-        (preempted,) = (job for job in frozen if saved(job))
-        os.kill(preempted.record["pid"], signal.SIGSTOP)  # it must not be done before the grace is over
+        preempted = freeze_after_saving(frozen, launcher)
         until(lambda: not alive(preempted), launcher)
         requeued, timed_out, killed = (job for job in frozen if job is not preempted)
 
+        # the same signals, KillWait for the grace
         assert cluster.call("scontrol", "requeue", f"{array}_{requeued.number}").returncode == 0
+        freeze_after_saving([requeued], launcher)
 
         # a limit of minutes that is near: SLURM announces it with USR2, and a SIGCONT, signal_delay_s before
         started = in_queue(cluster)[f"{array}_{timed_out.number}"][1]
