@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -89,11 +90,31 @@ _COUNTS = {
 }
 
 
-def check_config(cfg: DictConfig, known: set[str]) -> None:
+# settings that other stages than these do not read: given there, the stage was forgotten
+_READERS = {
+    "dataset": {"collect", "offline", "export", "benchmark"},
+    "export": {"export"},
+    "report": {"report"},
+    "status": {"status"},
+    "evaluation": {"evaluate"},
+}
+
+
+def given_keys() -> set[str]:
+    """What was set on the command line, or by a sweep: env, env.num_items, test_users."""
+    return keys_of(HydraConfig.get().overrides.task) if HydraConfig.initialized() else set()
+
+
+def keys_of(overrides: Iterable[str]) -> set[str]:
+    return {override.lstrip("+~").split("=")[0] for override in overrides}
+
+
+def check_config(cfg: DictConfig, known: set[str], given: Iterable[str] = ()) -> None:
     """Refuse settings that nothing reads, values that are missing, sizes that cannot be, parts that do not fit.
 
     Args:
         known: the top-level keys of the configuration.
+        given: keys of the command line, such as dataset.path.
 
     Raises:
         UserError: names the setting.
@@ -108,6 +129,7 @@ def check_config(cfg: DictConfig, known: set[str]) -> None:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _check_values(cfg)
+    _check_stage(cfg, given)
     check_fit(cfg)
 
 
@@ -260,6 +282,16 @@ def _check_dataset_values(dataset: DictConfig) -> None:
             raise UserError(f"{path}.policy=replay: what was recorded stays as it is; leave out sample, noise, epsilon")
         if behaviour.checkpoint is not None and not isinstance(behaviour.checkpoint, str):
             raise UserError(f"{path}.checkpoint={behaviour.checkpoint}: expected a path")
+
+
+def _check_stage(cfg: DictConfig, given: Iterable[str]) -> None:
+    with_dataset = cfg.logged_data.source == "dataset" or cfg.evaluation == "fqe"
+    for key in sorted(given):
+        group = key.split(".")[0]
+        readers = _READERS.get(group, {cfg.stage.name})
+        if cfg.stage.name not in readers and not (group == "dataset" and with_dataset):
+            stages = " or ".join(f"stage={name}" for name in sorted(readers))
+            raise UserError(f"{key}: stage={cfg.stage.name} does not read it; did you mean {stages}?")
 
 
 def _choice(cfg: DictConfig, key: str, *choices: str) -> None:

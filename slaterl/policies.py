@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slaterl import checkpoints
-from slaterl.agents.base import Agent
+from slaterl.agents.base import Agent, LatentAgent
 from slaterl.build import build_agent, build_env, env_spec
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
@@ -35,23 +35,29 @@ class LoadedPolicy:
     step: int
 
 
-def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedPolicy:
+def load_policy(path: str | Path, device: torch.device | str = "cpu", env: TopicRec | None = None) -> LoadedPolicy:
     """Read an agent's checkpoint; it needs no other file.
+
+    Args:
+        env: where the policy acts, if not where it learned; some agents know the simulator that they act in.
 
     Raises:
         UserError: missing, damaged, or not an agent's checkpoint.
     """
-    return policy_of(checkpoints.load(Path(path), "agent"), device)
+    return policy_of(checkpoints.load(Path(path), "agent"), device, env)
 
 
-def policy_of(state: Mapping[str, Any], device: torch.device | str = "cpu") -> LoadedPolicy:
+def policy_of(
+    state: Mapping[str, Any], device: torch.device | str = "cpu", env: TopicRec | None = None
+) -> LoadedPolicy:
     """The policy in what was read of an agent's checkpoint."""
     config: dict[str, Any] = dict(state["config"])
     catalogue: Tensor = config.pop("catalogue")  # of the simulator, wherever it came from
-    env = build_env(config["env"], torch.device(device), item_embeddings=catalogue)
-    agent = build_agent(config, env, seed=0)
+    own = build_env(config["env"], torch.device(device), item_embeddings=catalogue)
+    agent = build_agent(config, env or own, seed=0)
     agent.load_state_dict(state["learner"]["module"])
-    return LoadedPolicy(agent.policy(), env, config, state["learner"]["step"])
+    agent.step = state["learner"]["step"]  # how much DQN explores
+    return LoadedPolicy(agent.policy(), own, config, state["learner"]["step"])
 
 
 def check_environment(loaded: LoadedPolicy, spec: Mapping[str, Any], source: str | Path) -> None:
@@ -77,6 +83,15 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
     networks = {key for key in own if not key.startswith("ranker.")}
     if not any(key.startswith("actor.") for key in networks & set(given)):
         raise UserError(f"init_from={source}: agent={name} has no policy that this agent could go on from")
+    reads = [where["actor.0.weight"].shape[1] for where in (given, own) if "actor.0.weight" in where]
+    if isinstance(agent, LatentAgent) and reads[:1] == reads[1:]:
+        there, here = (_kind(where, agent.ranker.action_dim) for where in (given, own))
+        if there != here and "" not in (there, here):
+            fitting = "td3" if there == "deterministic" else "sac"
+            raise UserError(
+                f"init_from={source}: the policy of agent={name} is {there}, this agent's is {here}; agent={fitting} "
+                "can go on from it"
+            )
     shared = {part for part in _parts(networks) if part in _parts(given)}
     for key in sorted(key for key in networks | set(given) if key.split(".")[0] in shared):
         there, here = (list(where[key].shape) if key in where else None for where in (given, own))
@@ -94,6 +109,15 @@ def check_same_ranker(agent: Agent, state: dict[str, Any], source: str) -> None:
     for key, value in agent.state_dict().items():
         if key.startswith("ranker.") and not (key in given and torch.equal(given[key].to(value.device), value)):
             raise UserError(f"init_from={source}: it learned to act through another ranker; give its settings and seed")
+    unique = state["config"]["ranker"].get("unique")
+    if isinstance(agent, LatentAgent) and agent.ranker.unique != unique:
+        raise UserError(f"init_from={source}: it learned with ranker.unique={str(unique).lower()}; give the same")
+
+
+def _kind(state: Mapping[str, Tensor], action_dim: int) -> str:
+    """Of the policy in a state dict: what its outputs are, or "" where that cannot be told."""
+    outputs = len([value for key, value in state.items() if key.startswith("actor.")][-1])
+    return {action_dim: "deterministic", 2 * action_dim: "gaussian"}.get(outputs, "")
 
 
 def _parts(keys: Iterable[str]) -> set[str]:

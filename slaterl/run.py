@@ -67,12 +67,12 @@ def run_stage(cfg: DictConfig) -> float | None:
     """Check the configuration and run its stage. Returns the validation return where there is one, for tuners."""
     from hydra.utils import get_object
 
-    from slaterl.check import check_config
+    from slaterl.check import check_config, given_keys
     from slaterl.loggers import check_loggers
     from slaterl.runtime import prepare
 
     check_loggers(cfg)
-    check_config(cfg, known=top_level_keys())
+    check_config(cfg, known=top_level_keys(), given=given_keys())
     # an empty SLATERL_HOME is none
     cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
     prepare(cfg.threads)

@@ -222,6 +222,33 @@ def test_limits_that_are_allowed(values: dict[str, Any]) -> None:
     check(config(**values))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "given", "stage"),
+    [
+        ((), "dataset", "offline"),
+        (("stage=evaluate", "checkpoint=x"), "dataset.path", "collect"),
+        ((), "report.runs", "report"),
+        (("stage=collect",), "status.sweep", "status"),
+        (("stage=offline", "agent=bc"), "export.minari", "export"),
+        ((), "evaluation", "evaluate"),
+    ],
+)
+def test_settings_of_another_stage(overrides: tuple[str, ...], given: str, stage: str) -> None:
+    """The stage was forgotten; what would start instead can take hours."""
+    with pytest.raises(UserError, match=rf"{given}: stage=\w+ does not read it; did you mean .*stage={stage}"):
+        check_config(config(*overrides), top_level_keys(), {"seed", given})
+
+
+@pytest.mark.parametrize("more", [("stage=collect",), ("stage=pretrain", "logged_data.source=dataset")])
+def test_settings_that_the_stage_reads(more: tuple[str, ...]) -> None:
+    check_config(config(*more), top_level_keys(), {"dataset", "dataset.run.seed", "seed"})
+
+
+def test_what_an_agent_fixes_is_no_setting() -> None:
+    text = refused(config("agent=rebrac", "stage=offline", agent__layer_norm=False))
+    assert text.startswith("agent.layer_norm: no such setting")
+
+
 def test_agent_that_needs_a_ranker() -> None:
     text = refused(config("agent=sac", "ranker=none"))
     assert all(part in text for part in ("agent=sac", "ranker=none", "ranker=gems, top_k or k_head_argmax"))

@@ -36,15 +36,14 @@ class LocalGpus(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from slaterl.errors import UserError
-        from slaterl.sweeps.launch import announce_jobs, compose_jobs, conclude
+        from slaterl.sweeps.launch import announce_jobs, compose_jobs, conclude, refuse
         from slaterl.sweeps.slots import make_slots
 
         setup_globals()
         try:
             slots, threads = make_slots(self.gpus, self.jobs_per_gpu, self.cpu_slots)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            refuse(self, error)
         slots = slots[: len(job_overrides)]
         for slot in slots:
             slot.submit(_warm_up)  # takes as long as composing the configurations does

@@ -30,7 +30,7 @@ class Slurm(SlurmLauncher):
         from slaterl.sweeps.launch import announce_jobs, compose_jobs, conclude, sweep_folder
 
         configs = compose_jobs(self, job_overrides, initial_job_idx)
-        _check(configs, self.params)
+        _check(self, configs, self.params)
         announce_jobs(self, configs, initial_job_idx)
         count = len(configs)
         # the arguments of SlurmLauncher.__call__: overrides, the key of the sweep's folder, number, id, singletons
@@ -91,19 +91,20 @@ class Slurm(SlurmLauncher):
         return [returns[index] for index in range(len(jobs))]
 
 
-def _check(configs: Sequence[DictConfig], params: Mapping[str, Any]) -> None:
+def _check(launcher: Slurm, configs: Sequence[DictConfig], params: Mapping[str, Any]) -> None:
     """Mistakes are told now rather than after hours in a queue."""
-    from slaterl.check import check_config
+    from slaterl.check import check_config, keys_of
     from slaterl.errors import UserError
     from slaterl.run import top_level_keys
+    from slaterl.sweeps.launch import refuse
 
     try:
         check_times(**{name: params[name] for name in ("timeout_min", "signal_delay_s")})
         for config in configs:
-            check_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), top_level_keys())
+            own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            check_config(own, top_level_keys(), keys_of(config.hydra.overrides.task))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(launcher, error)
 
 
 def check_times(timeout_min: int, signal_delay_s: int) -> None:

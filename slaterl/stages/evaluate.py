@@ -6,11 +6,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.agents.heuristics import ConstantSlate
 from slaterl.build import AGENT_NODES, build_agent, build_env, env_spec, plain, resolve_device, settings_of
+from slaterl.check import given_keys
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.evaluation import anchors, show_result
@@ -45,7 +45,7 @@ def evaluate(cfg: DictConfig) -> Run:
         spec: dict[str, Any] = {"agent": settings_of(cfg.agent), **(ranker_spec(cfg, policy, inputs) if inputs else {})}
         name = f"{cfg.agent.name}-seed{seed}"
     else:
-        file, given = Path(cfg.checkpoint), _given()
+        file, given = Path(cfg.checkpoint), given_keys()
         for key in (*AGENT_NODES, "params"):
             if any(name.split(".")[0] == key for name in given):
                 raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
@@ -54,7 +54,7 @@ def evaluate(cfg: DictConfig) -> Run:
         env = loaded.env if node == loaded.config["env"] else _other_env(cfg, node, loaded)
         seed = cfg.seed if "seed" in given else loaded.config["evaluation"]["seed"]
         users = cfg.test_users if "test_users" in given else loaded.config["evaluation"]["test_users"]
-        policy = loaded.policy
+        policy = loaded.policy if env is loaded.env else load_policy(file, device, env).policy
         content = fingerprint_of(file)
         about = {"agent": loaded.config["agent"]["name"], "step": loaded.step, "checkpoint": str(file.resolve())}
         about["checkpoint_sha256"] = content
@@ -77,13 +77,6 @@ def evaluate(cfg: DictConfig) -> Run:
     return run
 
 
-def _given() -> set[str]:
-    """What was set on the command line: env, env.num_items, test_users."""
-    if not HydraConfig.initialized():
-        return set()
-    return {override.lstrip("+~").split("=")[0] for override in HydraConfig.get().overrides.task}
-
-
 def _env_node(cfg: DictConfig, loaded: LoadedPolicy, given: set[str]) -> dict[str, Any]:
     """The checkpoint's environment with what the command line changes of it, or another one as a whole."""
     if "env" in given:
@@ -91,8 +84,10 @@ def _env_node(cfg: DictConfig, loaded: LoadedPolicy, given: set[str]) -> dict[st
     node = copy.deepcopy(loaded.config["env"])
     for key in given:
         first, *path, last = key.split(".") if "." in key else (key, None)
-        if first == "click_model":
+        if key == "click_model":
             node["click_model"] = plain(cfg.click_model)
+        elif first == "click_model" and "click_model" not in given:
+            node["click_model"][last] = OmegaConf.select(cfg, key)
         elif first == "env":
             inner = node
             for name in path:

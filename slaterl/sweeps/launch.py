@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
@@ -21,6 +23,15 @@ MANY = 50  # jobs, from which on composing them takes long enough to be said
 
 def sweep_folder(launcher: Any) -> Path:
     return Path(launcher.config.hydra.sweep.dir)
+
+
+def refuse(launcher: Any, error: UserError) -> NoReturn:
+    """End the command before there is a job; a folder without any would be taken for the newest sweep."""
+    folder = sweep_folder(launcher)
+    if [file.name for file in folder.iterdir()] == ["multirun.yaml"]:
+        shutil.rmtree(folder)
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def compose_jobs(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from slaterl.build import build_env, plain
+from slaterl.policies import LoadedPolicy, load_policy
 from slaterl.report.records import find, name_methods
 from slaterl.run import run_stage
 from slaterl.runs import read_json
+from slaterl.stages.evaluate import _env_node
 from tests.helpers import compose_config
 
 SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.num_topics=5 env.slate_size=4 env.episode_length=7
@@ -45,3 +49,23 @@ def test_slates_of_different_rankers_are_no_seeds_of_one_method(home: Path) -> N
     names = name_methods(find(None, home))
     assert len(set(names)) == 4
     assert sum(name.startswith("constant_slate + gems_KL1.0_click0.5") for name in names) == 2
+
+
+def test_part_of_a_checkpoints_click_model() -> None:
+    """The rest of it stays the checkpoint's, not that of the environment which the command would compose."""
+    own = plain(compose_config("env=diffuse_mix").env)
+    loaded = LoadedPolicy(None, None, {"env": own}, 0)  # type: ignore[arg-type]
+    node = _env_node(compose_config("click_model.decay=0.5"), loaded, {"click_model.decay"})
+    assert node["click_model"] == {**own["click_model"], "decay": 0.5}
+    node = _env_node(compose_config("click_model=tdPBM", "click_model.decay=0.5"), loaded, {"click_model"})
+    assert (node["click_model"]["decay"], node["click_model"]["bottom_weight"]) == (0.5, 0)
+
+
+def test_agent_that_knows_the_simulator_knows_the_one_it_acts_in(tmp_path: Path) -> None:
+    sizes = [entry for entry in SMALL if not entry.startswith(("stage", "agent"))]
+    cfg = compose_config(*sizes, "agent=slateq", "ranker=none", f"paths.root={tmp_path}")
+    run_stage(cfg)
+    (file,) = tmp_path.glob("online/*/*/best.ckpt")
+    changed = build_env({**plain(cfg.env), "diversity_penalty": 3.0}, torch.device("cpu"))
+    assert load_policy(file, env=changed).policy.agent.env is changed  # type: ignore[attr-defined]
+    assert load_policy(file).policy.agent.env.diversity_penalty == 1  # type: ignore[attr-defined]

@@ -52,6 +52,14 @@ def manifest(job: Job) -> dict:
     return json.loads((Path(job.record["run"]) / "manifest.json").read_text())
 
 
+def test_a_refused_launch_leaves_no_sweep(tmp_path: Path) -> None:
+    """Else stage=status would take it for the newest."""
+    sweep = tmp_path / "sweep"
+    refused = launch(tmp_path / "home", *JOBS, LOCAL[0], "hydra.launcher.gpus=999", "seed=1,2", sweep=sweep)
+    code, _, stderr = finish(refused)
+    assert code == 2 and "hydra.launcher.gpus=999" in stderr and not sweep.exists()
+
+
 def test_failed_killed_stopped_and_launched_again(tmp_path: Path) -> None:
     home, sweep = tmp_path / "home", tmp_path / "sweep"
     # the second half diverges as soon as it learns
