@@ -46,6 +46,11 @@ class Agent(Learner):
         """What is shown to B users with belief states [B, state]; without a generator no exploration."""
         raise NotImplementedError
 
+    @property
+    def explores(self) -> bool:
+        """Whether acting with a generator differs from acting without one."""
+        return True
+
     def policy(self, generator: torch.Generator | None = None) -> BeliefPolicy:
         """The agent as something that acts; `generator` is its exploration's, None where it never explores."""
         return BeliefPolicy(self, generator)

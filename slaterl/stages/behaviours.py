@@ -127,7 +127,7 @@ def behaviour_policy(
             policy = policy.agent.policy(generator)
             if isinstance(policy.agent, LatentAgent) and not policy.agent.REFINES:
                 ranker = policy.agent.ranker
-    if behaviour["sample"] and not isinstance(policy, BeliefPolicy):
+    if behaviour["sample"] and not (isinstance(policy, BeliefPolicy) and policy.agent.explores):
         raise UserError(f"sample=true of the behaviour {name}: it has no exploration to act with")
     noise, epsilon = behaviour["noise"], behaviour["epsilon"]
     if noise > 0 and ranker is None:

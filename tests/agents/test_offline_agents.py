@@ -28,6 +28,7 @@ from slaterl.beliefs.base import states_of
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import Observation
+from slaterl.errors import UserError
 from slaterl.fqe import policy_actions
 from slaterl.rollout import rollout
 from slaterl.seeds import seeded_weights, stream
@@ -412,6 +413,13 @@ def test_weights_reach_their_bound_and_do_not_only(kind: type[OfflineAgent]) -> 
     """Else the tests above would not see it missing."""
     _, expected, _ = updated(kind)
     assert 0 < (expected.weight == 100).mean() < 1
+
+
+@pytest.mark.parametrize("kind", [CQL, EDAC])
+def test_episodes_of_one_turn_are_refused(kind: type[OfflineAgent]) -> None:
+    agent = tiny(kind)
+    with pytest.raises(UserError, match=r"env.episode_length=1"):
+        agent.update(agent.prepare(tiny_trajectories(BATCH, turns=1)))
 
 
 def test_cql_learns_its_weight_where_there_is_a_threshold() -> None:

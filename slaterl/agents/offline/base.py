@@ -96,7 +96,7 @@ class OfflineActorCritic(OfflineAgent):
         gamma: discount; reward_scale: what clicks are multiplied by before anything learns from them.
         tau: share of the online networks that enters the targets with every update of the policy.
         q_lr, pi_lr: Adam's learning rates of critics and policy, each with its belief.
-        q_hidden, pi_hidden: widths of the hidden layers; layer_norm: whether the critics normalise theirs.
+        q_hidden, pi_hidden: widths of the hidden layers.
         num_critics: of which the minimum counts.
         policy_delay: updates of the critics for one of the policy.
     """
@@ -114,6 +114,7 @@ class OfflineActorCritic(OfflineAgent):
         "grad/actor",
     )
     GAUSSIAN: ClassVar[bool] = True  # whether the policy is a tanh-Gaussian, or deterministic
+    LAYER_NORM: ClassVar[bool] = False  # whether the critics normalise their hidden layers
     FIRST_CRITIC: ClassVar[bool] = False  # whether the policy is valued by Q1, or by the minimum of the critics
 
     q_range: Tensor
@@ -131,7 +132,6 @@ class OfflineActorCritic(OfflineAgent):
         q_hidden: Sequence[int],
         pi_hidden: Sequence[int],
         num_critics: int = 2,
-        layer_norm: bool = False,
         policy_delay: int = 1,
         **common: Any,
     ) -> None:
@@ -144,7 +144,7 @@ class OfflineActorCritic(OfflineAgent):
         self.critic_belief = belief()
         state_dim, action_dim = self.actor_belief.state_dim, self.ranker.action_dim
         self.actor = mlp(state_dim, pi_hidden, (2 if self.GAUSSIAN else 1) * action_dim)
-        self.critics = Critics(num_critics, state_dim + action_dim, q_hidden, layer_norm)
+        self.critics = Critics(num_critics, state_dim + action_dim, q_hidden, self.LAYER_NORM)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.register_buffer("q_range", torch.tensor([-math.inf, math.inf]))
         self.register_buffer("of_policy", torch.zeros(4))  # terms of its last update, for those that leave it alone
@@ -166,6 +166,10 @@ class OfflineActorCritic(OfflineAgent):
             if not low - slack <= means[name] <= high + slack:
                 possible = f"the data's discounted returns can lie between {low:.1f} and {high:.1f}"
                 note(f"warning: step {step:,}: {name} is {means[name]:.1f}, but {possible}")
+
+    @property
+    def explores(self) -> bool:
+        return self.GAUSSIAN
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         parameters = self.actor(state)
@@ -293,5 +297,7 @@ def some_turns(turns: Turns, count: int, generator: torch.Generator) -> tuple[Tu
     without bias. The last turn is never one of them: it has no s'.
     """
     last = turns.reward.shape[1] - 1
+    if last < 1:
+        raise UserError("env.episode_length=1: this agent learns from what follows a turn; expected at least 2")
     chosen = torch.randperm(last, generator=generator, device=generator.device)[:count]
     return Turns(*(column[:, chosen] for column in turns)), chosen

@@ -46,6 +46,10 @@ class BC(OfflineAgent):
             data = data[data.returns.topk(count).indices.sort().values]
         return super().prepare(data)
 
+    @property
+    def explores(self) -> bool:
+        return self.gaussian
+
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         parameters = self.actor(state)
         if not self.gaussian:

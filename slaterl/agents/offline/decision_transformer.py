@@ -145,6 +145,10 @@ class DecisionTransformer(OfflineAgent):
         encoded = self.transformer(sequence, mask=hidden_keys.repeat_interleave(heads, dim=0))
         return self.actor(encoded.unflatten(1, (-1, 3))[:, :, 1]).tanh()
 
+    @property
+    def explores(self) -> bool:
+        return False
+
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         """[B, A] for states of its window; deterministic."""
         window = self.actor_belief

@@ -5,7 +5,7 @@ Tarasov et al., "Revisiting the Minimalist Approach to Offline Reinforcement Lea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,10 +24,12 @@ class ReBRAC(TargetPolicy):
         others: see TargetPolicy.
     """
 
+    LAYER_NORM: ClassVar = True
+
     def __init__(self, *, actor_penalty: float, critic_penalty: float, **common: Any) -> None:
         penalties = {"agent.actor_penalty": actor_penalty, "agent.critic_penalty": critic_penalty}
         check_range(0, float("inf"), **penalties)
-        super().__init__(layer_norm=True, **common)
+        super().__init__(**common)
         self.actor_penalty, self.critic_penalty = actor_penalty, critic_penalty
 
     def next_value(self, turns: Turns) -> Tensor:
