@@ -82,7 +82,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     """A table; the first column on the left, all others on the right."""
     shown = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
-        shown.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        # however narrow the terminal, what a row is about can be read
+        shown.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, min_width=None if i else 12)
     for row in rows:
         shown.add_row(*row)
     console.print(shown)

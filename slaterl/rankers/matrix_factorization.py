@@ -105,8 +105,8 @@ class ClickData(L.LightningDataModule):
 
     @property
     def counters(self) -> Mapping[str, int]:
-        step = self.learner.step
-        return {"epoch": step // self.steps_per_epoch, "clicks": step * self.batch_size}
+        epoch, step = divmod(self.learner.step, self.steps_per_epoch)
+        return {"epoch": epoch, "clicks": epoch * self.size + step * self.batch_size}  # an epoch's last batch is small
 
     def train_dataloader(self) -> ClickData:
         return self

@@ -81,8 +81,8 @@ class SlateData(L.LightningDataModule):
 
     @property
     def counters(self) -> Mapping[str, int]:
-        step = self.learner.step
-        return {"epoch": step // self.steps_per_epoch, "slates": step * self.batch_size}
+        epoch, step = divmod(self.learner.step, self.steps_per_epoch)
+        return {"epoch": epoch, "slates": epoch * self.size + step * self.batch_size}  # an epoch's last batch is small
 
     @property
     def measures(self) -> Mapping[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,9 @@ def welch_holm(values: Mapping[str, Sequence[float]], against: str) -> dict[str,
     testable = [name for name, own in values.items() if name != against and min(len(own), len(base)) > 1]
     if not testable:
         return {}
-    raw = [stats.ttest_ind(values[name], base, equal_var=False).pvalue for name in testable]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of equal values; what it then returns is looked at below
+        raw = [stats.ttest_ind(values[name], base, equal_var=False).pvalue for name in testable]
     # no spread at all on both sides: equal means are no difference, others a certain one
     raw = [
         (1.0 if np.mean(values[name]) == np.mean(base) else 0.0) if math.isnan(p) else float(p)

@@ -39,6 +39,7 @@ PUBLISHED = {
     "online sac": 1 / 0.279,
     "validation": 200 / 14,
 }
+PUBLISHED_SIZES = {"num_items": 1000, "episode_length": 100, "batch_size": 20}
 UPDATES = 10  # in one measurement
 
 
@@ -105,21 +106,21 @@ def _measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
 
     explorer, collected = agent.policy(users), cfg.dataset.get("num_envs", count)
     found["collect_trajectories_per_s"] = collected / seconds(lambda: serve(explorer, collected))
+
+    def updates() -> None:
+        for _ in range(UPDATES):
+            agent.step += agent.steps_in(batch)  # of several updates one can be the policy's
+            agent.update(batch)
+
     if isinstance(agent, OfflineAgent):
         batch = agent.prepare(logged.to(env.device))[: cfg.offline.batch_size]
         found["offline_batch_size"] = len(batch)
-
-        def updates() -> None:
-            for _ in range(UPDATES):
-                agent.step += 1  # of several updates one is the policy's
-                agent.update(batch)
-
         found["offline_step_s"] = seconds(updates) / UPDATES
         val_users = cfg.offline.val_users
     else:
         batch = serve(explorer, cfg.batch_size)
         found["online_trajectory_s"] = seconds(lambda: serve(explorer, cfg.num_envs)) / cfg.num_envs
-        found["online_update_s"] = seconds(lambda: [agent.update(batch) for _ in range(UPDATES)]) / UPDATES
+        found["online_update_s"] = seconds(updates) / UPDATES
         found["online_step_s"] = found["online_trajectory_s"] + found["online_update_s"] / agent.steps_in(batch)
         val_users = cfg.val_users
     found["val_users"] = val_users
@@ -154,11 +155,12 @@ def _show(result: dict[str, Any]) -> None:
         f"offline {result['agent']}, updates/s": ("offline", _inverse(result.get("offline_step_s"))),
         "validation, users/s": ("validation", result["val_users"] / result["validation_s"]),
     }
+    comparable = all(result[name] == value for name, value in PUBLISHED_SIZES.items())
     rows = []
     for label, (key, speed) in speeds.items():
         if speed is not None:
-            published = PUBLISHED.get(key)
-            compared = [f"{published:,.1f}", f"{speed / published:,.0f} x"] if published else ["", ""]
+            published = PUBLISHED.get(key) if comparable else None
+            compared = [f"{published:,.1f}", f"{speed / published:,.2g} x"] if published else ["", ""]
             rows.append([label, f"{speed:,.1f}", *compared])
     table("speed", ["", "here", "published code, 2 cores", ""], rows)
     stages = ("log_data", "pretrain", "online", "offline")

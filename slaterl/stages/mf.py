@@ -108,7 +108,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run, data_run: Run) -> None:
             **found,
             "best_step": outcome["best_step"],
             "steps": clicks.max_steps,
-            "clicks": clicks.size,
+            "clicks": clicks.size * settings.epochs,
             "seconds": outcome["seconds"],
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch.nn.functional import cross_entropy
 
 from slaterl.errors import UserError
 from slaterl.rankers.gems import GeMS, _ItemCrossEntropy
-from slaterl.rankers.pretraining import GeMSPretraining, Slates
+from slaterl.rankers.pretraining import GeMSPretraining, SlateData, Slates
 from slaterl.seeds import stream
-from tests.helpers import ITEMS, LATENT, SLOTS, Array, arrays, mlp_forward, tiny_gems
+from tests.helpers import ITEMS, LATENT, SLOTS, Array, arrays, mlp_forward, tiny_gems, tiny_trajectories
 
 BATCH = 6
 
@@ -222,3 +223,11 @@ def test_impossible_values_are_named(wrong: dict[str, Any]) -> None:
     ((field, value),) = wrong.items()
     with pytest.raises(UserError, match=rf"ranker\.{field}={value}"):
         tiny_gems(**wrong)
+
+
+def test_slates_are_counted_where_the_last_batch_is_small() -> None:
+    learner = SimpleNamespace(step=0)
+    data = SlateData(tiny_trajectories(5), learner, batch_size=5, epochs=2, holdout=0.2, seed=0)  # type: ignore[arg-type]
+    assert data.size % 5
+    learner.step = data.max_steps
+    assert data.counters == {"epoch": 2, "slates": 2 * data.size}

@@ -130,6 +130,7 @@ def test_an_epoch_is_every_click_but_the_held_out_ones() -> None:
     assert len(data) == data.max_steps == 2 * data.steps_per_epoch
     batches = train(mf, data)
     assert len(batches) == data.max_steps and len(data) == 0
+    assert data.counters == {"epoch": 2, "clicks": 2 * len(data.training.users)}  # the last batch of each is small
     for epoch in (batches[: data.steps_per_epoch], batches[data.steps_per_epoch :]):
         assert pairs(*epoch) == pairs(data.training)
     assert [len(batch.users) for batch in batches[: data.steps_per_epoch - 1]] == [8] * (data.steps_per_epoch - 1)
