@@ -41,7 +41,7 @@ def item_scores(env: TopicRec, data: Trajectories) -> Tensor:
 
 
 def watch(checkpoint: Path, users: int, seed: int) -> Episodes:
-    """Let the policy of a checkpoint serve the first test users, without exploration."""
+    """Let the policy of a checkpoint serve users of the test users' stream, without exploration."""
     loaded = load_policy(checkpoint)
     env, generator = loaded.env, stream(seed, "test users")
     data = rollout(loaded.policy, env, users, generator=generator, deterministic=True, hidden=True)

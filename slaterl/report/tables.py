@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
 from slaterl import metrics
 from slaterl.errors import UserError
+from slaterl.evaluation import normalised
 from slaterl.report.records import Record, name_methods, name_tasks
 from slaterl.report.statistics import summarise, welch_holm
+
+ANCHORS = ("random", "expert")  # of the normalised score
 
 
 def results(records: Sequence[Record]) -> pd.DataFrame:
@@ -32,7 +34,7 @@ def results(records: Sequence[Record]) -> pd.DataFrame:
                 "test": record.result["test_return"],
                 "best": record.result.get("val_return"),
                 "last": curve[-1] if curve else None,
-                "score": _score(record.result),
+                "score": normalised(record.result["test_return"], *(record.result.get(f"{a}_return") for a in ANCHORS)),
                 "steps": record.steps,
                 "catalogue": record.result["item_embeddings"],
                 "test_users": record.result["test_users"],
@@ -40,11 +42,6 @@ def results(records: Sequence[Record]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _score(result: Mapping[str, Any]) -> float | None:
-    expert, random = result.get("expert_return"), result.get("random_return")
-    return None if expert is None or random is None else 100 * (result["test_return"] - random) / (expert - random)
 
 
 def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
@@ -125,8 +122,9 @@ def warnings(runs: pd.DataFrame) -> list[str]:
         if group["catalogue"].nunique() > 1:
             found.append(f"{env}: its runs are of {group['catalogue'].nunique()} different sets of item embeddings.")
         for column, what in (("test_users", "numbers of test users"),):
-            if group[column].nunique() > 1:
-                found.append(f"{env}: different {what}: {', '.join(map(str, sorted(group[column].unique())))}.")
+            different = sorted(group[column].dropna().astype(int).unique())  # none where the data alone tell
+            if len(different) > 1:
+                found.append(f"{env}: different {what}: {', '.join(map(str, different))}.")
         learning = group[group["steps"] > 0]
         if learning["steps"].nunique() > 1:
             steps = ", ".join(f"{value:,}" for value in sorted(learning["steps"].unique()))

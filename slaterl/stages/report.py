@@ -20,7 +20,7 @@ from slaterl.errors import UserError
 from slaterl.files import whole_file
 from slaterl.report import figures, tables
 from slaterl.report.episodes import Episodes, watch
-from slaterl.report.records import Record, find, name_methods, name_tasks, without_lambdas
+from slaterl.report.records import Record, by_catalogue, find, name_methods, name_tasks, without_lambdas
 from slaterl.runs import Run, write_json
 
 LEGEND = (
@@ -39,7 +39,7 @@ LOOKS = (
     (
         "topics",
         "One user's episode: topics",
-        "Items of each topic on the slates of the first test user",
+        "Items of each topic on the slates of one user",
         figures.slate_heat_map,
     ),
     ("ranks", "One user's episode: ranks", "Topic at each rank of these slates", figures.slate_ranks),
@@ -68,11 +68,10 @@ def report(cfg: DictConfig) -> Run:
         missing = sum(not record.result for record in records)
         result = {"stage": "report", "runs": len(records), "without_result": missing, "methods": len(summary)}
         write_json(run.path / "result.json", result)
-    text = tables.shown(summary, against).drop(
-        columns=["median", "IQM", "best val", "last val"]
-    )  # what fits a terminal
-    for env, part in text.groupby("environment"):
-        part = part.drop(columns="environment")
+    text = tables.shown(summary, against)
+    wide = ["environment", "items", "median", "IQM", "best val", "last val"]  # what does not fit a terminal
+    for env, part in text.groupby(by_catalogue(summary.rename(columns={"environment": "env", "items": "catalogue"}))):
+        part = part.drop(columns=wide, errors="ignore")
         table(str(env), list(part.columns), part.to_numpy().tolist())
     if missing:
         note(f"{missing} of {len(records)} runs have no result; the report lists them")
@@ -83,6 +82,7 @@ def report(cfg: DictConfig) -> Run:
 def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str, tuple[str, str, Figure]]:
     """File name -> title, caption and picture."""
     found: dict[str, tuple[str, str, Figure]] = {}
+    runs = runs.assign(env=by_catalogue(runs))
     if (runs["steps"] > 0).any():
         caption = "Validation return over steps: mean over seeds, with its 95 % interval. Dotted: what does not learn."
         found["learning_curves"] = ("Learning curves", caption, figures.learning_curves(runs))
@@ -94,7 +94,7 @@ def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str
         episodes = _episodes(group, users)
         if not episodes:
             continue
-        served = f"{users} test users of seed {group['seed'].min()}"
+        served = f"{users} users of seed {group['seed'].min()}"
         whose = f"{env}; of each method the run with the best test return, {served}"
         file = env.replace(", ", "_").replace(" ", "_")
         caption = f"Clicks in each turn, mean over users with its 95 % interval ({whose})."
@@ -129,6 +129,7 @@ def _lambdas(records: list[Record]) -> pd.DataFrame | None:
     grid = pd.DataFrame(
         {
             "env": task,
+            "catalogue": record.result["item_embeddings"],
             "method": method,
             **{name: record.config["ranker"][name] for name in ("lambda_KL", "lambda_click")},
             "test": record.result["test_return"],
@@ -137,6 +138,7 @@ def _lambdas(records: list[Record]) -> pd.DataFrame | None:
     )
     if not len(grid):
         return None
+    grid["env"] = by_catalogue(grid)
     lambdas = grid.groupby(["env", "method"])[["lambda_KL", "lambda_click"]]
     grid = grid[(lambdas.transform("nunique") > 1).any(axis=1)]
     return grid if len(grid) else None

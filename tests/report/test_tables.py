@@ -12,7 +12,7 @@ from scipy import stats
 
 from slaterl.errors import UserError
 from slaterl.report import tables
-from slaterl.report.records import find
+from slaterl.report.records import by_catalogue, find
 from slaterl.stages.report import report
 from tests.report import made
 
@@ -200,6 +200,26 @@ def test_normalised_score_by_hand(tmp_path: Path) -> None:
     shown = tables.shown(table, None).set_index("method")
     assert shown["normalised"].to_dict() == {"dqn": "37.5", "reinforce_slate": ""}
     assert "normalised" not in tables.shown(tables.summary(frame(a=[1.0]), None), None)
+
+
+@pytest.mark.parametrize("expert", [20.0, 12.0])
+def test_no_score_where_the_expert_is_not_above_random_slates(expert: float, tmp_path: Path) -> None:
+    about = {"dataset": "medium", "random_return": 20.0, "expert_return": expert}
+    made.finished(made.config_of(tmp_path, *DQN, seed=1), 40.0, (5.0,), **about)
+    assert tables.results(find(None, tmp_path))["score"].tolist() == [None]
+
+
+def test_estimates_have_no_test_users(tmp_path: Path) -> None:
+    made.finished(made.config_of(tmp_path, *DQN, seed=1), 40.0, (5.0,))
+    estimated = {"dataset": "medium", "test_users": None}
+    made.finished(made.config_of(tmp_path, *DQN, seed=2), 40.0, (5.0,), **estimated)
+    assert not any("test users" in warning for warning in tables.warnings(tables.results(find(None, tmp_path))))
+
+
+def test_pictures_tell_catalogues_apart_where_there_are_several() -> None:
+    both = pd.concat([frame(a=[1.0, 2]), frame(a=[11.0]).assign(catalogue="xyz"), frame(a=[5.0]).assign(env="other")])
+    (name,) = frame(a=[1.0])["env"].unique()
+    assert by_catalogue(both).tolist() == [f"{name}, items abc"] * 2 + [f"{name}, items xyz", "other"]
 
 
 def test_datasets_of_one_name_are_not_pooled(tmp_path: Path) -> None:
