@@ -63,6 +63,13 @@ def anchors(env: TopicRec, users: int, seed: int) -> dict[str, float]:
     return flat
 
 
+def normalised(value: float | None, random: float | None, expert: float | None) -> float | None:
+    """A return on the scale where 0 are random slates and 100 is the expert; None where that says nothing."""
+    if value is None or random is None or expert is None or expert <= random:
+        return None
+    return 100 * (value - random) / (expert - random)
+
+
 def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
     """The table that ends a run: the tested policy between what every policy is compared with.
 
@@ -75,4 +82,4 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
         mean, interval, per_turn, bored, items = (result[prefix + name] for name in MEASURES)
         val = f"{result['val_return']:.1f}" if prefix == "test_" and "val_return" in result else ""
         rows.append([label, val, f"{mean:.1f} ± {interval:.1f}", f"{per_turn:.2f}", f"{bored:.0%}", f"{items:,}"])
-    table(title, ["", "val", "test, 95 % interval", "clicks/turn", "bored turns", "items"], rows)
+    table(title, ["", "val", "test ± 95 %", "clicks/turn", "bored turns", "items"], rows)

@@ -85,7 +85,7 @@ def fitted_q_evaluation(
     ahead = (1 - discount ** (horizon - turn)) / (1 - discount)  # w_t, [H]
     over = (turn / horizon).view(1, 1, -1, 1)
 
-    with seeded_weights(seed, "fqe"):
+    with seeded_weights(seed, "fqe weights"):
         sizes = dict(num_items=num_items, slate_size=data.slates.shape[2], item_dim=20, hidden_dim=20)
         beliefs = nn.ModuleList(GRUBelief(**sizes) for _ in range(members))
         heads = nn.ModuleList(mlp(20 + agent.ranker.action_dim + 1, [hidden, hidden], 1) for _ in range(members))

@@ -29,8 +29,10 @@ from slaterl.files import whole_file
 WAIT_POLL_SECONDS = (
     0.5  # for another process that makes the same product; on a shared file system each look is a request
 )
-# Part of every digest: raise it when a change of the code makes products of old configurations stale.
-PRODUCTS = 2
+# Part of every digest, by stage: raised when a change of the code makes products of old configurations stale, and with
+# them all that is made from them.
+PRODUCTS = {"collect": 3}
+_OTHER_PRODUCTS = 2
 _PACKAGES = ("slaterl", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "safetensors")
 
 
@@ -52,7 +54,8 @@ class Run:
 
     @property
     def digest(self) -> str:
-        text = json.dumps(_canonical({"products": PRODUCTS, "stage": self.stage, **self.spec}), sort_keys=True)
+        products = PRODUCTS.get(self.stage, _OTHER_PRODUCTS)
+        text = json.dumps(_canonical({"products": products, "stage": self.stage, **self.spec}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from slaterl.data.trajectories import Trajectories
+from slaterl.evaluation import normalised
 from slaterl.files import whole_file
 
 ANCHORS = {
@@ -216,11 +217,7 @@ def _concentration(slates: Tensor, num_items: int) -> dict[str, Any]:
 
 
 def _score(value: float | None, anchors: Mapping[str, float | None]) -> float | None:
-    """The normalised score; None where there is none."""
-    random, expert = anchors["random"], anchors["expert"]
-    if value is None or random is None or expert is None or expert <= random:
-        return None
-    return 100 * (value - random) / (expert - random)
+    return normalised(value, anchors["random"], anchors["expert"])
 
 
 def _warnings(card: Mapping[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ def dataset_run(cfg: DictConfig, env: TopicRec) -> Run:
                 behaviour["checkpoint"] = fingerprint_of(Path(given))
             elif _learned({**behaviour, "checkpoint": None}):
                 behaviour["checkpoint"] = file_of(cfg, behaviour["policy"])
-                spec["online"] = online_run(cfg, env).digest
+        spec["online"] = online_run(cfg, env).digest  # its expert is in the card, and in every normalised score
         name = f"{settings['trajectories']}-seed{settings['seed']}"
     return Run(
         Path(cfg.paths.root), "collect", env.name, f"{cfg.dataset.name}-{name}", spec, products=("result.json", FILE)
@@ -121,6 +121,8 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run) -> None:
         "expert": expert_return(cfg, env),
     }
     described = card.describe(data, behaviours, num_items=env.num_items, anchors=reached)
+    if cfg.dataset.name == "file":
+        described["warnings"].append(f"The anchors are of {env.name}; they mean nothing if the file is from elsewhere.")
     described |= {"title": f"{cfg.dataset.name} on {env.name}", "checksum": metadata["checksum"]}
     write_json(run.path / "card.json", described)
     with whole_file(run.path / "card.md") as partial:

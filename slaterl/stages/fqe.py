@@ -103,8 +103,10 @@ def _make(
             row |= {"simulated": served.mean_return, "simulated_interval": served.interval}
         rows.append(row)
     correlation = None
-    if simulated and len(rows) > 2:
-        found = stats.spearmanr([row["estimate"] for row in rows], [row["simulated"] for row in rows]).statistic
+    # best.ckpt is often one of the others: the same policy is one point
+    points = {(row["estimate"], row["simulated"]) for row in rows}
+    if simulated and len(points) > 2:
+        found = stats.spearmanr(*zip(*points, strict=True)).statistic
         correlation = float(found) if found == found else None  # NaN where all are equal
         _draw(run.path / "fqe.png", rows, correlation)
     result = {"stage": "evaluate", "evaluation": "fqe", "env": env.name, "dataset": cfg.dataset.name, "seed": cfg.seed}

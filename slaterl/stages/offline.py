@@ -10,13 +10,14 @@ from omegaconf import DictConfig
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.offline.base import OfflineAgent
 from slaterl.build import build_env, plain, resolve_device
+from slaterl.console import note
 from slaterl.data.offline import OfflineData
-from slaterl.evaluation import MEASURES, evaluate
+from slaterl.evaluation import MEASURES, evaluate, normalised
 from slaterl.fit import Schedule
 from slaterl.fqe import Estimate, fitted_q_evaluation
 from slaterl.policies import LoadedPolicy
 from slaterl.runs import Run
-from slaterl.seeds import stream
+from slaterl.seeds import stream, stream_seed
 from slaterl.stages.collect import collect, dataset_run, expert_return, load_dataset
 from slaterl.stages.inputs import make_inputs
 from slaterl.stages.training import Plan, in_simulator, plan, show_agent, train
@@ -35,6 +36,8 @@ def offline(cfg: DictConfig) -> Run:
         if needed:
             collect(cfg)
             make_inputs(cfg, planned.agent, planned.inputs)
+            if cfg.dataset.name == "file" and protocol["validation"] == "simulator":
+                note(f"validated and tested on {env.name}; where the file is from elsewhere: offline.validation=fqe")
             _make(cfg, planned, dataset)
     show_agent(planned.run)
     return planned.run
@@ -61,31 +64,28 @@ def _make(cfg: DictConfig, planned: Plan, dataset: Run) -> None:
     found = dataset.result()
     low, high = found["random_return"], expert_return(cfg, env)
 
-    def normalised(value: float) -> float:
-        """100 is the expert, 0 are random slates."""
-        return math.nan if high is None else 100 * (value - low) / (high - low)
-
     policy = agent.policy()
     served = in_simulator(env, protocol.test_users, seed)
 
-    def estimated(learned: LatentAgent) -> Estimate:
-        settings = plain(cfg.fqe)
+    def estimated(learned: LatentAgent, name: str) -> Estimate:
+        settings = plain(cfg.fqe) | {"seed": stream_seed(seed, f"fqe of the {name}")}
         # on all of the data: the best of them, which pct_bc learns from, would make any policy look good
-        return fitted_q_evaluation(learned, recorded, num_items=env.num_items, **settings, seed=seed)
+        return fitted_q_evaluation(learned, recorded, num_items=env.num_items, **settings)
 
     def validate() -> dict[str, float]:
         if protocol.validation == "fqe":
             measures = dict.fromkeys((f"val/{name}" for name in MEASURES), math.nan)
-            estimate = estimated(agent)
+            estimate = estimated(agent, "validation")
             measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
         else:
             measures = evaluate(policy, env, protocol.val_users, seed, "validation").named("val/")
-        return {**measures, "val/normalised": normalised(measures["val/return"])}
+        score = normalised(measures["val/return"], low, high)
+        return {**measures, "val/normalised": math.nan if score is None else score}
 
     def test(best: LoadedPolicy) -> dict[str, Any]:
         if protocol.validation == "simulator":
             return served(best)
-        estimate = estimated(best.policy.agent)  # type: ignore[attr-defined]
+        estimate = estimated(best.policy.agent, "test")  # type: ignore[attr-defined]
         return {"test_users": None, "test_return": estimate.mean_return, "test_interval": estimate.interval}
 
     about: dict[str, Any] = {

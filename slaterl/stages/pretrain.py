@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
@@ -57,6 +58,9 @@ def _make(cfg: DictConfig, gems: GeMS, run: Run, data_run: Run) -> None:
     device, seed, settings = gems.center.device, cfg.ranker_seed, cfg.pretrain
     file = data_run.path / "trajectories.safetensors"
     data, metadata = trajectories.load(file, num_items=cfg.env.num_items)
+    if cfg.logged_data.source == "dataset":
+        # its behaviours lie one after the other; the first trajectories are held out, and span the action box
+        data = data[torch.randperm(len(data), generator=stream(seed, "order of the dataset"))]
     config: dict[str, Any] = {"ranker": plain(cfg.ranker), "env": plain(cfg.env)}
     learner = GeMSPretraining(gems, lr=settings.lr, generator=stream(seed, "ranker noise", device)).to(device)
     slates = SlateData(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from slaterl import checkpoints
@@ -21,7 +22,9 @@ from slaterl.errors import UserError
 from slaterl.files import fingerprint_of
 from slaterl.fqe import Estimate, fitted_q_evaluation
 from slaterl.policies import load_policy
+from slaterl.report.records import find, name_methods
 from slaterl.run import run_stage
+from slaterl.stages.collect import dataset_run
 from tests.helpers import compose_config
 
 SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.num_topics=5 env.slate_size=4 env.episode_length=7
@@ -135,6 +138,45 @@ def test_sampled_with_the_exploration_of_training(home: Path) -> None:
         make(home, "stage=collect", "dataset=replay", "dataset.behaviour.noise=0.5")
 
 
+def test_sampled_from_an_agent_that_does_not_explore(home: Path) -> None:
+    make(home, "stage=offline", "agent=td3_bc", "dataset=mixed", "dataset.hidden=true")
+    (file,) = (home / "offline").glob("*/*/best.ckpt")
+    with pytest.raises(UserError, match=r"sample=true of the behaviour medium: it has no exploration"):
+        make(home, "stage=collect", "dataset=medium", f"dataset.behaviour.checkpoint={file}")
+
+
+def test_sampled_as_much_as_the_agent_explored_in_the_end(home: Path) -> None:
+    """DQN's epsilon falls with its steps, which are the checkpoint's."""
+    decay = ["agent.epsilon_decay=0.5", "agent.epsilon_end=0"]
+    make(home, "agent=dqn", "ranker=none", *decay)
+    (file,) = (home / "online").glob("*/dqn*/last.ckpt")
+    about = f"dataset.behaviour.checkpoint={file}"
+    make(home, "stage=collect", "dataset=expert", about)
+    plainly = read(home, "expert")
+    make(home, "stage=collect", "dataset=expert", about, "dataset.behaviour.sample=true")
+    assert torch.equal(read(home, "expert").slates, plainly.slates)
+
+
+def test_scores_of_another_expert_are_another_dataset(tmp_path: Path) -> None:
+    """Also where the trajectories need none: its return, and the users of the anchors, are in the card."""
+    cfg = compose_config(*SIZES.split(), f"paths.root={tmp_path}", "stage=collect", "dataset=random")
+    env = build_env(cfg.env, torch.device("cpu"))
+    digests = set()
+    for key, value in (("seed", 3), ("dataset.run.seed", 1), ("max_steps", 40), ("dataset.run.seed", 58407201)):
+        OmegaConf.update(cfg, key, value)
+        digests.add(dataset_run(cfg, env).digest)
+    assert len(digests) == 4
+
+
+def test_a_log_is_not_compared_with_a_simulator_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = dict(slates=np.ones((28, 4)), clicks=np.zeros((28, 4)), episode_ids=np.repeat(range(4), 7))
+    np.savez(tmp_path / "log.npz", **rows, timesteps=np.tile(np.arange(7), 4))
+    make(tmp_path / "home", "stage=offline", "agent=bc", "dataset=file", f"dataset.path={tmp_path}/log.npz")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "validated and tested on focused_topdown" in told and "offline.validation=fqe" in told
+    assert "The anchors are of focused_topdown" in (dataset(tmp_path / "home", "file") / "card.md").read_text()
+
+
 def test_training_only_where_it_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset=medium.*not trained.*dataset.run.train=true"):
         make(tmp_path, "stage=collect", "dataset=medium", "dataset.run.train=false")
@@ -218,6 +260,23 @@ def test_rankers_learn_from_a_dataset(home: Path) -> None:
     assert paths == {"collect", "log_data"}
 
 
+def test_what_a_ranker_is_chosen_by_is_of_all_behaviours(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a dataset one lies after the other; the first trajectories are held out, and span the action box."""
+    given: list[Trajectories] = []
+
+    def stop(data: Trajectories, *_: Any, **__: Any) -> None:
+        given.append(data)
+        raise InterruptedError
+
+    monkeypatch.setattr("slaterl.stages.pretrain.SlateData", stop)
+    with pytest.raises(InterruptedError):
+        make(home, "stage=pretrain", "dataset=mixed", "dataset.hidden=true", "logged_data.source=dataset")
+    (data,), recorded = given, read(home, "mixed")
+    assert data.policy_id is not None and recorded.policy_id is not None
+    assert data.policy_id.sort().values.tolist() == recorded.policy_id.tolist() != data.policy_id.tolist()
+    assert len(data.policy_id[:6].unique()) > 1
+
+
 def test_learning_without_a_simulator(home: Path) -> None:
     source = ["dataset=mixed", "dataset.hidden=true"]
     make(home, "stage=offline", "agent=bc", *source, "offline.validation=fqe")
@@ -225,6 +284,10 @@ def test_learning_without_a_simulator(home: Path) -> None:
     result = json.loads(file.read_text())
     assert result["test_users"] is None and "random_return" not in result
     assert 0 <= result["test_return"] <= 28 and result["dataset"] == "mixed"
+    # the best of several estimates would be too good; the test is another one
+    assert result["test_return"] != result["val_return"]
+    (record,) = [record for record in find(None, home) if "dataset" in record.result]
+    assert name_methods([record]) == ["bc + gems_KL1.0_click0.5 + estimated by FQE"]
 
 
 def test_estimates_while_training_are_of_all_the_data(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +371,10 @@ def test_online_from_offline(home: Path) -> None:
     sizes = ["agent.q_hidden=[256,256]", "agent.pi_hidden=[256,256]"]
     with pytest.raises(UserError, match=r"best.ckpt: .* there and .* here; give the settings"):
         make(home, f"init_from={start}")
+    with pytest.raises(UserError, match=r"agent=cql is gaussian, this agent's is deterministic; agent=sac can go on"):
+        make(home, "agent=td3", f"init_from={start}", *sizes)
+    with pytest.raises(UserError, match=r"learned with ranker.unique=false"):
+        make(home, f"init_from={start}", "ranker.unique=true", *sizes)
     with pytest.raises(UserError, match="another ranker"):
         make(home, f"init_from={start}", "ranker_seed=4", *sizes)
     with pytest.raises(UserError, match=r"init_from=.*best.ckpt: .* env.boredom_threshold is 2 there, 3 here"):
