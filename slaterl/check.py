@@ -90,13 +90,16 @@ _COUNTS = {
 }
 
 
-# settings that other stages than these do not read: given there, the stage was forgotten
+# settings that no other stages than these read, and what was meant where they are given to another one
 _READERS = {
-    "dataset": {"collect", "offline", "export", "benchmark"},
-    "export": {"export"},
-    "report": {"report"},
-    "status": {"status"},
-    "evaluation": {"evaluate"},
+    "dataset": (
+        {"collect", "offline", "export", "benchmark"},
+        "stage=collect, stage=offline and stage=export do, logged_data.source=dataset and evaluation=fqe make others",
+    ),
+    "export": ({"export"}, "stage=export does"),
+    "report": ({"report"}, "stage=report does"),
+    "status": ({"status"}, "stage=status does"),
+    "evaluation": ({"evaluate"}, "stage=evaluate does; of stage=offline it is offline.validation"),
 }
 
 
@@ -122,6 +125,7 @@ def check_config(cfg: DictConfig, known: set[str], given: Iterable[str] = ()) ->
     raw = OmegaConf.to_container(cfg, resolve=False)  # resolving would fail at what refers to a misspelt key
     assert isinstance(raw, dict)
     _check_keys(raw, known)
+    _check_stage(cfg, given)
     for path in _missing(raw, ""):
         raise UserError(f"{path}: a value is needed; give {path}=...")
     try:
@@ -129,7 +133,6 @@ def check_config(cfg: DictConfig, known: set[str], given: Iterable[str] = ()) ->
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _check_values(cfg)
-    _check_stage(cfg, given)
     check_fit(cfg)
 
 
@@ -285,13 +288,15 @@ def _check_dataset_values(dataset: DictConfig) -> None:
 
 
 def _check_stage(cfg: DictConfig, given: Iterable[str]) -> None:
+    """Refuse what the stage does not read: `stage=` was forgotten, and what would start instead can take hours."""
     with_dataset = cfg.logged_data.source == "dataset" or cfg.evaluation == "fqe"
+    # a sweep over these reads the dataset in some of its jobs
+    with_dataset = with_dataset or not {"logged_data.source", "evaluation"}.isdisjoint(given)
     for key in sorted(given):
         group = key.split(".")[0]
-        readers = _READERS.get(group, {cfg.stage.name})
+        readers, meant = _READERS.get(group, ({cfg.stage.name}, ""))
         if cfg.stage.name not in readers and not (group == "dataset" and with_dataset):
-            stages = " or ".join(f"stage={name}" for name in sorted(readers))
-            raise UserError(f"{key}: stage={cfg.stage.name} does not read it; did you mean {stages}?")
+            raise UserError(f"{key}: stage={cfg.stage.name} does not read it; {meant}")
 
 
 def _choice(cfg: DictConfig, key: str, *choices: str) -> None:
@@ -319,6 +324,9 @@ def check_fit(cfg: DictConfig) -> None:
         return  # the ranker beside a heuristic is that of the defaults
     if cfg.stage.name not in ("online", "offline", "benchmark"):
         return
+    if cfg.env.episode_length < target.MIN_TURNS:
+        few = f"env.episode_length={cfg.env.episode_length}"
+        raise UserError(f"{few}: agent={agent} learns from what follows a turn; expected at least {target.MIN_TURNS}")
     if "ranker" in takes and "_target_" not in cfg.ranker:
         raise UserError(
             f"agent={agent} acts through a ranker; use ranker=gems, top_k or k_head_argmax instead of ranker={ranker}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from torch import Tensor
 
 from slaterl import checkpoints
@@ -39,7 +40,7 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu", env: Topic
     """Read an agent's checkpoint; it needs no other file.
 
     Args:
-        env: where the policy acts, if not where it learned; some agents know the simulator that they act in.
+        env: where the policy acts, if not where it learned; SlateQ knows the simulator that it acts in.
 
     Raises:
         UserError: missing, damaged, or not an agent's checkpoint.
@@ -54,7 +55,8 @@ def policy_of(
     config: dict[str, Any] = dict(state["config"])
     catalogue: Tensor = config.pop("catalogue")  # of the simulator, wherever it came from
     own = build_env(config["env"], torch.device(device), item_embeddings=catalogue)
-    agent = build_agent(config, env or own, seed=0)
+    knows = get_object(config["agent"]["_target_"]).SEES_SIMULATOR
+    agent = build_agent(config, env if knows and env is not None else own, seed=0)
     agent.load_state_dict(state["learner"]["module"])
     agent.step = state["learner"]["step"]  # how much DQN explores
     return LoadedPolicy(agent.policy(), own, config, state["learner"]["step"])
@@ -83,14 +85,13 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
     networks = {key for key in own if not key.startswith("ranker.")}
     if not any(key.startswith("actor.") for key in networks & set(given)):
         raise UserError(f"init_from={source}: agent={name} has no policy that this agent could go on from")
-    reads = [where["actor.0.weight"].shape[1] for where in (given, own) if "actor.0.weight" in where]
-    if isinstance(agent, LatentAgent) and reads[:1] == reads[1:]:
-        there, here = (_kind(where, agent.ranker.action_dim) for where in (given, own))
-        if there != here and "" not in (there, here):
-            fitting = "td3" if there == "deterministic" else "sac"
+    if isinstance(agent, LatentAgent) and _shape(given, "ranker.center") == _shape(own, "ranker.center"):
+        there, here = (_gives(where, agent.ranker.action_dim) for where in (given, own))
+        if there != here and _shape(given, "actor.0.weight")[1:] == _shape(own, "actor.0.weight")[1:]:
+            fitting = "td3" if there == "actions" else "sac"
             raise UserError(
-                f"init_from={source}: the policy of agent={name} is {there}, this agent's is {here}; agent={fitting} "
-                "can go on from it"
+                f"init_from={source}: the policy of agent={name} gives {there}, this agent's gives {here}; "
+                f"agent={fitting} can go on from it"
             )
     shared = {part for part in _parts(networks) if part in _parts(given)}
     for key in sorted(key for key in networks | set(given) if key.split(".")[0] in shared):
@@ -109,15 +110,19 @@ def check_same_ranker(agent: Agent, state: dict[str, Any], source: str) -> None:
     for key, value in agent.state_dict().items():
         if key.startswith("ranker.") and not (key in given and torch.equal(given[key].to(value.device), value)):
             raise UserError(f"init_from={source}: it learned to act through another ranker; give its settings and seed")
-    unique = state["config"]["ranker"].get("unique")
-    if isinstance(agent, LatentAgent) and agent.ranker.unique != unique:
+    unique = state["config"]["ranker"].get("unique")  # wolpertinger has a ranker of its own
+    if unique is not None and isinstance(agent, LatentAgent) and agent.ranker.unique != unique:
         raise UserError(f"init_from={source}: it learned with ranker.unique={str(unique).lower()}; give the same")
 
 
-def _kind(state: Mapping[str, Tensor], action_dim: int) -> str:
-    """Of the policy in a state dict: what its outputs are, or "" where that cannot be told."""
+def _shape(state: Mapping[str, Tensor], key: str) -> list[int]:
+    return list(state[key].shape) if key in state else []
+
+
+def _gives(state: Mapping[str, Tensor], action_dim: int) -> str:
+    """What the policy in a state dict gives."""
     outputs = len([value for key, value in state.items() if key.startswith("actor.")][-1])
-    return {action_dim: "deterministic", 2 * action_dim: "gaussian"}.get(outputs, "")
+    return "actions" if outputs == action_dim else "means and deviations"
 
 
 def _parts(keys: Iterable[str]) -> set[str]:

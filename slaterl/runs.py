@@ -31,7 +31,7 @@ WAIT_POLL_SECONDS = (
 )
 # Part of every digest, by stage: raised when a change of the code makes products of old configurations stale, and with
 # them all that is made from them.
-PRODUCTS = {"collect": 3}
+PRODUCTS = {"collect": 3, "evaluate": 3}
 _OTHER_PRODUCTS = 2
 _PACKAGES = ("slaterl", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "safetensors")
 

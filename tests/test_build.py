@@ -226,7 +226,8 @@ def test_limits_that_are_allowed(values: dict[str, Any]) -> None:
     ("overrides", "given", "stage"),
     [
         ((), "dataset", "offline"),
-        (("stage=evaluate", "checkpoint=x"), "dataset.path", "collect"),
+        (("stage=evaluate", "checkpoint=x"), "dataset.run.seed", "offline"),
+        (("dataset=file",), "dataset.path", "collect"),
         ((), "report.runs", "report"),
         (("stage=collect",), "status.sweep", "status"),
         (("stage=offline", "agent=bc"), "export.minari", "export"),
@@ -235,13 +236,26 @@ def test_limits_that_are_allowed(values: dict[str, Any]) -> None:
 )
 def test_settings_of_another_stage(overrides: tuple[str, ...], given: str, stage: str) -> None:
     """The stage was forgotten; what would start instead can take hours."""
-    with pytest.raises(UserError, match=rf"{given}: stage=\w+ does not read it; did you mean .*stage={stage}"):
+    with pytest.raises(UserError, match=rf"{given}: stage=\w+ does not read it; .*stage={stage}"):
         check_config(config(*overrides), top_level_keys(), {"seed", given})
 
 
-@pytest.mark.parametrize("more", [("stage=collect",), ("stage=pretrain", "logged_data.source=dataset")])
-def test_settings_that_the_stage_reads(more: tuple[str, ...]) -> None:
-    check_config(config(*more), top_level_keys(), {"dataset", "dataset.run.seed", "seed"})
+@pytest.mark.parametrize(
+    ("more", "given"),
+    [
+        (("stage=collect",), "seed"),
+        (("stage=pretrain", "logged_data.source=dataset"), "seed"),
+        ((), "logged_data.source"),  # one job of a sweep over it
+    ],
+)
+def test_settings_that_the_stage_reads(more: tuple[str, ...], given: str) -> None:
+    check_config(config(*more), top_level_keys(), {"dataset", "dataset.run.seed", given})
+
+
+@pytest.mark.parametrize("agent", ["cql", "edac"])
+def test_episodes_of_one_turn(agent: str) -> None:
+    text = refused(config(f"agent={agent}", "stage=offline", env__episode_length=1))
+    assert text.startswith(f"env.episode_length=1: agent={agent} learns from what follows a turn; expected at least 2")
 
 
 def test_what_an_agent_fixes_is_no_setting() -> None:

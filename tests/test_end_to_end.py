@@ -184,7 +184,12 @@ def test_mistakes_start_nothing(
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("agent.gama=0.9", "gama"), ("env=moon", "moon"), ("device=gpu", "error: device=gpu: expected auto, cpu or cuda")],
+    [
+        ("agent.gama=0.9", "gama"),
+        ("report.users=7", "error: report.users: stage=online does not read it"),
+        ("env=moon", "moon"),
+        ("device=gpu", "error: device=gpu: expected auto, cpu or cuda"),
+    ],
 )
 def test_mistakes_end_in_one_message(argument: str, message: str, tmp_path: Path) -> None:
     done = run(tmp_path / "home", "scale=smoke", argument)

@@ -25,12 +25,14 @@ class Agent(Learner):
     Attributes:
         ON_POLICY: whether an update takes the newest trajectories, each once, instead of the replay buffer's.
         SEES_SIMULATOR: whether the agent itself, beside its belief, knows the simulator's hidden state.
+        MIN_TURNS: of an episode that it can learn from.
         acting_belief: the belief that the policy reads.
     """
 
     VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in MEASURES)
     ON_POLICY: ClassVar[bool] = False
     SEES_SIMULATOR: ClassVar[bool] = False
+    MIN_TURNS: ClassVar[int] = 1
 
     @property
     def acting_belief(self) -> Belief | JoinedBeliefs:

@@ -39,7 +39,7 @@ PUBLISHED = {
     "online sac": 1 / 0.279,
     "validation": 200 / 14,
 }
-PUBLISHED_SIZES = {"num_items": 1000, "episode_length": 100, "batch_size": 20}
+PUBLISHED_SIZES = {"num_items": 1000, "slate_size": 10, "episode_length": 100, "batch_size": 20}
 UPDATES = 10  # in one measurement
 
 
@@ -57,7 +57,12 @@ def benchmark(cfg: DictConfig) -> Run:
     with run.making(cfg, inputs={}):
         note(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads")
         sizes = {name: cfg[name] for name in ("num_envs", "batch_size", "capacity", "max_steps", "random_steps")}
-        sizes |= {"num_items": env.num_items, "episode_length": env.episode_length, "agent": cfg.agent.name}
+        sizes |= {
+            "num_items": env.num_items,
+            "slate_size": env.slate_size,
+            "episode_length": env.episode_length,
+            "agent": cfg.agent.name,
+        }
         result = {"stage": "benchmark", "env": env.name, **machine, **sizes, **_measure(cfg, env, agent)}
         write_json(run.path / "result.json", result)
     _show(result)
@@ -160,7 +165,9 @@ def _show(result: dict[str, Any]) -> None:
     for label, (key, speed) in speeds.items():
         if speed is not None:
             published = PUBLISHED.get(key) if comparable else None
-            compared = [f"{published:,.1f}", f"{speed / published:,.2g} x"] if published else ["", ""]
+            ratio = speed / published if published else 0.0
+            times = f"{ratio:,.0f} x" if ratio >= 10 else f"{ratio:.2g} x"
+            compared = [f"{published:,.1f}", times] if published else ["", ""]
             rows.append([label, f"{speed:,.1f}", *compared])
     table("speed", ["", "here", "published code, 2 cores", ""], rows)
     stages = ("log_data", "pretrain", "online", "offline")

@@ -92,6 +92,11 @@ def load_dataset(run: Run, env: TopicRec) -> tuple[Trajectories, dict[str, Any]]
     return trajectories.load(run.path / FILE, num_items=env.num_items)
 
 
+def is_foreign(cfg: DictConfig) -> bool:
+    """Whether the dataset is a file of another layout, which need not say what simulator it is of, if any."""
+    return cfg.dataset.name == "file" and not cfg.dataset.path.endswith(".safetensors")
+
+
 def expert_return(cfg: DictConfig, env: TopicRec) -> float | None:
     """Test return of the agent that expert data are made with; None while it is not trained, or not known."""
     if cfg.dataset.name == "file":
@@ -121,7 +126,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run) -> None:
         "expert": expert_return(cfg, env),
     }
     described = card.describe(data, behaviours, num_items=env.num_items, anchors=reached)
-    if cfg.dataset.name == "file":
+    if is_foreign(cfg):
         described["warnings"].append(f"The anchors are of {env.name}; they mean nothing if the file is from elsewhere.")
     described |= {"title": f"{cfg.dataset.name} on {env.name}", "checksum": metadata["checksum"]}
     write_json(run.path / "card.json", described)
@@ -218,7 +223,7 @@ def _shares(total: int, shares: list[float]) -> list[int]:
 def _imported(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, list[dict[str, Any]]]:
     """A file of slaterl, or of another layout, and what is to be said of its behaviours."""
     source = cfg.dataset.path
-    if not source.endswith(".safetensors"):
+    if is_foreign(cfg):
         data, about = foreign.read(
             source,
             num_items=env.num_items,

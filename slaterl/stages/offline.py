@@ -18,7 +18,7 @@ from slaterl.fqe import Estimate, fitted_q_evaluation
 from slaterl.policies import LoadedPolicy
 from slaterl.runs import Run
 from slaterl.seeds import stream, stream_seed
-from slaterl.stages.collect import collect, dataset_run, expert_return, load_dataset
+from slaterl.stages.collect import collect, dataset_run, expert_return, is_foreign, load_dataset
 from slaterl.stages.inputs import make_inputs
 from slaterl.stages.training import Plan, in_simulator, plan, show_agent, train
 
@@ -36,7 +36,7 @@ def offline(cfg: DictConfig) -> Run:
         if needed:
             collect(cfg)
             make_inputs(cfg, planned.agent, planned.inputs)
-            if cfg.dataset.name == "file" and protocol["validation"] == "simulator":
+            if is_foreign(cfg) and protocol["validation"] == "simulator":
                 note(f"validated and tested on {env.name}; where the file is from elsewhere: offline.validation=fqe")
             _make(cfg, planned, dataset)
     show_agent(planned.run)

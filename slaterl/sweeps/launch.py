@@ -28,7 +28,7 @@ def sweep_folder(launcher: Any) -> Path:
 def refuse(launcher: Any, error: UserError) -> NoReturn:
     """End the command before there is a job; a folder without any would be taken for the newest sweep."""
     folder = sweep_folder(launcher)
-    if [file.name for file in folder.iterdir()] == ["multirun.yaml"]:
+    if folder.is_dir() and [file.name for file in folder.iterdir()] == ["multirun.yaml"]:
         shutil.rmtree(folder)
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

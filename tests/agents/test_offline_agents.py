@@ -28,7 +28,6 @@ from slaterl.beliefs.base import states_of
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import Observation
-from slaterl.errors import UserError
 from slaterl.fqe import policy_actions
 from slaterl.rollout import rollout
 from slaterl.seeds import seeded_weights, stream
@@ -415,13 +414,6 @@ def test_weights_reach_their_bound_and_do_not_only(kind: type[OfflineAgent]) -> 
     assert 0 < (expected.weight == 100).mean() < 1
 
 
-@pytest.mark.parametrize("kind", [CQL, EDAC])
-def test_episodes_of_one_turn_are_refused(kind: type[OfflineAgent]) -> None:
-    agent = tiny(kind)
-    with pytest.raises(UserError, match=r"env.episode_length=1"):
-        agent.update(agent.prepare(tiny_trajectories(BATCH, turns=1)))
-
-
 def test_cql_learns_its_weight_where_there_is_a_threshold() -> None:
     agent, batch = tiny(CQL, threshold=1.5), tiny_trajectories(BATCH)
     expected = OfCQL(agent, batch)
@@ -463,7 +455,8 @@ def test_actions_say_nothing_of_clicks() -> None:
 def test_estimates_write_a_policys_actions_as_the_datas() -> None:
     agent, env = tiny(BC), tiny_env()
     data = rollout(agent.policy(), env, 6, generator=torch.Generator().manual_seed(3), deterministic=True)
-    assert torch.equal(policy_actions(agent, data), with_actions(data, agent.ranker).actions)
+    # not to the bit: one turn of all users at a time, or all turns
+    torch.testing.assert_close(policy_actions(agent, data), with_actions(data, agent.ranker).actions)
 
 
 def test_top_fraction_is_the_trajectories_of_the_largest_returns() -> None:

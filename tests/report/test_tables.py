@@ -210,10 +210,11 @@ def test_no_score_where_the_expert_is_not_above_random_slates(expert: float, tmp
 
 
 def test_estimates_have_no_test_users(tmp_path: Path) -> None:
-    made.finished(made.config_of(tmp_path, *DQN, seed=1), 40.0, (5.0,))
-    estimated = {"dataset": "medium", "test_users": None}
-    made.finished(made.config_of(tmp_path, *DQN, seed=2), 40.0, (5.0,), **estimated)
-    assert not any("test users" in warning for warning in tables.warnings(tables.results(find(None, tmp_path))))
+    for seed, users in enumerate((None, 20, 30)):
+        about = {"dataset": "medium", "test_users": users}
+        made.finished(made.config_of(tmp_path, *DQN, seed=seed), 40.0, (5.0,), **about)
+    (warning,) = (text for text in tables.warnings(tables.results(find(None, tmp_path))) if "test users" in text)
+    assert warning.endswith("different numbers of test users: 20, 30.")
 
 
 def test_pictures_tell_catalogues_apart_where_there_are_several() -> None:

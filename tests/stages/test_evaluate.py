@@ -69,3 +69,16 @@ def test_agent_that_knows_the_simulator_knows_the_one_it_acts_in(tmp_path: Path)
     changed = build_env({**plain(cfg.env), "diversity_penalty": 3.0}, torch.device("cpu"))
     assert load_policy(file, env=changed).policy.agent.env is changed  # type: ignore[attr-defined]
     assert load_policy(file).policy.agent.env.diversity_penalty == 1  # type: ignore[attr-defined]
+
+
+def test_agent_acts_elsewhere_as_it_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compares items by what it knew of them, whatever they are like where it is taken (force=true)."""
+    home = f"paths.root={tmp_path}"
+    sizes = [entry for entry in SMALL if not entry.startswith(("stage", "agent"))]
+    run_stage(compose_config(*sizes, "agent=sac", "ranker=top_k", "item_embeddings=ideal", home))
+    (file,) = tmp_path.glob("online/*/*/best.ckpt")
+    monkeypatch.setattr("slaterl.stages.evaluate.given_keys", lambda: {"env.num_topics", "env.topic_size"})
+    elsewhere = ["env.num_items=60", "env.num_topics=4", "env.topic_size=3", "env.slate_size=4", "env.episode_length=7"]
+    run_stage(compose_config("stage=evaluate", f"checkpoint={file}", "force=true", "device=cpu", *elsewhere, home))
+    (result,) = (read_json(path) for path in tmp_path.glob("evaluate/*/*/result.json"))
+    assert 0 <= result["test_return"] <= 28

@@ -371,7 +371,7 @@ def test_online_from_offline(home: Path) -> None:
     sizes = ["agent.q_hidden=[256,256]", "agent.pi_hidden=[256,256]"]
     with pytest.raises(UserError, match=r"best.ckpt: .* there and .* here; give the settings"):
         make(home, f"init_from={start}")
-    with pytest.raises(UserError, match=r"agent=cql is gaussian, this agent's is deterministic; agent=sac can go on"):
+    with pytest.raises(UserError, match=r"agent=cql gives means and deviations, this agent's gives actions; agent=sac"):
         make(home, "agent=td3", f"init_from={start}", *sizes)
     with pytest.raises(UserError, match=r"learned with ranker.unique=false"):
         make(home, f"init_from={start}", "ranker.unique=true", *sizes)

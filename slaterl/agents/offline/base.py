@@ -297,7 +297,5 @@ def some_turns(turns: Turns, count: int, generator: torch.Generator) -> tuple[Tu
     without bias. The last turn is never one of them: it has no s'.
     """
     last = turns.reward.shape[1] - 1
-    if last < 1:
-        raise UserError("env.episode_length=1: this agent learns from what follows a turn; expected at least 2")
     chosen = torch.randperm(last, generator=generator, device=generator.device)[:count]
     return Turns(*(column[:, chosen] for column in turns)), chosen

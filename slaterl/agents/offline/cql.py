@@ -6,7 +6,7 @@ Kumar et al., "Conservative Q-Learning for Offline Reinforcement Learning", arXi
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class CQL(EntropyActor):
             penalised.
         others: see EntropyActor.
     """
+
+    MIN_TURNS: ClassVar = 2
 
     def __init__(
         self, *, conservatism: float, threshold: float | None, actions: int, turns: int, **common: Any

@@ -5,7 +5,7 @@ An et al., "Uncertainty-Based Offline Reinforcement Learning with Diversified Q-
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class EDAC(SACN):
         turns: of the episode, drawn anew with every update, in whose states they are taken.
         others: see EntropyActor.
     """
+
+    MIN_TURNS: ClassVar = 2
 
     def __init__(self, *, eta: float, turns: int, **common: Any) -> None:
         check_range(0, float("inf"), **{"agent.eta": eta})
