@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def launch(home: Path, sweep: Path, *arguments: str, env: dict[str, str]) -> sub
     return subprocess.Popen(command, env=environment, cwd=home.parent, **pipes)
 
 
-def until(happened: Callable[[], bool], launcher: subprocess.Popen[str], seconds: float = 180) -> None:
+def until(happened: Callable[[], object], launcher: subprocess.Popen[str], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert launcher.poll() is None, launcher.communicate()
@@ -51,38 +52,64 @@ def until(happened: Callable[[], bool], launcher: subprocess.Popen[str], seconds
         time.sleep(0.1)
 
 
-def freeze_in_training(sweep: Path, launcher: subprocess.Popen[str]) -> list[Job]:
+@dataclass(frozen=True)
+class Frozen:
+    """A job whose process is stopped, and when it had saved its agent last, in ns: 0 for not at all."""
+
+    job: Job
+    saved: int
+
+    @property
+    def number(self) -> int:
+        return self.job.number
+
+    @property
+    def pid(self) -> int:
+        return self.job.record["pid"]
+
+
+def saved(job: Job) -> int:
+    file = Path(job.record["run"]) / "last.ckpt"
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
+def freeze(job: Job) -> Frozen:
+    pid = job.record["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+    return Frozen(job, saved(job))
+
+
+def freeze_in_training(sweep: Path, launcher: subprocess.Popen[str]) -> list[Frozen]:
     """Stop the process of every job when it trains its agent, so that whatever follows finds it there."""
-    frozen: dict[int, Job] = {}
+    frozen: dict[int, Frozen] = {}
 
     def all_frozen() -> bool:
         for job in jobs(sweep):
             assert job.state in ("waiting", "running"), job
             training = job.record.get("title", "").startswith("sac") and job.record["done"] > 0
             if training and job.number not in frozen:
-                os.kill(job.record["pid"], signal.SIGSTOP)
-                frozen[job.number] = job
+                frozen[job.number] = freeze(job)
         return len(frozen) == 4
 
     until(all_frozen, launcher)
     return [frozen[number] for number in sorted(frozen)]
 
 
-def alive(job: Job) -> bool:
-    return Path(f"/proc/{job.record['pid']}").exists()
+def freeze_after_saving(signalled: list[Frozen], launcher: subprocess.Popen[str]) -> Frozen:
+    """Stop the job of these that SLURM woke up, that saved on SIGTERM and went on: SLURM must find it when it kills."""
+
+    def woken() -> list[Job]:
+        return [frozen.job for frozen in signalled if saved(frozen.job) != frozen.saved]
+
+    until(woken, launcher)
+    (job,) = woken()
+    return freeze(job)
 
 
-def saved(job: Job) -> bool:
-    """Whether the job saved a checkpoint since it was last frozen: there is none of its agent before."""
-    return (Path(job.record["run"]) / "last.ckpt").is_file()
-
-
-def freeze_after_saving(signalled: list[Job], launcher: subprocess.Popen[str]) -> Job:
-    """Stop the job of these that saved on SIGTERM and went on: it must not be done before SLURM ends it."""
-    until(lambda: any(saved(job) for job in signalled), launcher)
-    (job,) = (job for job in signalled if saved(job))
-    os.kill(job.record["pid"], signal.SIGSTOP)
-    return job
+def alive(frozen: Frozen) -> bool:
+    return Path(f"/proc/{frozen.pid}").exists()
 
 
 def in_queue(cluster: Cluster) -> dict[str, tuple[str, datetime]]:
@@ -103,7 +130,7 @@ def test_disturbed_sweep_equals_undisturbed_one(cluster: Cluster, tmp_path: Path
         assert cluster.call("sbatch", "-p", "high", "-c1", "--mem=10", "-o/dev/null", "--wrap=true").returncode == 0
         preempted = freeze_after_saving(frozen, launcher)
         until(lambda: not alive(preempted), launcher)
-        requeued, timed_out, killed = (job for job in frozen if job is not preempted)
+        requeued, timed_out, killed = (job for job in frozen if job.number != preempted.number)
 
         # the same signals, KillWait for the grace
         assert cluster.call("scontrol", "requeue", f"{array}_{requeued.number}").returncode == 0
@@ -115,7 +142,10 @@ def test_disturbed_sweep_equals_undisturbed_one(cluster: Cluster, tmp_path: Path
         job = f"JobId={array}_{timed_out.number}"
         assert cluster.call("scontrol", "update", job, f"TimeLimit={limit}").returncode == 0
 
-        os.kill(killed.record["pid"], signal.SIGKILL)
+        os.kill(killed.pid, signal.SIGKILL)
+        until(lambda: not alive(timed_out), launcher)
+        # it has had its interruption: on a slow machine it would hardly get on with so short a limit
+        assert cluster.call("scontrol", "update", job, "TimeLimit=10").returncode == 0
         stdout, stderr = launcher.communicate(timeout=400)
     finally:
         launcher.kill()
