@@ -15,7 +15,7 @@ from pathlib import Path
 from slaterl.sweeps.records import Job, jobs
 from tests.test_end_to_end import results, rows
 
-JOBS = ["scale=smoke", "device=cpu", "threads=1", "max_steps=240", "val_every_n_steps=100"]
+JOBS = ["scale=smoke", "device=cpu", "threads=1", "max_steps=600", "val_every_n_steps=200"]
 LOCAL = ["hydra/launcher=local_gpus", "hydra.launcher.gpus=0", "hydra.launcher.cpu_slots=2"]
 
 
