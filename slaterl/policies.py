@@ -36,22 +36,23 @@ class LoadedPolicy:
     step: int
 
 
-def load_policy(path: str | Path, device: torch.device | str = "cpu", env: TopicRec | None = None) -> LoadedPolicy:
+def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedPolicy:
     """Read an agent's checkpoint; it needs no other file.
-
-    Args:
-        env: where the policy acts, if not where it learned; SlateQ knows the simulator that it acts in.
 
     Raises:
         UserError: missing, damaged, or not an agent's checkpoint.
     """
-    return policy_of(checkpoints.load(Path(path), "agent"), device, env)
+    return policy_of(checkpoints.load(Path(path), "agent"), device)
 
 
 def policy_of(
     state: Mapping[str, Any], device: torch.device | str = "cpu", env: TopicRec | None = None
 ) -> LoadedPolicy:
-    """The policy in what was read of an agent's checkpoint."""
+    """The policy in what was read of an agent's checkpoint.
+
+    Args:
+        env: where the policy acts, if not where it learned; SlateQ knows the simulator that it acts in.
+    """
     config: dict[str, Any] = dict(state["config"])
     catalogue: Tensor = config.pop("catalogue")  # of the simulator, wherever it came from
     own = build_env(config["env"], torch.device(device), item_embeddings=catalogue)

@@ -26,6 +26,7 @@ class Agent(Learner):
         ON_POLICY: whether an update takes the newest trajectories, each once, instead of the replay buffer's.
         SEES_SIMULATOR: whether the agent itself, beside its belief, knows the simulator's hidden state.
         MIN_TURNS: of an episode that it can learn from.
+        explores: whether acting with a generator differs from acting without one.
         acting_belief: the belief that the policy reads.
     """
 
@@ -33,6 +34,7 @@ class Agent(Learner):
     ON_POLICY: ClassVar[bool] = False
     SEES_SIMULATOR: ClassVar[bool] = False
     MIN_TURNS: ClassVar[int] = 1
+    explores: bool = True
 
     @property
     def acting_belief(self) -> Belief | JoinedBeliefs:
@@ -47,11 +49,6 @@ class Agent(Learner):
     ) -> Decision:
         """What is shown to B users with belief states [B, state]; without a generator no exploration."""
         raise NotImplementedError
-
-    @property
-    def explores(self) -> bool:
-        """Whether acting with a generator differs from acting without one."""
-        return True
 
     def policy(self, generator: torch.Generator | None = None) -> BeliefPolicy:
         """The agent as something that acts; `generator` is its exploration's, None where it never explores."""

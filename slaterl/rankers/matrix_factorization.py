@@ -5,14 +5,13 @@ Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, logsigmoid
 
+from slaterl.data.epochs import Epochs
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.learner import Learner
@@ -77,52 +76,25 @@ class MatrixFactorization(Learner):
         return {name: value.item() for name, value in zip(self.VAL_TERMS, losses, strict=True)}
 
 
-class ClickData(L.LightningDataModule):
-    """Shuffled batches of the clicks in logged trajectories; frame 0, which nobody chose, is left out.
-
-    The order of an epoch depends on the seed and the epoch's number alone, so the step tells where one is.
+class ClickData(Epochs):
+    """The clicks in logged trajectories; frame 0, which nobody chose, is left out.
 
     Args:
         holdout: share of the clicks that are kept for validation.
+        others: see Epochs.
     """
 
-    def __init__(
-        self, data: Trajectories, learner: Learner, *, batch_size: int, epochs: int, holdout: float, seed: int
-    ) -> None:
-        super().__init__()
+    UNIT: ClassVar = "clicks"
+
+    def __init__(self, data: Trajectories, learner: Learner, *, holdout: float, seed: int, **others: int) -> None:
         user, turn, slot = data.clicks[:, 1:].nonzero(as_tuple=True)
         everything = Clicks(user, data.slates[user, turn + 1, slot].long())
         order = torch.randperm(len(user), generator=stream(seed, "held-out clicks")).to(user.device)
         held = round(len(user) * holdout)
         if not 0 < held < len(user):
             raise UserError(f"item_embeddings.holdout={holdout}: of {len(user)} logged clicks that holds out {held}")
+        super().__init__(learner, len(user) - held, seed=seed, **others)
         self.held_out, self.training = (Clicks(*(c[part] for c in everything)) for part in (order[:held], order[held:]))
-        self.learner, self.batch_size, self.seed = learner, batch_size, seed
-        self.size = len(self.training.users)
-        self.steps_per_epoch = -(-self.size // batch_size)
-        self.max_steps = epochs * self.steps_per_epoch
-        self.measures: Mapping[str, float] = {}
 
-    @property
-    def counters(self) -> Mapping[str, int]:
-        epoch, step = divmod(self.learner.step, self.steps_per_epoch)
-        return {"epoch": epoch, "clicks": epoch * self.size + step * self.batch_size}  # an epoch's last batch is small
-
-    def train_dataloader(self) -> ClickData:
-        return self
-
-    def __len__(self) -> int:
-        return self.max_steps - self.learner.step
-
-    def __iter__(self) -> Iterator[Clicks]:
-        while self.learner.step < self.max_steps:
-            epoch, first = divmod(self.learner.step, self.steps_per_epoch)
-            order = torch.randperm(self.size, generator=stream(self.seed, f"clicks of epoch {epoch}"))
-            for index in order.to(self.training.users.device).split(self.batch_size)[first:]:
-                yield Clicks(*(column[index] for column in self.training))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+    def take(self, index: Tensor) -> Clicks:
+        return Clicks(*(column[index] for column in self.training))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
 
-import lightning as L
 import torch
 from torch import Tensor
 
+from slaterl.data.epochs import Epochs
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.learner import Learner
 from slaterl.rankers.gems import GeMS, GeMSLosses
-from slaterl.seeds import stream
 
 
 class Slates(NamedTuple):
@@ -55,66 +54,35 @@ class GeMSPretraining(Learner):
         return dict(zip(self.VAL_TERMS, (sums / count).tolist(), strict=True))
 
 
-class SlateData(L.LightningDataModule):
-    """Shuffled batches of slates straight from trajectories; frame 0, which nobody chose, is left out.
-
-    The order of an epoch depends on the seed and the epoch's number alone, so the step tells where one is.
+class SlateData(Epochs):
+    """Slates straight from trajectories; frame 0, which nobody chose, is left out.
 
     Args:
         data: on the learner's device.
         holdout: share of the trajectories, the first ones, kept for validation.
+        others: see Epochs.
     """
 
-    def __init__(
-        self, data: Trajectories, learner: Learner, *, batch_size: int, epochs: int, holdout: float, seed: int
-    ) -> None:
-        super().__init__()
+    UNIT: ClassVar = "slates"
+
+    def __init__(self, data: Trajectories, learner: Learner, *, holdout: float, **others: int) -> None:
         held = max(1, round(len(data) * holdout))
         if held >= len(data):
             raise UserError(f"logged_data.trajectories={len(data)}: too few to hold out {held} for validation")
-        self.held_out, self.training = data[:held], data[held:]
-        self.horizon = data.slates.shape[1] - 1
-        self.learner, self.batch_size, self.seed = learner, batch_size, seed
-        self.size = len(self.training) * self.horizon
-        self.steps_per_epoch = -(-self.size // batch_size)
-        self.max_steps = epochs * self.steps_per_epoch
+        horizon = data.slates.shape[1] - 1
+        super().__init__(learner, (len(data) - held) * horizon, **others)
+        self.held_out, self.training, self.horizon = data[:held], data[held:], horizon
 
-    @property
-    def counters(self) -> Mapping[str, int]:
-        epoch, step = divmod(self.learner.step, self.steps_per_epoch)
-        return {"epoch": epoch, "slates": epoch * self.size + step * self.batch_size}  # an epoch's last batch is small
-
-    @property
-    def measures(self) -> Mapping[str, float]:
-        return {}
-
-    def _take(self, data: Trajectories, index: Tensor) -> Slates:
-        """Slates by their flat number, trajectory after trajectory."""
-        trajectory, turn = index // self.horizon, index % self.horizon + 1
-        return Slates(data.slates[trajectory, turn], data.clicks[trajectory, turn])
+    def take(self, index: Tensor) -> Slates:
+        return self._slates(self.training, index)
 
     def held_out_batches(self) -> Iterator[Slates]:
         """All held-out slates in order."""
         size = len(self.held_out) * self.horizon
         for index in torch.arange(size, device=self.held_out.slates.device).split(2048):
-            yield self._take(self.held_out, index)
+            yield self._slates(self.held_out, index)
 
-    def train_dataloader(self) -> SlateData:
-        return self
-
-    def __len__(self) -> int:
-        return self.max_steps - self.learner.step
-
-    def __iter__(self) -> Iterator[Slates]:
-        while self.learner.step < self.max_steps:
-            epoch, first = divmod(self.learner.step, self.steps_per_epoch)
-            order = torch.randperm(self.size, generator=stream(self.seed, f"slates of epoch {epoch}"))
-            order = order.to(self.training.slates.device)
-            for index in order.split(self.batch_size)[first:]:
-                yield self._take(self.training, index)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+    def _slates(self, data: Trajectories, index: Tensor) -> Slates:
+        """By their flat number, trajectory after trajectory."""
+        trajectory, turn = index // self.horizon, index % self.horizon + 1
+        return Slates(data.slates[trajectory, turn], data.clicks[trajectory, turn])

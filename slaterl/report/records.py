@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from slaterl.errors import UserError
 from slaterl.runs import read_json
 from slaterl.sweeps.records import Job, held, jobs
@@ -148,12 +146,6 @@ def name_tasks(records: Sequence[Record]) -> list[str]:
         differing = sorted(key for key in own if any(other.get(key, own[key]) != own[key] for other in alike))
         names.append(", ".join([name, *(f"{key}={own[key]}" for key in differing)]))
     return names
-
-
-def by_catalogue(frame: pd.DataFrame) -> pd.Series:
-    """The column env with the item embeddings of the column catalogue, where those of one env differ."""
-    several = frame.groupby("env")["catalogue"].transform("nunique") > 1
-    return frame["env"].where(~several, frame["env"] + ", items " + frame["catalogue"])
 
 
 def _task(record: Record) -> dict[str, Any]:

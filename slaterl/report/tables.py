@@ -14,8 +14,6 @@ from slaterl.evaluation import normalised
 from slaterl.report.records import Record, name_methods, name_tasks
 from slaterl.report.statistics import summarise, welch_holm
 
-ANCHORS = ("random", "expert")  # of the normalised score
-
 
 def results(records: Sequence[Record]) -> pd.DataFrame:
     """One row for each finished run: env, method, seed, test, best, last, score, steps, catalogue (of items), path.
@@ -25,23 +23,30 @@ def results(records: Sequence[Record]) -> pd.DataFrame:
     finished = [record for record in records if record.result]
     rows = []
     for record, method, task in zip(finished, name_methods(finished), name_tasks(finished), strict=True):
+        result = record.result
         curve = metrics.curve(record.path / "metrics.csv", "val/return")[1] if record.steps else []
         rows.append(
             {
                 "env": task,
                 "method": method,
                 "seed": record.seed,
-                "test": record.result["test_return"],
-                "best": record.result.get("val_return"),
+                "test": result["test_return"],
+                "best": result.get("val_return"),
                 "last": curve[-1] if curve else None,
-                "score": normalised(record.result["test_return"], *(record.result.get(f"{a}_return") for a in ANCHORS)),
+                "score": normalised(result["test_return"], result.get("random_return"), result.get("expert_return")),
                 "steps": record.steps,
-                "catalogue": record.result["item_embeddings"],
-                "test_users": record.result["test_users"],
+                "catalogue": result["item_embeddings"],
+                "test_users": result["test_users"],
                 "path": record.path,
             }
         )
     return pd.DataFrame(rows)
+
+
+def by_catalogue(env: pd.Series, catalogue: pd.Series) -> pd.Series:
+    """Environments with their item embeddings, where those of one differ."""
+    several = catalogue.groupby(env).transform("nunique") > 1
+    return env.where(~several, env + ", items " + catalogue)
 
 
 def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
@@ -121,10 +126,9 @@ def warnings(runs: pd.DataFrame) -> list[str]:
     for env, group in runs.groupby("env"):
         if group["catalogue"].nunique() > 1:
             found.append(f"{env}: its runs are of {group['catalogue'].nunique()} different sets of item embeddings.")
-        for column, what in (("test_users", "numbers of test users"),):
-            different = sorted(group[column].dropna().astype(int).unique())  # none where the data alone tell
-            if len(different) > 1:
-                found.append(f"{env}: different {what}: {', '.join(map(str, different))}.")
+        users = sorted(group["test_users"].dropna().astype(int).unique())  # none where the data alone tell
+        if len(users) > 1:
+            found.append(f"{env}: different numbers of test users: {', '.join(map(str, users))}.")
         learning = group[group["steps"] > 0]
         if learning["steps"].nunique() > 1:
             steps = ", ".join(f"{value:,}" for value in sorted(learning["steps"].unique()))

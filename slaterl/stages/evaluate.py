@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from slaterl import checkpoints
 from slaterl.agents.heuristics import ConstantSlate
 from slaterl.build import AGENT_NODES, build_agent, build_env, env_spec, plain, resolve_device, settings_of
 from slaterl.check import given_keys
@@ -17,7 +18,7 @@ from slaterl.evaluation import anchors, show_result
 from slaterl.evaluation import evaluate as serve
 from slaterl.files import fingerprint_of
 from slaterl.learner import Learner
-from slaterl.policies import LoadedPolicy, load_policy
+from slaterl.policies import LoadedPolicy, policy_of
 from slaterl.rollout import Policy
 from slaterl.runs import Run, write_json
 from slaterl.stages.fqe import fqe
@@ -49,12 +50,13 @@ def evaluate(cfg: DictConfig) -> Run:
         for key in (*AGENT_NODES, "params"):
             if any(name.split(".")[0] == key for name in given):
                 raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
-        loaded = load_policy(file, device)
+        state = checkpoints.load(file, "agent")
+        loaded = policy_of(state, device)
         node = _env_node(cfg, loaded, given)
         env = loaded.env if node == loaded.config["env"] else _other_env(cfg, node, loaded)
         seed = cfg.seed if "seed" in given else loaded.config["evaluation"]["seed"]
         users = cfg.test_users if "test_users" in given else loaded.config["evaluation"]["test_users"]
-        policy = loaded.policy if env is loaded.env else load_policy(file, device, env).policy
+        policy = loaded.policy if env is loaded.env else policy_of(state, device, env).policy
         content = fingerprint_of(file)
         about = {"agent": loaded.config["agent"]["name"], "step": loaded.step, "checkpoint": str(file.resolve())}
         about["checkpoint_sha256"] = content

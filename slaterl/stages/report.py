@@ -20,7 +20,7 @@ from slaterl.errors import UserError
 from slaterl.files import whole_file
 from slaterl.report import figures, tables
 from slaterl.report.episodes import Episodes, watch
-from slaterl.report.records import Record, by_catalogue, find, name_methods, name_tasks, without_lambdas
+from slaterl.report.records import Record, find, name_methods, name_tasks, without_lambdas
 from slaterl.runs import Run, write_json
 
 LEGEND = (
@@ -70,7 +70,7 @@ def report(cfg: DictConfig) -> Run:
         write_json(run.path / "result.json", result)
     text = tables.shown(summary, against)
     wide = ["environment", "items", "median", "IQM", "best val", "last val"]  # what does not fit a terminal
-    for env, part in text.groupby(by_catalogue(summary.rename(columns={"environment": "env", "items": "catalogue"}))):
+    for env, part in text.groupby(tables.by_catalogue(summary["environment"], summary["items"])):
         part = part.drop(columns=wide, errors="ignore")
         table(str(env), list(part.columns), part.to_numpy().tolist())
     if missing:
@@ -82,7 +82,7 @@ def report(cfg: DictConfig) -> Run:
 def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str, tuple[str, str, Figure]]:
     """File name -> title, caption and picture."""
     found: dict[str, tuple[str, str, Figure]] = {}
-    runs = runs.assign(env=by_catalogue(runs))
+    runs = runs.assign(env=tables.by_catalogue(runs["env"], runs["catalogue"]))
     if (runs["steps"] > 0).any():
         caption = "Validation return over steps: mean over seeds, with its 95 % interval. Dotted: what does not learn."
         found["learning_curves"] = ("Learning curves", caption, figures.learning_curves(runs))
@@ -138,7 +138,7 @@ def _lambdas(records: list[Record]) -> pd.DataFrame | None:
     )
     if not len(grid):
         return None
-    grid["env"] = by_catalogue(grid)
+    grid["env"] = tables.by_catalogue(grid["env"], grid["catalogue"])
     lambdas = grid.groupby(["env", "method"])[["lambda_KL", "lambda_click"]]
     grid = grid[(lambdas.transform("nunique") > 1).any(axis=1)]
     return grid if len(grid) else None

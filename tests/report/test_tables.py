@@ -12,7 +12,7 @@ from scipy import stats
 
 from slaterl.errors import UserError
 from slaterl.report import tables
-from slaterl.report.records import by_catalogue, find
+from slaterl.report.records import find
 from slaterl.stages.report import report
 from tests.report import made
 
@@ -220,7 +220,11 @@ def test_estimates_have_no_test_users(tmp_path: Path) -> None:
 def test_pictures_tell_catalogues_apart_where_there_are_several() -> None:
     both = pd.concat([frame(a=[1.0, 2]), frame(a=[11.0]).assign(catalogue="xyz"), frame(a=[5.0]).assign(env="other")])
     (name,) = frame(a=[1.0])["env"].unique()
-    assert by_catalogue(both).tolist() == [f"{name}, items abc"] * 2 + [f"{name}, items xyz", "other"]
+    names = tables.by_catalogue(both["env"], both["catalogue"])
+    assert names.tolist() == [f"{name}, items abc"] * 2 + [
+        f"{name}, items xyz",
+        "other",
+    ]
 
 
 def test_datasets_of_one_name_are_not_pooled(tmp_path: Path) -> None:

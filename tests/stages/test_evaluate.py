@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from slaterl import checkpoints
 from slaterl.build import build_env, plain
-from slaterl.policies import LoadedPolicy, load_policy
+from slaterl.policies import LoadedPolicy, load_policy, policy_of
 from slaterl.report.records import find, name_methods
 from slaterl.run import run_stage
 from slaterl.runs import read_json
@@ -67,7 +68,7 @@ def test_agent_that_knows_the_simulator_knows_the_one_it_acts_in(tmp_path: Path)
     run_stage(cfg)
     (file,) = tmp_path.glob("online/*/*/best.ckpt")
     changed = build_env({**plain(cfg.env), "diversity_penalty": 3.0}, torch.device("cpu"))
-    assert load_policy(file, env=changed).policy.agent.env is changed  # type: ignore[attr-defined]
+    assert policy_of(checkpoints.load(file, "agent"), env=changed).policy.agent.env is changed  # type: ignore[attr-defined]
     assert load_policy(file).policy.agent.env.diversity_penalty == 1  # type: ignore[attr-defined]
 
 

@@ -141,6 +141,7 @@ class OfflineActorCritic(OfflineAgent):
         check_widths(**{"agent.q_hidden": q_hidden, "agent.pi_hidden": pi_hidden})
         super().__init__(belief=belief, **common)
         self.gamma, self.reward_scale, self.tau, self.policy_delay = gamma, reward_scale, tau, policy_delay
+        self.explores = self.GAUSSIAN
         self.critic_belief = belief()
         state_dim, action_dim = self.actor_belief.state_dim, self.ranker.action_dim
         self.actor = mlp(state_dim, pi_hidden, (2 if self.GAUSSIAN else 1) * action_dim)
@@ -166,10 +167,6 @@ class OfflineActorCritic(OfflineAgent):
             if not low - slack <= means[name] <= high + slack:
                 possible = f"the data's discounted returns can lie between {low:.1f} and {high:.1f}"
                 note(f"warning: step {step:,}: {name} is {means[name]:.1f}, but {possible}")
-
-    @property
-    def explores(self) -> bool:
-        return self.GAUSSIAN
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         parameters = self.actor(state)

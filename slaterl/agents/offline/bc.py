@@ -36,6 +36,7 @@ class BC(OfflineAgent):
             raise UserError(f"agent.policy={policy}: expected gaussian or deterministic")
         super().__init__(**common)
         self.gaussian, self.top_fraction = policy == "gaussian", top_fraction
+        self.explores = self.gaussian
         outputs = (2 if self.gaussian else 1) * self.ranker.action_dim
         self.actor = mlp(self.actor_belief.state_dim, pi_hidden, outputs)
         self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
@@ -45,10 +46,6 @@ class BC(OfflineAgent):
         if count < len(data):
             data = data[data.returns.topk(count).indices.sort().values]
         return super().prepare(data)
-
-    @property
-    def explores(self) -> bool:
-        return self.gaussian
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         parameters = self.actor(state)

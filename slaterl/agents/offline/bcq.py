@@ -88,10 +88,6 @@ class BCQ(OfflineActorCritic):
     def acting_belief(self) -> JoinedBeliefs:
         return JoinedBeliefs([self.actor_belief, self.critic_belief])
 
-    @property
-    def explores(self) -> bool:
-        return False
-
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         """The same with and without a generator: what is explored is what the candidates differ in."""
         actor_state, critic_state = state.chunk(2, dim=-1)

@@ -65,6 +65,7 @@ class DecisionTransformer(OfflineAgent):
     """
 
     TERMS: ClassVar = ("loss/actor", "policy/beyond_data", "grad/actor")
+    explores = False
 
     target_return: Tensor
     return_scale: Tensor
@@ -144,10 +145,6 @@ class DecisionTransformer(OfflineAgent):
         heads = self.transformer.layers[0].self_attn.num_heads
         encoded = self.transformer(sequence, mask=hidden_keys.repeat_interleave(heads, dim=0))
         return self.actor(encoded.unflatten(1, (-1, 3))[:, :, 1]).tanh()
-
-    @property
-    def explores(self) -> bool:
-        return False
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         """[B, A] for states of its window; deterministic."""
