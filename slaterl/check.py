@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slaterl.agents.offline.base import OfflineAgent
-from slaterl.build import compares_items, parameters_of
+from slaterl.build import compares_items, parameters_of, plain
 from slaterl.errors import UserError, check_counts, check_positive, check_range
 from slaterl.rankers.gems import GeMS
 
@@ -133,6 +133,9 @@ def check_config(cfg: DictConfig, known: set[str], given: Iterable[str] = ()) ->
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _check_values(cfg)
+    own = plain(cfg.env.click_model) != plain(cfg.click_model)
+    if own and any(key.split(".")[0] == "click_model" for key in given):
+        raise UserError(f"click_model: env={cfg.env.name} has its own, which is set by env.click_model.<setting>=")
     check_fit(cfg)
 
 
@@ -341,4 +344,4 @@ def check_fit(cfg: DictConfig) -> None:
 
 
 def _is_gems(cfg: DictConfig) -> bool:
-    return "_target_" in cfg.ranker and get_object(cfg.ranker["_target_"]) is GeMS
+    return "_target_" in cfg.ranker and issubclass(get_object(cfg.ranker["_target_"]), GeMS)

@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from slaterl import checkpoints
 from slaterl.console import note, progress
-from slaterl.errors import Interrupted, UserError
+from slaterl.errors import Interrupted, UserError, in_short
 from slaterl.learner import Learner
 from slaterl.loggers import logging_to
 from slaterl.metrics import MetricsFile
@@ -131,7 +131,11 @@ class _Loop(L.Callback):
         if state["device"] != learner.device.type:  # their random streams differ
             where = self.folder / "last.ckpt"
             raise UserError(f"device={learner.device.type}: {where} was written on {state['device']}; go on there")
-        learner.load_learner_state(state["learner"])
+        try:
+            learner.load_learner_state(state["learner"])
+        except (RuntimeError, ValueError, KeyError) as error:  # of torch's modules, of its optimisers, of ours
+            where = f"{self.folder / 'last.ckpt'}: written by other code of {type(learner).__name__}"
+            raise UserError(f"{where} ({in_short(error)}); remove its folder to begin anew") from error
         self.data.load_state_dict(state["data"])
         self.best, self.seconds = state["best"], state["seconds"]
         if learner.step < self.schedule.max_steps:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from slaterl import checkpoints
 from slaterl.agents.base import Agent, LatentAgent
 from slaterl.build import build_agent, build_env, env_spec
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.errors import UserError
+from slaterl.errors import UserError, in_short
 from slaterl.rollout import Policy
 
 
@@ -42,23 +43,33 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedP
     Raises:
         UserError: missing, damaged, or not an agent's checkpoint.
     """
-    return policy_of(checkpoints.load(Path(path), "agent"), device)
+    return policy_of(checkpoints.load(Path(path), "agent"), path, device)
 
 
 def policy_of(
-    state: Mapping[str, Any], device: torch.device | str = "cpu", env: TopicRec | None = None
+    state: Mapping[str, Any], source: str | Path, device: torch.device | str = "cpu", env: TopicRec | None = None
 ) -> LoadedPolicy:
     """The policy in what was read of an agent's checkpoint.
 
     Args:
+        source: the checkpoint's file, for messages.
         env: where the policy acts, if not where it learned; SlateQ knows the simulator that it acts in.
+
+    Raises:
+        UserError: its classes are not found, or have changed since it was written.
     """
     config: dict[str, Any] = dict(state["config"])
     catalogue: Tensor = config.pop("catalogue")  # of the simulator, wherever it came from
-    own = build_env(config["env"], torch.device(device), item_embeddings=catalogue)
-    knows = get_object(config["agent"]["_target_"]).SEES_SIMULATOR
-    agent = build_agent(config, env if knows and env is not None else own, seed=0)
-    agent.load_state_dict(state["learner"]["module"])
+    try:
+        own = build_env(config["env"], torch.device(device), item_embeddings=catalogue)
+        knows = get_object(config["agent"]["_target_"]).SEES_SIMULATOR
+        agent = build_agent(config, env if knows and env is not None else own, seed=0)
+    except (ImportError, InstantiationException) as error:
+        raise UserError(f"{source}: what it needs cannot be made here ({in_short(error)})") from error
+    try:
+        agent.load_state_dict(state["learner"]["module"])
+    except RuntimeError as error:
+        raise UserError(f"{source}: written by other code of {type(agent).__name__} ({in_short(error)})") from error
     agent.step = state["learner"]["step"]  # how much DQN explores
     return LoadedPolicy(agent.policy(), own, config, state["learner"]["step"])
 

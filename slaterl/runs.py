@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -20,11 +21,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import note, tell
 from slaterl.errors import Interrupted, UserError
-from slaterl.files import whole_file
+from slaterl.files import fingerprint_of, whole_file
 
 WAIT_POLL_SECONDS = (
     0.5  # for another process that makes the same product; on a shared file system each look is a request
@@ -100,11 +102,15 @@ class Run:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         with lock:
+            before, code = self.manifest, code_of(self.spec)
+            changed = [name for name, digest in before.get("code", {}).items() if code.get(name) != digest]
+            if changed:
+                now = f"{', '.join(changed)} changed since this was made"
+                note(f"warning: {now}; remove its folder to make it anew: {self.path}")
             if self.finished:
-                note(f"finished before, {self.manifest['ended']}: {self.path}")
+                note(f"finished before, {before['ended']}: {self.path}")
                 yield False
                 return
-            before = self.manifest
             entry = {
                 "stage": self.stage,
                 "status": "running",
@@ -112,6 +118,7 @@ class Run:
                 "inputs": {name: {"path": str(run.path), "digest": run.digest} for name, run in inputs.items()},
                 "config": OmegaConf.to_container(config, resolve=True),
                 "versions": versions(),
+                "code": code,
                 "python": platform.python_version(),
                 "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
                 "command": _command(),
@@ -138,6 +145,20 @@ class Run:
 def versions() -> dict[str, str]:
     """Of what products are made with."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def code_of(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints of the modules that define the classes of a spec's `_target_`s, base classes included, by name."""
+    found: dict[str, str] = {}
+    for value in spec.values():
+        found |= code_of(value) if isinstance(value, Mapping) else {}
+    if "_target_" in spec:
+        target = get_object(spec["_target_"])
+        ours = {"slaterl", target.__module__.split(".")[0]}  # torch and the like are in the versions
+        modules = {base.__module__ for base in (inspect.getmro(target) if inspect.isclass(target) else (target,))}
+        for name in sorted(name for name in modules if name.split(".")[0] in ours):
+            found[name] = fingerprint_of(Path(inspect.getfile(sys.modules[name])))
+    return found
 
 
 def record_death(folder: Path, reason: str) -> None:

@@ -252,6 +252,15 @@ def test_settings_that_the_stage_reads(more: tuple[str, ...], given: str) -> Non
     check_config(config(*more), top_level_keys(), {"dataset", "dataset.run.seed", given})
 
 
+def test_click_model_beside_an_environments_own() -> None:
+    """An environment's file that sets part of it no longer reads the group."""
+    check_config(config("click_model=mixPBM"), top_level_keys(), {"click_model"})
+    own = {"_target_": "slaterl.envs.click_models.PositionBasedModel", "decay": 0.7, "bottom_weight": 0.5}
+    check_config(config(env__click_model=own), top_level_keys(), {"seed"})
+    with pytest.raises(UserError, match=r"click_model: env=focused_topdown has its own, .* env\.click_model"):
+        check_config(config(env__click_model=own), top_level_keys(), {"click_model.decay"})
+
+
 @pytest.mark.parametrize("agent", ["cql", "edac"])
 def test_episodes_of_one_turn(agent: str) -> None:
     text = refused(config(f"agent={agent}", "stage=offline", env__episode_length=1))

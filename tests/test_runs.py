@@ -114,6 +114,22 @@ def test_manifest_tells_what_was_run(run: Run, tmp_path: Path) -> None:
     assert manifest["starts"] == 1 and manifest["started"] <= manifest["ended"]
 
 
+def test_changed_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Of the class, or of one that it is built on; it makes no other run."""
+    folder = tmp_path / "methods_of_mine"
+    folder.mkdir()
+    (folder / "ground.py").write_text("class Ground: pass")
+    (folder / "own.py").write_text("from methods_of_mine.ground import Ground\nclass Own(Ground): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = Run(tmp_path, "online", "tiny", "own", {"agent": {"_target_": "methods_of_mine.own.Own", "gamma": 0.8}})
+    assert make(run) is True and list(run.manifest["code"]) == ["methods_of_mine.ground", "methods_of_mine.own"]
+    assert make(run) is False and "warning" not in capsys.readouterr().err
+    (folder / "ground.py").write_text("class Ground: gamma = 1")
+    assert make(run) is False
+    told = "warning: methods_of_mine.ground changed since this was made; remove its folder to make it anew"
+    assert f"{told}: {run.path}" in capsys.readouterr().err
+
+
 def test_running_while_it_runs(run: Run) -> None:
     with run.making(CONFIG, {}):
         assert run.manifest["status"] == "running" and "ended" not in run.manifest

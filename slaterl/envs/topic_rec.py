@@ -130,6 +130,9 @@ class TopicRec:
         self.item_topic = topic_norms.argmax(1)
         self.max_score = self.item_embeddings.norm(dim=1).max()
         self.examination = click_model.examination(slate_size).to(self.device)
+        if self.examination.shape != (slate_size,) or not ((self.examination >= 0) & (self.examination <= 1)).all():
+            found = f"{type(click_model).__name__}.examination({slate_size}) is {self.examination.tolist()}"
+            raise UserError(f"click_model: {found}; expected {slate_size} probabilities")
         self.first_slate = self._first_slate(topic_norms)
         self._ones = torch.ones((), dtype=torch.int64, device=self.device)
         self._ranks = torch.arange(slate_size, device=self.device)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from slaterl import checkpoints
@@ -45,13 +46,14 @@ def online_cfg(cfg: DictConfig) -> DictConfig:
         UserError: there is no such agent or ranker, they do not fit, or the agent does not learn in the simulator.
     """
     run = cfg.dataset.run
-    for key in ("agent", "ranker"):
-        if not (CONF / key / f"{run[key]}.yaml").is_file():
-            raise UserError(f"dataset.run.{key}={run[key]}: expected one of the files in conf/{key}")
     # by the command line it is initialised; in a test, and in the jobs of some launchers, it is not
     started = GlobalHydra.instance().is_initialized()
-    with contextlib.nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
-        chosen = compose("config", overrides=[f"agent={run.agent}", f"ranker={run.ranker}"])
+    try:
+        with contextlib.nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
+            chosen = compose("config", overrides=[f"agent={run.agent}", f"ranker={run.ranker}"])
+    except MissingConfigException as error:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        raise UserError(f"dataset.run.{group}={name}: expected one of the files in conf/{group}") from None
     own = cfg.copy()
     with open_dict(own):
         for name in AGENT_NODES:
@@ -142,7 +144,7 @@ def behaviour_policy(
 def replayed(checkpoint: Path, spec: dict[str, Any], count: int) -> Trajectories:
     """The newest `count` trajectories of the replay buffer in a run's last.ckpt, or all that there are."""
     state = checkpoints.load(checkpoint, "agent")
-    check_environment(policy_of(state), spec, checkpoint)
+    check_environment(policy_of(state, checkpoint), spec, checkpoint)
     if "replay" not in state.get("data", {}):
         raise UserError(f"{checkpoint}: holds no replay buffer; the last.ckpt of a run does")
     buffer = ReplayBuffer(state["data"]["replay"]["size"])

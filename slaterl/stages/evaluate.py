@@ -51,12 +51,12 @@ def evaluate(cfg: DictConfig) -> Run:
             if any(name.split(".")[0] == key for name in given):
                 raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
         state = checkpoints.load(file, "agent")
-        loaded = policy_of(state, device)
+        loaded = policy_of(state, file, device)
         node = _env_node(cfg, loaded, given)
         env = loaded.env if node == loaded.config["env"] else _other_env(cfg, node, loaded)
         seed = cfg.seed if "seed" in given else loaded.config["evaluation"]["seed"]
         users = cfg.test_users if "test_users" in given else loaded.config["evaluation"]["test_users"]
-        policy = loaded.policy if env is loaded.env else policy_of(state, device, env).policy
+        policy = loaded.policy if env is loaded.env else policy_of(state, file, device, env).policy
         content = fingerprint_of(file)
         about = {"agent": loaded.config["agent"]["name"], "step": loaded.step, "checkpoint": str(file.resolve())}
         about["checkpoint_sha256"] = content

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from slaterl import checkpoints
 from slaterl.build import compares_items, settings_of
 from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
 from slaterl.files import fingerprint_of
-from slaterl.rankers.embedding_space import EmbeddingRanker
 from slaterl.rankers.gems import GeMS
 from slaterl.runs import Run
 from slaterl.stages.mf import item_factors, mf, mf_run
@@ -18,10 +18,17 @@ from slaterl.stages.pretrain import pretrain, ranker_run
 
 
 def inputs_of(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Run]:
-    """The runs that an agent starts from, made or not, by what they give it."""
+    """The runs that an agent starts from, made or not, by what they give it.
+
+    Raises:
+        UserError: nothing of the agent can take the factors of item_embeddings=mf.
+    """
     if isinstance(getattr(agent, "ranker", None), GeMS):
         return {"ranker": ranker_run(cfg, env)}
     if compares_items(cfg) and cfg.item_embeddings.name == "mf":
+        if not hasattr(_that_compares(agent), "set_items"):
+            name = type(_that_compares(agent)).__name__
+            raise UserError(f"item_embeddings=mf: {name} has no method set_items that would take them; use ideal")
         return {"item_embeddings": mf_run(cfg, env)}
     return {}
 
@@ -34,7 +41,8 @@ def ranker_spec(cfg: DictConfig, agent: Any, inputs: dict[str, Run]) -> dict[str
     ranker = getattr(agent, "ranker", None)
     if ranker is not None:
         spec["unique"] = ranker.unique
-        spec.setdefault("ranker", type(ranker).__name__)
+        if "_target_" in cfg.ranker:  # else the agent made its own
+            spec.setdefault("ranker", settings_of(cfg.ranker))
     return spec
 
 
@@ -46,8 +54,12 @@ def make_inputs(cfg: DictConfig, agent: Any, inputs: dict[str, Run]) -> None:
         agent.ranker.load_state_dict(state["module"])
     elif "item_embeddings" in inputs:
         mf(cfg)
-        assert isinstance(agent.ranker, EmbeddingRanker)
-        agent.ranker.set_items(item_factors(inputs["item_embeddings"]))
+        _that_compares(agent).set_items(item_factors(inputs["item_embeddings"]))
+
+
+def _that_compares(agent: Any) -> Any:
+    """Who compares items: the agent's ranker, or an agent without one itself."""
+    return getattr(agent, "ranker", agent)
 
 
 def provenance(inputs: dict[str, Run]) -> dict[str, str]:

@@ -41,7 +41,7 @@ def online_plan(cfg: DictConfig, env: TopicRec) -> Plan:
         return plan(cfg, env, "online", "", **spec)
     state = checkpoints.load(Path(cfg.init_from), "agent")
     if not cfg.force:
-        check_environment(policy_of(state), env_spec(cfg.env, env), f"init_from={cfg.init_from}")
+        check_environment(policy_of(state, cfg.init_from), env_spec(cfg.env, env), f"init_from={cfg.init_from}")
     spec["init_from"] = fingerprint_of(Path(cfg.init_from))
     planned = plan(cfg, env, "online", f"from_{state['config']['agent']['name']}", **spec)
     start_from(planned.agent, state, cfg.init_from)

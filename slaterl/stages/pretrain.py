@@ -40,7 +40,7 @@ def ranker_run(cfg: DictConfig, env: TopicRec) -> Run:
 
 def pretrain(cfg: DictConfig) -> Run:
     """Find or make the ranker, and its logged data before it."""
-    if "_target_" not in cfg.ranker or get_object(cfg.ranker["_target_"]) is not GeMS:
+    if "_target_" not in cfg.ranker or not issubclass(get_object(cfg.ranker["_target_"]), GeMS):
         raise UserError(f"ranker={cfg.ranker.name}: there is nothing to pretrain; use ranker=gems")
     device = resolve_device(cfg.device)
     env = build_env(cfg.env, device)

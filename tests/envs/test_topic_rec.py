@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.build import build_env
+from slaterl.envs.click_models import PositionBasedModel
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.rollout import rollout
@@ -204,6 +205,16 @@ def test_influence_from_none_to_all(omega: int) -> None:
     expected = env.item_embeddings[5:6] if omega == 0 else env.state.embedding
     env.step(torch.tensor([[5, 6, 7, 8]]), uniforms=torch.tensor([[0.0, 1, 1, 1]]))
     assert torch.nn.functional.cosine_similarity(env.state.embedding, expected).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("found", [[1.0, 0.5], [1.0, 0.5, 0.2, 1.5]])
+def test_click_model_that_gives_no_probabilities_of_four_ranks(found: list[float]) -> None:
+    class Own(PositionBasedModel):
+        def examination(self, slate_size: int) -> Tensor:
+            return torch.tensor(found)
+
+    with pytest.raises(UserError, match=r"click_model: Own\.examination\(4\) is .* expected 4 probabilities"):
+        tiny_env(click_model=Own(decay=0.5, bottom_weight=0.0))
 
 
 def test_slates_that_do_not_fit() -> None:

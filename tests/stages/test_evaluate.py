@@ -68,7 +68,8 @@ def test_agent_that_knows_the_simulator_knows_the_one_it_acts_in(tmp_path: Path)
     run_stage(cfg)
     (file,) = tmp_path.glob("online/*/*/best.ckpt")
     changed = build_env({**plain(cfg.env), "diversity_penalty": 3.0}, torch.device("cpu"))
-    assert policy_of(checkpoints.load(file, "agent"), env=changed).policy.agent.env is changed  # type: ignore[attr-defined]
+    state = checkpoints.load(file, "agent")
+    assert policy_of(state, file, env=changed).policy.agent.env is changed  # type: ignore[attr-defined]
     assert load_policy(file).policy.agent.env.diversity_penalty == 1  # type: ignore[attr-defined]
 
 
