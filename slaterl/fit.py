@@ -134,6 +134,8 @@ class _Loop(L.Callback):
         try:
             learner.load_learner_state(state["learner"])
         except (RuntimeError, ValueError, KeyError) as error:  # of torch's modules, of its optimisers, of ours
+            if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+                raise  # a device's, out of memory say: nothing is wrong with the file
             where = f"{self.folder / 'last.ckpt'}: written by other code of {type(learner).__name__}"
             raise UserError(f"{where} ({in_short(error)}); remove its folder to begin anew") from error
         self.data.load_state_dict(state["data"])

@@ -69,6 +69,8 @@ def policy_of(
     try:
         agent.load_state_dict(state["learner"]["module"])
     except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise  # a device's, out of memory say: nothing is wrong with the file
         raise UserError(f"{source}: written by other code of {type(agent).__name__} ({in_short(error)})") from error
     agent.step = state["learner"]["step"]  # how much DQN explores
     return LoadedPolicy(agent.policy(), own, config, state["learner"]["step"])

@@ -78,6 +78,11 @@ class Run:
     def result(self) -> dict[str, Any]:
         return read_json(self.path / "result.json")
 
+    def made_by(self) -> dict[str, str]:
+        """The code (see code_of) that what is there was begun with; {} where a start would begin anew."""
+        begun = self.finished or (self.path / "last.ckpt").is_file()
+        return self.manifest.get("code", {}) if begun else {}
+
     @contextlib.contextmanager
     def making(self, config: DictConfig, inputs: Mapping[str, Run]) -> Iterator[bool]:
         """Hold the run's lock; yields whether there is anything to do.
@@ -102,11 +107,13 @@ class Run:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         with lock:
-            before, code = self.manifest, code_of(self.spec)
-            changed = [name for name, digest in before.get("code", {}).items() if code.get(name) != digest]
-            if changed:
-                now = f"{', '.join(changed)} changed since this was made"
-                note(f"warning: {now}; remove its folder to make it anew: {self.path}")
+            before = self.manifest
+            for run in (self, *inputs.values()):
+                code = code_of(run.spec)
+                changed = [name for name, made_by in run.made_by().items() if code.get(name) != made_by]
+                if changed:
+                    now = f"{', '.join(changed)} changed since this was made"
+                    note(f"warning: {now}; remove its folder to make it anew: {run.path}")
             if self.finished:
                 note(f"finished before, {before['ended']}: {self.path}")
                 yield False
@@ -118,7 +125,7 @@ class Run:
                 "inputs": {name: {"path": str(run.path), "digest": run.digest} for name, run in inputs.items()},
                 "config": OmegaConf.to_container(config, resolve=True),
                 "versions": versions(),
-                "code": code,
+                "code": code_of(self.spec) | self.made_by(),
                 "python": platform.python_version(),
                 "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
                 "command": _command(),

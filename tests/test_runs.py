@@ -125,9 +125,23 @@ def test_changed_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert make(run) is True and list(run.manifest["code"]) == ["methods_of_mine.ground", "methods_of_mine.own"]
     assert make(run) is False and "warning" not in capsys.readouterr().err
     (folder / "ground.py").write_text("class Ground: gamma = 1")
-    assert make(run) is False
     told = "warning: methods_of_mine.ground changed since this was made; remove its folder to make it anew"
+    assert make(run) is False
     assert f"{told}: {run.path}" in capsys.readouterr().err
+    agent = Run(tmp_path, "online", "tiny", "of_that", {"seed": 1})  # also of what a run starts from
+    make(agent, ranker=run)
+    assert f"{told}: {run.path}" in capsys.readouterr().err
+
+    # it goes on from what the old code left, and has not forgotten that when it is finished
+    write_json(run.path / "manifest.json", {**run.manifest, "status": "failed"})
+    (run.path / "last.ckpt").touch()
+    assert make(run) is True and told in capsys.readouterr().err
+    assert make(run) is False and told in capsys.readouterr().err
+
+    # begun anew it is of the new code alone
+    write_json(run.path / "manifest.json", {**run.manifest, "status": "failed"})
+    (run.path / "last.ckpt").unlink()
+    assert make(run) is True and make(run) is False and "warning" not in capsys.readouterr().err
 
 
 def test_running_while_it_runs(run: Run) -> None:

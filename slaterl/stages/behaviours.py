@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import MissingConfigException
+from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from slaterl import checkpoints
@@ -20,7 +20,7 @@ from slaterl.check import check_fit
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.errors import UserError
+from slaterl.errors import UserError, in_short
 from slaterl.listing import CONF
 from slaterl.policies import check_environment, load_policy, policy_of
 from slaterl.rankers.base import Ranker
@@ -54,6 +54,8 @@ def online_cfg(cfg: DictConfig) -> DictConfig:
     except MissingConfigException as error:
         group, _, name = str(error.missing_cfg_file).partition("/")
         raise UserError(f"dataset.run.{group}={name}: expected one of the files in conf/{group}") from None
+    except CompactHydraException as error:
+        raise UserError(f"dataset.run: {in_short(error)}") from None
     own = cfg.copy()
     with open_dict(own):
         for name in AGENT_NODES:

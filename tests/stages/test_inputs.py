@@ -74,3 +74,8 @@ def test_kind_of_gems_is_pretrained(tmp_path: Path) -> None:
         cfg.ranker = {**settings, "_target_": f"{__name__}.SameGeMS", "name": "own"}
     run_stage(cfg)
     assert list(tmp_path.glob("pretrain/*/own-*/ranker.ckpt"))
+    others = compose_config("item_embeddings=mf")
+    with open_dict(cfg):
+        cfg.stage, cfg.item_embeddings = others.stage, others.item_embeddings
+    with pytest.raises(UserError, match="item_embeddings=mf: ranker=gems learns its own"):
+        run_stage(cfg)
