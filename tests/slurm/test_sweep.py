@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -112,6 +113,13 @@ def alive(frozen: Frozen) -> bool:
     return Path(f"/proc/{frozen.pid}").exists()
 
 
+def killed_by_slurm(frozen: Frozen) -> bool:
+    """SLURM wakes it once more, seconds before it kills it: time enough to be done on a fast machine."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(frozen.pid, signal.SIGSTOP)
+    return not alive(frozen)
+
+
 def in_queue(cluster: Cluster) -> dict[str, tuple[str, datetime]]:
     """State and start of each job, by `<array>_<number>`."""
     lines = cluster.call("squeue", "-h", "-r", "-p", "low", "-o", "%i %T %S").stdout.splitlines()
@@ -129,12 +137,13 @@ def test_disturbed_sweep_equals_undisturbed_one(cluster: Cluster, tmp_path: Path
         # All CPUs are taken, so SLURM preempts one of the jobs: SIGTERM, with a SIGCONT, and SIGKILL after the grace.
         assert cluster.call("sbatch", "-p", "high", "-c1", "--mem=10", "-o/dev/null", "--wrap=true").returncode == 0
         preempted = freeze_after_saving(frozen, launcher)
-        until(lambda: not alive(preempted), launcher)
+        until(lambda: killed_by_slurm(preempted), launcher)
         requeued, timed_out, killed = (job for job in frozen if job.number != preempted.number)
 
         # the same signals, KillWait for the grace
         assert cluster.call("scontrol", "requeue", f"{array}_{requeued.number}").returncode == 0
         freeze_after_saving([requeued], launcher)
+        until(lambda: killed_by_slurm(requeued), launcher)
 
         # a limit of minutes that is near: SLURM announces it with USR2, and a SIGCONT, signal_delay_s before
         started = in_queue(cluster)[f"{array}_{timed_out.number}"][1]
