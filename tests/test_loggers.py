@@ -81,6 +81,7 @@ class Rows(lightning.Callback):
             logger.log_metrics(row, self.step)
 
     def on_train_end(self, *_: Any) -> None:
+        self.metrics.close()
         if self.error:
             raise self.error
 
