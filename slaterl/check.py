@@ -133,9 +133,7 @@ def check_config(cfg: DictConfig, known: set[str], given: Iterable[str] = ()) ->
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _check_values(cfg)
-    own = plain(cfg.env.click_model) != plain(cfg.click_model)
-    if own and any(key.split(".")[0] == "click_model" for key in given):
-        raise UserError(f"click_model: env={cfg.env.name} has its own, which is set by env.click_model.<setting>=")
+    _check_click_model(cfg, given)
     check_fit(cfg)
 
 
@@ -302,6 +300,13 @@ def _check_stage(cfg: DictConfig, given: Iterable[str]) -> None:
             raise UserError(f"{key}: stage={cfg.stage.name} does not read it; {meant}")
 
 
+def _check_click_model(cfg: DictConfig, given: Iterable[str]) -> None:
+    """Refuse settings of the group where the environment's file has a click model of its own."""
+    own = plain(cfg.env.click_model) != plain(cfg.click_model)
+    if own and any(key.split(".")[0] == "click_model" for key in given):
+        raise UserError(f"click_model: env={cfg.env.name} has its own, which is set by env.click_model.<setting>=")
+
+
 def _choice(cfg: DictConfig, key: str, *choices: str) -> None:
     value = OmegaConf.select(cfg, key)
     if value not in choices:
@@ -311,7 +316,7 @@ def _choice(cfg: DictConfig, key: str, *choices: str) -> None:
 def check_fit(cfg: DictConfig) -> None:
     """Agent and stage, agent and ranker, ranker and item embeddings."""
     agent, ranker, items = cfg.agent.name, cfg.ranker.name, cfg.item_embeddings.name
-    ranker = "gems" if _is_gems(cfg) else ranker  # its name holds the lambdas; this is what is typed
+    ranker = "gems" if is_gems(cfg) else ranker  # its name holds the lambdas; this is what is typed
     target = get_object(cfg.agent["_target_"])
     takes = parameters_of(target)
     learns = hasattr(target, "update")
@@ -322,7 +327,7 @@ def check_fit(cfg: DictConfig) -> None:
     if cfg.stage.name == "online" and issubclass(target, OfflineAgent):
         raise UserError(f"agent={agent} learns from a dataset; use stage=offline, or an online agent such as sac")
     if cfg.stage.name == "evaluate" and cfg.checkpoint is None and not learns:
-        if agent == "constant_slate" and cfg.agent.slate is None and not _is_gems(cfg):
+        if agent == "constant_slate" and cfg.agent.slate is None and not is_gems(cfg):
             raise UserError(f"ranker={ranker}: it has no latent 0 to decode; use ranker=gems or agent.slate=[...]")
         return  # the ranker beside a heuristic is that of the defaults
     if cfg.stage.name not in ("online", "offline", "benchmark"):
@@ -343,5 +348,6 @@ def check_fit(cfg: DictConfig) -> None:
         raise UserError(f"item_embeddings={items}: {what} learns its own; leave out item_embeddings")
 
 
-def _is_gems(cfg: DictConfig) -> bool:
+def is_gems(cfg: DictConfig) -> bool:
+    """Whether the ranker is GeMS or derived from it: what is pretrained."""
     return "_target_" in cfg.ranker and issubclass(get_object(cfg.ranker["_target_"]), GeMS)

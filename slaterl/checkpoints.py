@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slaterl.errors import UserError
-from slaterl.files import first_line, whole_file
+from slaterl.files import first_line, in_short, whole_file
 
 FORMAT = 2
 
@@ -45,3 +47,19 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     if state["kind"] != kind:
         raise UserError(f"{path}: a checkpoint of kind '{state['kind']}', expected '{kind}'")
     return state
+
+
+@contextlib.contextmanager
+def taken_by(learner: object, source: str | Path, advice: str = "") -> Iterator[None]:
+    """The block gives a learner what a checkpoint holds.
+
+    Raises:
+        UserError: that is not what the learner is made of; its code has changed.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:  # of torch's modules, of its optimisers, of ours
+        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+            raise  # a device's, out of memory say: nothing is wrong with the file
+        written = f"{source}: written by other code of {type(learner).__name__}"
+        raise UserError(f"{written} ({in_short(error)}){advice}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 
@@ -23,11 +22,6 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(f"signal {signum}")
         self.signum = signum
-
-
-def in_short(error: BaseException) -> str:
-    """A long message of a library in one line."""
-    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
 
 
 def check_positive(**values: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def first_line(error: BaseException) -> str:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def in_short(error: BaseException) -> str:
+    """All that a library says in several lines, in one of them."""
+    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
 
 
 def _umask() -> int:

@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from slaterl import checkpoints
 from slaterl.console import note, progress
-from slaterl.errors import Interrupted, UserError, in_short
+from slaterl.errors import Interrupted, UserError
 from slaterl.learner import Learner
 from slaterl.loggers import logging_to
 from slaterl.metrics import MetricsFile
@@ -128,16 +128,11 @@ class _Loop(L.Callback):
 
     def resume(self, learner: Learner, state: dict[str, Any]) -> None:
         """Put learner, data and this loop where the checkpoint left them."""
+        where = self.folder / "last.ckpt"
         if state["device"] != learner.device.type:  # their random streams differ
-            where = self.folder / "last.ckpt"
             raise UserError(f"device={learner.device.type}: {where} was written on {state['device']}; go on there")
-        try:
+        with checkpoints.taken_by(learner, where, advice="; remove its folder to begin anew"):
             learner.load_learner_state(state["learner"])
-        except (RuntimeError, ValueError, KeyError) as error:  # of torch's modules, of its optimisers, of ours
-            if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
-                raise  # a device's, out of memory say: nothing is wrong with the file
-            where = f"{self.folder / 'last.ckpt'}: written by other code of {type(learner).__name__}"
-            raise UserError(f"{where} ({in_short(error)}); remove its folder to begin anew") from error
         self.data.load_state_dict(state["data"])
         self.best, self.seconds = state["best"], state["seconds"]
         if learner.step < self.schedule.max_steps:

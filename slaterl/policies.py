@@ -16,7 +16,8 @@ from slaterl import checkpoints
 from slaterl.agents.base import Agent, LatentAgent
 from slaterl.build import build_agent, build_env, env_spec
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.errors import UserError, in_short
+from slaterl.errors import UserError
+from slaterl.files import in_short
 from slaterl.rollout import Policy
 
 
@@ -66,12 +67,8 @@ def policy_of(
         agent = build_agent(config, env if knows and env is not None else own, seed=0)
     except (ImportError, InstantiationException) as error:
         raise UserError(f"{source}: what it needs cannot be made here ({in_short(error)})") from error
-    try:
+    with checkpoints.taken_by(agent, source):
         agent.load_state_dict(state["learner"]["module"])
-    except RuntimeError as error:
-        if "loading state_dict" not in str(error):
-            raise  # a device's, out of memory say: nothing is wrong with the file
-        raise UserError(f"{source}: written by other code of {type(agent).__name__} ({in_short(error)})") from error
     agent.step = state["learner"]["step"]  # how much DQN explores
     return LoadedPolicy(agent.policy(), own, config, state["learner"]["step"])
 

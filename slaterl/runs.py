@@ -78,7 +78,7 @@ class Run:
     def result(self) -> dict[str, Any]:
         return read_json(self.path / "result.json")
 
-    def made_by(self) -> dict[str, str]:
+    def _made_by(self) -> dict[str, str]:
         """The code (see code_of) that what is there was begun with; {} where a start would begin anew."""
         begun = self.finished or (self.path / "last.ckpt").is_file()
         return self.manifest.get("code", {}) if begun else {}
@@ -109,11 +109,7 @@ class Run:
         with lock:
             before = self.manifest
             for run in (self, *inputs.values()):
-                code = code_of(run.spec)
-                changed = [name for name, made_by in run.made_by().items() if code.get(name) != made_by]
-                if changed:
-                    now = f"{', '.join(changed)} changed since this was made"
-                    note(f"warning: {now}; remove its folder to make it anew: {run.path}")
+                run._tell_changed_code()
             if self.finished:
                 note(f"finished before, {before['ended']}: {self.path}")
                 yield False
@@ -125,7 +121,7 @@ class Run:
                 "inputs": {name: {"path": str(run.path), "digest": run.digest} for name, run in inputs.items()},
                 "config": OmegaConf.to_container(config, resolve=True),
                 "versions": versions(),
-                "code": code_of(self.spec) | self.made_by(),
+                "code": code_of(self.spec) | self._made_by(),
                 "python": platform.python_version(),
                 "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
                 "command": _command(),
@@ -144,6 +140,13 @@ class Run:
                     self._write({**entry, "status": "failed", "reason": reason, "ended": _now()})
                 raise
             self._write({**entry, "status": "finished", "ended": _now()})
+
+    def _tell_changed_code(self) -> None:
+        code = code_of(self.spec)
+        changed = [name for name, made_by in self._made_by().items() if code.get(name) != made_by]
+        if changed:
+            now = f"{', '.join(changed)} changed since this was made"
+            note(f"warning: {now}; remove its folder to make it anew: {self.path}")
 
     def _write(self, entry: dict[str, Any]) -> None:
         write_json(self.path / "manifest.json", entry)

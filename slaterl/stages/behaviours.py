@@ -20,7 +20,8 @@ from slaterl.check import check_fit
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.errors import UserError, in_short
+from slaterl.errors import UserError
+from slaterl.files import in_short
 from slaterl.listing import CONF
 from slaterl.policies import check_environment, load_policy, policy_of
 from slaterl.rankers.base import Ranker

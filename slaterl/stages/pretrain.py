@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from slaterl import checkpoints
 from slaterl.build import build_env, make, plain, resolve_device, settings_of
+from slaterl.check import is_gems
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
@@ -40,7 +40,7 @@ def ranker_run(cfg: DictConfig, env: TopicRec) -> Run:
 
 def pretrain(cfg: DictConfig) -> Run:
     """Find or make the ranker, and its logged data before it."""
-    if "_target_" not in cfg.ranker or not issubclass(get_object(cfg.ranker["_target_"]), GeMS):
+    if not is_gems(cfg):
         raise UserError(f"ranker={cfg.ranker.name}: there is nothing to pretrain; use ranker=gems")
     device = resolve_device(cfg.device)
     env = build_env(cfg.env, device)
