@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from slaterl.data.trajectories import Trajectories, smallest_int
-from slaterl.envs.topic_rec import Hidden, Observation, PrivilegedObservation, TopicRec
+from slaterl.envs.observation import Hidden, Observation, PrivilegedObservation
+from slaterl.envs.topic_rec import TopicRec
 
 
 class Decision(NamedTuple):

@@ -21,7 +21,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from slaterl.listing import CONF, as_help
+from slaterl.config.listing import as_help
+from slaterl.paths import CONF
 
 # Read when torch is imported. GNU OpenMP's threads spin for milliseconds while they wait for each other, so that an
 # update takes 20 times as long where another process wants their core; a shorter spin costs nothing on a free one.
@@ -33,7 +34,7 @@ OmegaConf.register_new_resolver("choices", as_help, replace=True)  # what --help
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     from slaterl.errors import Interrupted, UserError
-    from slaterl.signals import handling, requeue
+    from slaterl.runs.signals import handling, requeue
     from slaterl.sweeps.records import recording
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -67,9 +68,9 @@ def run_stage(cfg: DictConfig) -> float | None:
     """Check the configuration and run its stage. Returns the validation return where there is one, for tuners."""
     from hydra.utils import get_object
 
-    from slaterl.check import check_config, given_keys
-    from slaterl.loggers import check_loggers
+    from slaterl.config.check import check_config, given_keys
     from slaterl.runtime import prepare
+    from slaterl.training.loggers import check_loggers
 
     check_loggers(cfg)
     check_config(cfg, known=top_level_keys(), given=given_keys())

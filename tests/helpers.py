@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import nn
 
-from slaterl import run
 from slaterl.agents.online.sac import SAC
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories, smallest_int
 from slaterl.envs.catalog import generate
 from slaterl.envs.click_models import PositionBasedModel
 from slaterl.envs.topic_rec import TopicRec
+from slaterl.paths import CONF
 from slaterl.rankers.gems import GeMS
 from slaterl.seeds import seeded_weights, stream
 
@@ -146,5 +146,5 @@ def same_columns(a: Trajectories, b: Trajectories) -> bool:
 
 def compose_config(*overrides: str) -> DictConfig:
     """The configuration as the command line would compose it."""
-    with initialize_config_dir(str(run.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))

@@ -33,8 +33,8 @@ def after(calls: int, signum: int, function: Callable[..., Any], before: bool = 
 
 if __name__ == "__main__":
     point, calls = sys.argv.pop(1).split(":")
-    from slaterl.learner import Learner
     from slaterl.run import main
+    from slaterl.training.learner import Learner
 
     if point == "replace":
         os.replace = after(int(calls), signal.SIGKILL, os.replace, before=True)

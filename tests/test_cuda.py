@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slaterl.build import build_agent, build_env, plain
+from slaterl.config.build import build_agent, build_env, plain
 from slaterl.rollout import rollout
 from slaterl.seeds import stream
 from tests.helpers import compose_config

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from slaterl import checkpoints, metrics
 from slaterl.errors import UserError
-from slaterl.run import CONF, run_stage
+from slaterl.paths import CONF
+from slaterl.run import run_stage
+from slaterl.training import checkpoints, metrics
 
 KILLER = str(Path(__file__).parent / "killer.py")
 ENVIRONMENTS = [f"{items}_{clicks}" for items in ("focused", "diffuse") for clicks in ("topdown", "mix", "divpen")]
@@ -258,7 +259,8 @@ def test_all_environments(undisturbed: Path) -> None:
     script = (
         "import sys\n"
         "from hydra import compose, initialize_config_dir\n"
-        "from slaterl.run import CONF, run_stage\n"
+        "from slaterl.paths import CONF\n"
+        "from slaterl.run import run_stage\n"
         "with initialize_config_dir(str(CONF), version_base='1.3'):\n"
         "    for env in sys.argv[1:]:\n"
         "        run_stage(compose('config', [f'env={env}', 'scale=smoke', 'threads=1', 'device=cpu']))\n"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from slaterl.check import check_config
-from slaterl.run import CONF, top_level_keys
+from slaterl.config.check import check_config
+from slaterl.paths import CONF
+from slaterl.run import top_level_keys
 from slaterl.sweeps.records import jobs
 from tests.helpers import compose_config
 

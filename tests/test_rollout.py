@@ -10,7 +10,7 @@ from slaterl.agents.base import BeliefPolicy
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.online.sac import SAC, tanh_gaussian
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation
+from slaterl.envs.observation import Observation
 from slaterl.rollout import Decision, collect, rollout
 from slaterl.seeds import stream
 from tests.helpers import ITEMS, LATENT, SLOTS, TURNS, same_columns, tiny_env, tiny_sac

@@ -93,7 +93,7 @@ class Slurm(SlurmLauncher):
 
 def _check(launcher: Slurm, configs: Sequence[DictConfig], params: Mapping[str, Any]) -> None:
     """Mistakes are told now rather than after hours in a queue."""
-    from slaterl.check import check_config, keys_of
+    from slaterl.config.check import check_config, keys_of
     from slaterl.errors import UserError
     from slaterl.run import top_level_keys
     from slaterl.sweeps.launch import refuse

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.agents.networks import Critics
 from slaterl.beliefs.base import Belief, JoinedBeliefs
-from slaterl.envs.topic_rec import Observation, PrivilegedObservation
-from slaterl.evaluation import MEASURES
-from slaterl.learner import Learner
+from slaterl.envs.observation import Observation, PrivilegedObservation
+from slaterl.evaluation.evaluate import MEASURES
+from slaterl.networks import Critics
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision, Policy
+from slaterl.training.learner import Learner
 
 
 class Agent(Learner):

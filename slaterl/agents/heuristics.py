@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from slaterl.envs.topic_rec import Observation
+from slaterl.envs.observation import Observation
 from slaterl.errors import UserError, check_range
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision

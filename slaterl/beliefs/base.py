@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation, PrivilegedObservation
+from slaterl.envs.observation import Observation, PrivilegedObservation
 
 
 class Belief(nn.Module):

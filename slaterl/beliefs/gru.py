@@ -13,7 +13,7 @@ from torch.nn.functional import embedding, linear
 
 from slaterl.beliefs.base import Belief
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation, PrivilegedObservation
+from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import check_counts
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from slaterl.beliefs.base import Belief
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation, PrivilegedObservation, TopicRec
+from slaterl.envs.observation import Observation, PrivilegedObservation
+from slaterl.envs.topic_rec import TopicRec
 
 
 class OracleState(Belief):

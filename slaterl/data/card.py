@@ -17,9 +17,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from tabulate import tabulate
 from torch import Tensor
 
+from slaterl.data.score import normalised
 from slaterl.data.trajectories import Trajectories
-from slaterl.evaluation import normalised
-from slaterl.files import whole_file
+from slaterl.runs.files import whole_file
 
 ANCHORS = {
     "random": "random slates",

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slaterl.errors import UserError
-from slaterl.files import first_line, whole_file
+from slaterl.runs.files import first_line, whole_file
 
 SCHEMA = 1
 

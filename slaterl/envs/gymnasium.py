@@ -25,7 +25,8 @@ from gymnasium.vector.utils import batch_space
 from slaterl.errors import check_counts
 
 if TYPE_CHECKING:
-    from slaterl.envs.topic_rec import Observation, TopicRec
+    from slaterl.envs.observation import Observation
+    from slaterl.envs.topic_rec import TopicRec
 
 ENV_ID = "slaterl/TopicRec-v0"
 
@@ -139,8 +140,8 @@ def _build(env: str, overrides: Sequence[str]) -> TopicRec:
     import torch
     from hydra import compose, initialize_config_dir
 
-    from slaterl.build import build_env
-    from slaterl.run import CONF
+    from slaterl.config.build import build_env
+    from slaterl.paths import CONF
 
     with _hydra_set_aside(), initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[f"env={env}", *overrides])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,30 +16,8 @@ from torch.nn.functional import embedding as rows_of
 
 from slaterl.envs.catalog import fingerprint, topic_components
 from slaterl.envs.click_models import PositionBasedModel
+from slaterl.envs.observation import Hidden, Observation
 from slaterl.errors import UserError, check_counts, check_positive, check_range
-
-
-class Observation(NamedTuple):
-    """What a user was shown and did: the only thing a policy may see."""
-
-    slate: Tensor  # [B, S] int64, item ids
-    clicks: Tensor  # [B, S] bool
-
-
-class Hidden(NamedTuple):
-    """What the next slate will meet: for upper bounds, methods that know the simulator, and for looking at users."""
-
-    user: Tensor  # [B, D] the user's own taste
-    bored: Tensor  # [B, K] bool, the topics that will be bored while the next slate is shown
-    effective: Tensor  # [B, D] the taste that scores it: without the bored topics, the short-term topic boosted
-
-
-class PrivilegedObservation(NamedTuple):
-    """An observation for policies that say that they see the simulator (`sees_hidden`)."""
-
-    slate: Tensor
-    clicks: Tensor
-    hidden: Hidden
 
 
 @dataclass

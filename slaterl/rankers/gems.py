@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
 
-from slaterl.agents.networks import mlp
 from slaterl.errors import UserError, check_counts, check_range, check_widths
+from slaterl.networks import mlp
 from slaterl.rankers.base import Ranker
 
 

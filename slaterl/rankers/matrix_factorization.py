@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, logsigmoid
 
-from slaterl.data.epochs import Epochs
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
-from slaterl.learner import Learner
 from slaterl.seeds import stream
+from slaterl.training.epochs import Epochs
+from slaterl.training.learner import Learner
 
 
 class Clicks(NamedTuple):

@@ -8,11 +8,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from slaterl.data.epochs import Epochs
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
-from slaterl.learner import Learner
 from slaterl.rankers.gems import GeMS, GeMSLosses
+from slaterl.training.epochs import Epochs
+from slaterl.training.learner import Learner
 
 
 class Slates(NamedTuple):

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from slaterl.agents.loading import load_policy
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.policies import load_policy
 from slaterl.rollout import rollout
 from slaterl.seeds import stream
 

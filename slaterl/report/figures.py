@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
-from slaterl import metrics
 from slaterl.report.episodes import Episodes
 from slaterl.report.statistics import half_width
+from slaterl.training import metrics
 
 WIDTH = 9.0  # inches
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from slaterl import metrics
+from slaterl.data.score import normalised
 from slaterl.errors import UserError
-from slaterl.evaluation import normalised
 from slaterl.report.records import Record, name_methods, name_tasks
 from slaterl.report.statistics import summarise, welch_holm
+from slaterl.training import metrics
 
 
 def results(records: Sequence[Record]) -> pd.DataFrame:

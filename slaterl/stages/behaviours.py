@@ -11,24 +11,24 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from slaterl import checkpoints
 from slaterl.agents.base import BeliefPolicy, LatentAgent
-from slaterl.agents.behaviour import NoisyPolicy
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.build import AGENT_NODES, plain
-from slaterl.check import check_fit
+from slaterl.agents.loading import check_environment, load_policy, policy_of
+from slaterl.agents.noisy import NoisyPolicy
+from slaterl.config.build import AGENT_NODES, plain
+from slaterl.config.check import check_fit
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.files import in_short
-from slaterl.listing import CONF
-from slaterl.policies import check_environment, load_policy, policy_of
+from slaterl.paths import CONF
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Policy
-from slaterl.runs import Run
+from slaterl.runs.files import in_short
+from slaterl.runs.run import Run
 from slaterl.seeds import stream
 from slaterl.stages.online import online, online_plan
+from slaterl.training import checkpoints
 
 
 def behaviours_of(dataset: DictConfig) -> dict[str, dict[str, Any]]:

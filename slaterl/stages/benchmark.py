@@ -17,16 +17,16 @@ from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.offline.base import OfflineAgent
-from slaterl.build import AGENT_NODES, build_agent, build_env, make, plain, resolve_device
+from slaterl.config.build import AGENT_NODES, build_agent, build_env, make, plain, resolve_device
 from slaterl.console import note, table
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.evaluation import evaluate
+from slaterl.evaluation.evaluate import evaluate
 from slaterl.rankers.gems import GeMS
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.rollout import collect, rollout
-from slaterl.runs import Run, write_json
+from slaterl.runs.run import Run, write_json
 from slaterl.seeds import stream
 
 SIMULATED_USERS = 1024

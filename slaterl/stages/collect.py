@@ -11,18 +11,19 @@ import torch
 from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import ConstantSlate
-from slaterl.build import build_env, env_spec, plain, resolve_device
+from slaterl.config.build import build_env, env_spec, plain, resolve_device
 from slaterl.console import note, progress
-from slaterl.data import card, foreign, minari_export, trajectories
+from slaterl.data import card, trajectories
+from slaterl.data.formats import foreign, minari
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.evaluation import anchors, evaluate
-from slaterl.files import fingerprint_of, whole_file
+from slaterl.evaluation.evaluate import anchors, evaluate
 from slaterl.rankers.base import Ranker
 from slaterl.rankers.gems import GeMS
 from slaterl.rollout import collect as serve
-from slaterl.runs import Run, versions, write_json
+from slaterl.runs.files import fingerprint_of, whole_file
+from slaterl.runs.run import Run, versions, write_json
 from slaterl.seeds import stream
 from slaterl.stages.behaviours import (
     behaviour_policy,
@@ -257,7 +258,7 @@ def _check_catalogue(source: str, metadata: dict[str, Any], env: TopicRec, force
 def _fingerprint_of(source: str) -> str:
     """Of a file, or of the files of a Minari dataset."""
     if source.startswith("minari:"):
-        return minari_export.fingerprint(source.removeprefix("minari:"))
+        return minari.fingerprint(source.removeprefix("minari:"))
     if not Path(source).is_file():
         raise UserError(f"dataset.path={source}: no such file")
     return fingerprint_of(Path(source))

@@ -8,21 +8,22 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from slaterl import checkpoints
 from slaterl.agents.heuristics import ConstantSlate
-from slaterl.build import AGENT_NODES, build_agent, build_env, env_spec, plain, resolve_device, settings_of
-from slaterl.check import given_keys
+from slaterl.agents.loading import LoadedPolicy, policy_of
+from slaterl.config.build import AGENT_NODES, build_agent, build_env, env_spec, plain, resolve_device, settings_of
+from slaterl.config.check import given_keys
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.evaluation import anchors, show_result
-from slaterl.evaluation import evaluate as serve
-from slaterl.files import fingerprint_of
-from slaterl.learner import Learner
-from slaterl.policies import LoadedPolicy, policy_of
+from slaterl.evaluation.evaluate import anchors
+from slaterl.evaluation.evaluate import evaluate as serve
+from slaterl.evaluation.show import show_result
 from slaterl.rollout import Policy
-from slaterl.runs import Run, write_json
+from slaterl.runs.files import fingerprint_of
+from slaterl.runs.run import Run, write_json
 from slaterl.stages.fqe import fqe
 from slaterl.stages.inputs import inputs_of, make_inputs, provenance, ranker_spec
+from slaterl.training import checkpoints
+from slaterl.training.learner import Learner
 
 
 def evaluate(cfg: DictConfig) -> Run:

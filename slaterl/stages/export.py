@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from slaterl.build import build_env, resolve_device
+from slaterl.config.build import build_env, resolve_device
 from slaterl.console import note
-from slaterl.data import minari_export
+from slaterl.data.formats import minari
 from slaterl.errors import UserError
-from slaterl.runs import Run
+from slaterl.runs.run import Run
 from slaterl.stages.collect import collect, load_dataset
 
 
@@ -19,6 +19,6 @@ def export(cfg: DictConfig) -> Run:
     run = collect(cfg)
     env = build_env(cfg.env, resolve_device(cfg.device))
     data, metadata = load_dataset(run, env)
-    folder = minari_export.export(data, metadata, cfg.export.minari, env.num_items)
+    folder = minari.export(data, metadata, cfg.export.minari, env.num_items)
     note(f"minari.load_dataset({cfg.export.minari!r}) reads it, from {folder}")
     return run

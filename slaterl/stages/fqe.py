@@ -11,15 +11,15 @@ from omegaconf import DictConfig
 from scipy import stats
 
 from slaterl.agents.base import Agent, BeliefPolicy, LatentAgent
-from slaterl.build import build_env, plain, resolve_device
+from slaterl.agents.loading import load_policy
+from slaterl.config.build import build_env, plain, resolve_device
 from slaterl.console import note, progress, table
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.evaluation import evaluate
-from slaterl.files import fingerprint_of, whole_file
-from slaterl.fqe import fitted_q_evaluation
-from slaterl.policies import load_policy
-from slaterl.runs import Run, write_json
+from slaterl.evaluation.evaluate import evaluate
+from slaterl.evaluation.fqe import fitted_q_evaluation
+from slaterl.runs.files import fingerprint_of, whole_file
+from slaterl.runs.run import Run, write_json
 from slaterl.stages.collect import collect, dataset_run, load_dataset
 
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from slaterl import checkpoints
-from slaterl.build import compares_items, settings_of
+from slaterl.config.build import compares_items, settings_of
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.files import fingerprint_of
 from slaterl.rankers.gems import GeMS
-from slaterl.runs import Run
+from slaterl.runs.files import fingerprint_of
+from slaterl.runs.run import Run
 from slaterl.stages.mf import item_factors, mf, mf_run
 from slaterl.stages.pretrain import pretrain, ranker_run
+from slaterl.training import checkpoints
 
 
 def inputs_of(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Run]:

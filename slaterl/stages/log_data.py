@@ -9,12 +9,12 @@ from types import ModuleType
 from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.build import build_env, env_spec, plain, resolve_device
+from slaterl.config.build import build_env, env_spec, plain, resolve_device
 from slaterl.console import note, progress
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.rollout import collect
-from slaterl.runs import Run, write_json
+from slaterl.runs.run import Run, write_json
 from slaterl.seeds import stream
 
 

@@ -8,18 +8,18 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from slaterl import checkpoints
-from slaterl.build import build_env, make_with, plain, resolve_device, settings_of
+from slaterl.config.build import build_env, make_with, plain, resolve_device, settings_of
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.fit import Schedule, fit
-from slaterl.loggers import make_loggers
-from slaterl.plots import plot_curves
 from slaterl.rankers.matrix_factorization import ClickData, MatrixFactorization
-from slaterl.runs import Run, write_json
+from slaterl.runs.run import Run, write_json
 from slaterl.seeds import seeded_weights, stream
 from slaterl.stages.log_data import log_data, logged_data_run
+from slaterl.training import checkpoints
+from slaterl.training.curves import plot_curves
+from slaterl.training.fit import Schedule, fit
+from slaterl.training.loggers import make_loggers
 
 
 def mf_run(cfg: DictConfig, env: TopicRec) -> Run:

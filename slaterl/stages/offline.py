@@ -8,19 +8,20 @@ from typing import Any
 from omegaconf import DictConfig
 
 from slaterl.agents.base import LatentAgent
+from slaterl.agents.loading import LoadedPolicy
 from slaterl.agents.offline.base import OfflineAgent
-from slaterl.build import build_env, plain, resolve_device
+from slaterl.agents.offline.recorded import OfflineData
+from slaterl.config.build import build_env, plain, resolve_device
 from slaterl.console import note
-from slaterl.data.offline import OfflineData
-from slaterl.evaluation import MEASURES, evaluate, normalised
-from slaterl.fit import Schedule
-from slaterl.fqe import Estimate, fitted_q_evaluation
-from slaterl.policies import LoadedPolicy
-from slaterl.runs import Run
+from slaterl.data.score import normalised
+from slaterl.evaluation.evaluate import MEASURES, evaluate
+from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
+from slaterl.runs.run import Run
 from slaterl.seeds import stream, stream_seed
 from slaterl.stages.collect import collect, dataset_run, expert_return, is_foreign, load_dataset
 from slaterl.stages.inputs import make_inputs
 from slaterl.stages.training import Plan, in_simulator, plan, show_agent, train
+from slaterl.training.fit import Schedule
 
 
 def offline(cfg: DictConfig) -> Run:

@@ -7,18 +7,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from slaterl import checkpoints
-from slaterl.build import build_env, env_spec, resolve_device
-from slaterl.data.online import OnlineData
+from slaterl.agents.init_from import check_same_ranker, start_from
+from slaterl.agents.loading import check_environment, policy_of
+from slaterl.agents.online.collecting import OnlineData
+from slaterl.config.build import build_env, env_spec, resolve_device
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.evaluation import evaluate
-from slaterl.files import fingerprint_of
-from slaterl.fit import Schedule
-from slaterl.policies import check_environment, check_same_ranker, policy_of, start_from
-from slaterl.runs import Run
+from slaterl.evaluation.evaluate import evaluate
+from slaterl.runs.files import fingerprint_of
+from slaterl.runs.run import Run
 from slaterl.seeds import stream
 from slaterl.stages.inputs import make_inputs
 from slaterl.stages.training import Plan, in_simulator, plan, show_agent, train
+from slaterl.training import checkpoints
+from slaterl.training.fit import Schedule
 
 PROTOCOL = (
     "max_steps",

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from slaterl import checkpoints
-from slaterl.build import build_env, make, plain, resolve_device, settings_of
-from slaterl.check import is_gems
+from slaterl.config.build import build_env, make, plain, resolve_device, settings_of
+from slaterl.config.check import is_gems
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.fit import Schedule, fit
-from slaterl.loggers import make_loggers
-from slaterl.plots import plot_curves
 from slaterl.rankers.gems import GeMS
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
-from slaterl.runs import Run, write_json
+from slaterl.runs.run import Run, write_json
 from slaterl.seeds import seeded_weights, stream
 from slaterl.stages.log_data import log_data, logged_data_run
+from slaterl.training import checkpoints
+from slaterl.training.curves import plot_curves
+from slaterl.training.fit import Schedule, fit
+from slaterl.training.loggers import make_loggers
 
 CURVES = ["loss/total", "val/loss/total", "loss/slate", "loss/click", "loss/kl", "val/accuracy/slot"]
 

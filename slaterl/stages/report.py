@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import note, table
 from slaterl.errors import UserError
-from slaterl.files import whole_file
 from slaterl.report import figures, tables
 from slaterl.report.episodes import Episodes, watch
 from slaterl.report.records import Record, find, name_methods, name_tasks, without_lambdas
-from slaterl.runs import Run, write_json
+from slaterl.runs.files import whole_file
+from slaterl.runs.run import Run, write_json
 
 LEGEND = (
     "Test return: mean over seeds ± Student's 95 % interval. IQM: mean of the middle half, with a bootstrapped 95 % "

@@ -10,16 +10,17 @@ from typing import Any
 from omegaconf import DictConfig
 
 from slaterl.agents.base import Agent
-from slaterl.build import AGENT_NODES, build_agent, compares_items, env_spec, plain, settings_of
+from slaterl.agents.loading import LoadedPolicy, load_policy
+from slaterl.config.build import AGENT_NODES, build_agent, compares_items, env_spec, plain, settings_of
 from slaterl.console import note
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.evaluation import anchors, evaluate, show_result
-from slaterl.fit import Data, Schedule, fit
-from slaterl.loggers import make_loggers
-from slaterl.plots import plot_curves
-from slaterl.policies import LoadedPolicy, load_policy
-from slaterl.runs import Run, write_json
+from slaterl.evaluation.evaluate import anchors, evaluate
+from slaterl.evaluation.show import show_result
+from slaterl.runs.run import Run, write_json
 from slaterl.stages.inputs import inputs_of, provenance, ranker_spec
+from slaterl.training.curves import plot_curves
+from slaterl.training.fit import Data, Schedule, fit
+from slaterl.training.loggers import make_loggers
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict
 
 from slaterl.console import note
 from slaterl.errors import UserError
-from slaterl.runs import record_death
+from slaterl.runs.run import record_death
 from slaterl.sweeps.records import announce, end_killed, read_job
 
 MANY = 50  # jobs, from which on composing them takes long enough to be said

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from slaterl.data.trajectories import Trajectories
-from slaterl.learner import Learner
 from slaterl.seeds import seeded_weights
+from slaterl.training.learner import Learner
 from tests.agents.test_sac import gradients
 from tests.helpers import Array
 

@@ -16,21 +16,21 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from slaterl import checkpoints, metrics
 from slaterl.agents.base import Agent
+from slaterl.agents.loading import load_policy
 from slaterl.agents.offline.base import OfflineAgent, with_actions
-from slaterl.build import AGENT_NODES, build_agent, build_env, compares_items, parameters_of, plain
-from slaterl.check import check_config
-from slaterl.data.online import OnlineData
+from slaterl.agents.online.collecting import OnlineData
+from slaterl.config.build import AGENT_NODES, build_agent, build_env, compares_items, parameters_of, plain
+from slaterl.config.check import check_config
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.evaluation import evaluate
-from slaterl.listing import CONF
-from slaterl.policies import load_policy
+from slaterl.evaluation.evaluate import evaluate
+from slaterl.paths import CONF
 from slaterl.rollout import rollout
 from slaterl.run import run_stage, top_level_keys
 from slaterl.seeds import stream
+from slaterl.training import checkpoints, metrics
 from tests.helpers import compose_config
 
 # boredom sets in within an episode; several validations; sizes that divide nothing evenly

@@ -18,7 +18,7 @@ from slaterl.agents.online.td3 import TD3
 from slaterl.agents.online.wolpertinger import Wolpertinger
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation
+from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
 from slaterl.rollout import rollout
 from slaterl.seeds import seeded_weights, stream

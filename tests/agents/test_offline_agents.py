@@ -13,7 +13,6 @@ import pytest
 import torch
 from scipy.special import erf, logsumexp
 
-from slaterl.agents.networks import EDGE, log_prob_of
 from slaterl.agents.offline.awac import AWAC
 from slaterl.agents.offline.base import OfflineAgent, with_actions
 from slaterl.agents.offline.bc import BC
@@ -27,8 +26,9 @@ from slaterl.agents.offline.td3_bc import TD3BC
 from slaterl.beliefs.base import states_of
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation
-from slaterl.fqe import policy_actions
+from slaterl.envs.observation import Observation
+from slaterl.evaluation.fqe import policy_actions
+from slaterl.networks import EDGE, log_prob_of
 from slaterl.rollout import rollout
 from slaterl.seeds import seeded_weights, stream
 from tests.agents.derivations import assert_gradients, drift, parameters_of, rewards_of

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slaterl.beliefs.gru import GRUBelief, gru_scan, unroll
-from slaterl.envs.topic_rec import Observation
+from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
 

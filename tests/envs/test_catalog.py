@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slaterl.build import build_env
+from slaterl.config.build import build_env
 from slaterl.envs.catalog import fingerprint, generate, topic_components
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError

@@ -13,12 +13,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.build import build_env
+from slaterl.config.build import build_env
 from slaterl.envs.click_models import PositionBasedModel
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
+from slaterl.paths import CONF
 from slaterl.rollout import rollout
-from slaterl.run import CONF
 from tests.helpers import compose_config, tiny_env
 
 CPU = torch.device("cpu")

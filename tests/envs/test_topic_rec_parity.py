@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.build import build_env, plain
+from slaterl.config.build import build_env, plain
 from slaterl.envs.click_models import PositionBasedModel
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.rollout import rollout

@@ -1,15 +1,19 @@
+# ruff: noqa: F403, SIM105
 """The folder of a configuration's product, without making it."""
 
 from pathlib import Path
+
 from omegaconf import DictConfig
-from slaterl.build import *
-from slaterl.build import build_env, resolve_device
-from slaterl.runs import Run
+
+from slaterl.config.build import *
+from slaterl.config.build import build_env
+from slaterl.runs.run import Run
 
 
 def name_of(cfg: DictConfig) -> str:
     import torch
-    from slaterl.stages import online, offline, log_data, pretrain, mf, collect, evaluate
+
+    from slaterl.stages import collect, evaluate, log_data, mf, offline, online, pretrain
 
     env = build_env(cfg.env, torch.device("cpu"))
     stage = cfg.stage.name

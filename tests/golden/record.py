@@ -2,7 +2,7 @@
 
     python -m tests.golden.record names             the folder of every product, of every stage and preset
     python -m tests.golden.record parameters        names and shapes in every agent's state dict
-    python -m tests.golden.record results FOLDER    result.json and metrics.csv of a run of every stage, agent and ranker
+    python -m tests.golden.record results FOLDER    what a run of every stage, agent and ranker writes
 
 Each prints JSON. Names and parameters are the same on every machine (tests/golden/test_golden.py compares them with
 tests/golden/*.json); results are the same to the bit on one machine, before and after a change.
@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from slaterl.run import CONF, run_stage
+from slaterl.paths import CONF
+from slaterl.run import run_stage
 from tests.helpers import compose_config
 
 ONLINE = ["sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger"]
@@ -66,7 +67,7 @@ def names() -> dict[str, str]:
 
 def parameters() -> dict[str, dict[str, list[int]]]:
     """Shapes by name, of every agent at the smallest scale, ranker included."""
-    from slaterl.build import AGENT_NODES, build_agent, build_env, plain
+    from slaterl.config.build import AGENT_NODES, build_agent, build_env, plain
 
     found = {}
     for agent in ONLINE + OFFLINE:

@@ -11,18 +11,18 @@ import pytest
 import torch
 from scipy.integrate import trapezoid
 
-from slaterl import checkpoints
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.build import AGENT_NODES, build_agent, build_env, plain
+from slaterl.agents.loading import load_policy
+from slaterl.config.build import AGENT_NODES, build_agent, build_env, plain
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.evaluation import evaluate
-from slaterl.policies import load_policy
+from slaterl.evaluation.evaluate import evaluate
 from slaterl.report import figures
 from slaterl.report.episodes import Episodes, item_scores, watch
 from slaterl.rollout import rollout
 from slaterl.seeds import stream
+from slaterl.training import checkpoints
 from tests.helpers import SLOTS, TURNS, compose_config, copy_of, tiny_env
 
 USERS, SEED = 40, 5

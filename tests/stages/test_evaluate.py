@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from slaterl import checkpoints
-from slaterl.build import build_env, plain
-from slaterl.policies import LoadedPolicy, load_policy, policy_of
+from slaterl.agents.loading import LoadedPolicy, load_policy, policy_of
+from slaterl.config.build import build_env, plain
 from slaterl.report.records import find, name_methods
 from slaterl.run import run_stage
-from slaterl.runs import read_json
+from slaterl.runs.run import read_json
 from slaterl.stages.evaluate import _env_node
+from slaterl.training import checkpoints
 from tests.helpers import compose_config
 
 SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.num_topics=5 env.slate_size=4 env.episode_length=7

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
-from slaterl.build import build_env
+from slaterl.config.build import build_env
 from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
 from slaterl.rankers.gems import GeMS

@@ -14,17 +14,17 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from slaterl import checkpoints
-from slaterl.build import build_env
+from slaterl.agents.loading import load_policy
+from slaterl.config.build import build_env
 from slaterl.data import trajectories
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
-from slaterl.files import fingerprint_of
-from slaterl.fqe import Estimate, fitted_q_evaluation
-from slaterl.policies import load_policy
+from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
 from slaterl.report.records import find, name_methods
 from slaterl.run import run_stage
+from slaterl.runs.files import fingerprint_of
 from slaterl.stages.collect import dataset_run
+from slaterl.training import checkpoints
 from tests.helpers import compose_config
 
 SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.num_topics=5 env.slate_size=4 env.episode_length=7

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import progress, tell
 from slaterl.errors import Interrupted, UserError
-from slaterl.run import CONF
+from slaterl.paths import CONF
 from slaterl.sweeps import records
 from slaterl.sweeps.launch import conclude, mark_killed
 from slaterl.sweeps.records import announce, assign, jobs, read_job, recording
@@ -98,7 +98,7 @@ def test_killed_job_is_told_from_a_running_one(announced: Path, tmp_path: Path) 
     run = tmp_path / "run"
     script = (
         "import sys, pathlib, omegaconf, json\n"
-        "from slaterl.runs import Run\n"
+        "from slaterl.runs.run import Run\n"
         "from slaterl.sweeps.records import recording\n"
         f"run = Run(pathlib.Path({str(run)!r}), 'online', 'tiny', 'sac', {{}})\n"
         f"cfg = omegaconf.OmegaConf.create({OmegaConf.to_container(CONFIG)!r})\n"

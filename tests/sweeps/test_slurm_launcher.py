@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.slaterl_launchers.slurm import check_times
 from slaterl.errors import UserError
-from slaterl.run import CONF
+from slaterl.paths import CONF
 
 
 def test_a_warning_that_comes_before_the_start_is_refused() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from slaterl.agents.networks import log_prob_of
 from slaterl.agents.offline.base import OfflineActorCritic, PolicyStep, Turns
 from slaterl.errors import check_positive
+from slaterl.networks import log_prob_of
 
 LARGEST_WEIGHT = 100.0
 

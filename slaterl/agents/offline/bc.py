@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from slaterl.agents.networks import draw, log_prob_of, mlp
 from slaterl.agents.offline.base import OfflineAgent, gradient_norm
 from slaterl.beliefs.base import states_of
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError, check_positive, check_range, check_widths
+from slaterl.networks import draw, log_prob_of, mlp
 
 
 class BC(OfflineAgent):

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from slaterl.agents.networks import mlp, polyak
 from slaterl.agents.offline.base import OfflineActorCritic, PolicyStep, Turns
 from slaterl.beliefs.base import JoinedBeliefs
 from slaterl.errors import check_counts, check_range, check_widths
+from slaterl.networks import mlp, polyak
 
 LATENT_CLIP = 0.5  # of the draws that are decoded: the middle of the prior
 

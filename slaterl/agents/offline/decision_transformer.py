@@ -14,7 +14,8 @@ from torch.nn.functional import embedding
 from slaterl.agents.offline.base import OfflineAgent, gradient_norm
 from slaterl.beliefs.base import Belief
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation, PrivilegedObservation, TopicRec
+from slaterl.envs.observation import Observation, PrivilegedObservation
+from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError, check_counts, check_positive, check_range
 from slaterl.rankers.base import Ranker
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from slaterl.agents.networks import log_prob_of, mlp
 from slaterl.agents.offline.base import OfflineActorCritic, PolicyStep, Turns
 from slaterl.errors import check_counts, check_range
+from slaterl.networks import log_prob_of, mlp
 
 LARGEST_WEIGHT = 100.0
 

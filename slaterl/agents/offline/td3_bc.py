@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from slaterl.agents.networks import polyak
 from slaterl.agents.offline.base import OfflineActorCritic, PolicyStep, Turns
 from slaterl.errors import check_range
+from slaterl.networks import polyak
 
 
 class TargetPolicy(OfflineActorCritic):

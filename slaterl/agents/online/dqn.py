@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from slaterl.agents.base import ItemAgent
-from slaterl.agents.networks import mlp, polyak
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation, PrivilegedObservation
+from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import check_positive, check_range, check_widths
+from slaterl.networks import mlp, polyak
 from slaterl.rollout import Decision
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from slaterl.agents.base import ItemAgent, LatentAgent
-from slaterl.agents.networks import mlp
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation, PrivilegedObservation
+from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import UserError, check_positive, check_range, check_widths
+from slaterl.networks import mlp
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision
 

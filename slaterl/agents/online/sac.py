@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from slaterl.agents.base import LatentAgent
-from slaterl.agents.networks import Critics, draw, mlp, polyak, tanh_gaussian
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import check_counts, check_positive, check_range, check_widths
+from slaterl.networks import Critics, draw, mlp, polyak, tanh_gaussian
 from slaterl.rankers.base import Ranker
 
 

@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from slaterl.agents.networks import polyak
 from slaterl.agents.online.dqn import DQN
 from slaterl.beliefs.base import states_of
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation, PrivilegedObservation, TopicRec
+from slaterl.envs.observation import Observation, PrivilegedObservation
+from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
+from slaterl.networks import polyak
 from slaterl.rollout import Decision
 
 

@@ -17,7 +17,7 @@ from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.online.sac import SAC
 from slaterl.beliefs.base import Belief, JoinedBeliefs
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import Observation, PrivilegedObservation
+from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import UserError, check_counts
 from slaterl.rankers.embedding_space import KHeadArgmax
 from slaterl.rollout import Decision, Policy

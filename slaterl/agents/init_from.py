@@ -1,0 +1,69 @@
+"""Starting the training of an agent from another agent's checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slaterl.agents.base import Agent, LatentAgent
+from slaterl.errors import UserError
+
+
+def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
+    """Give an untrained agent the networks that a checkpoint has of it: policy, critics, their beliefs and targets.
+
+    Networks that the checkpoint does not have stay as they are: critics after behaviour cloning, for example.
+
+    Raises:
+        UserError: there is no policy of this kind in it, or networks are of another size.
+    """
+    own, given = agent.state_dict(), state["learner"]["module"]
+    name = state["config"]["agent"]["name"]
+    networks = {key for key in own if not key.startswith("ranker.")}
+    if not any(key.startswith("actor.") for key in networks & set(given)):
+        raise UserError(f"init_from={source}: agent={name} has no policy that this agent could go on from")
+    if isinstance(agent, LatentAgent) and _shape(given, "ranker.center") == _shape(own, "ranker.center"):
+        there, here = (_gives(where, agent.ranker.action_dim) for where in (given, own))
+        if there != here and _shape(given, "actor.0.weight")[1:] == _shape(own, "actor.0.weight")[1:]:
+            fitting = "td3" if there == "actions" else "sac"
+            raise UserError(
+                f"init_from={source}: the policy of agent={name} gives {there}, this agent's gives {here}; "
+                f"agent={fitting} can go on from it"
+            )
+    shared = {part for part in _parts(networks) if part in _parts(given)}
+    for key in sorted(key for key in networks | set(given) if key.split(".")[0] in shared):
+        there, here = (list(where[key].shape) if key in where else None for where in (given, own))
+        if there != here:
+            raise UserError(
+                f"init_from={source}: {key} is {there} there and {here} here; give the settings of that agent={name} "
+                "(agent.q_hidden, agent.pi_hidden, agent.num_critics, belief.hidden_dim, ranker)"
+            )
+    agent.load_state_dict(own | {key: given[key] for key in networks & set(given)})
+
+
+def check_same_ranker(agent: Agent, state: dict[str, Any], source: str) -> None:
+    """Raise UserError unless an agent's ranker is the one that a checkpoint learned to act through."""
+    given = state["learner"]["module"]
+    for key, value in agent.state_dict().items():
+        if key.startswith("ranker.") and not (key in given and torch.equal(given[key].to(value.device), value)):
+            raise UserError(f"init_from={source}: it learned to act through another ranker; give its settings and seed")
+    unique = state["config"]["ranker"].get("unique")  # wolpertinger has a ranker of its own
+    if unique is not None and isinstance(agent, LatentAgent) and agent.ranker.unique != unique:
+        raise UserError(f"init_from={source}: it learned with ranker.unique={str(unique).lower()}; give the same")
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> list[int]:
+    return list(state[key].shape) if key in state else []
+
+
+def _gives(state: Mapping[str, Tensor], action_dim: int) -> str:
+    """What the policy in a state dict gives."""
+    outputs = len([value for key, value in state.items() if key.startswith("actor.")][-1])
+    return "actions" if outputs == action_dim else "means and deviations"
+
+
+def _parts(keys: Iterable[str]) -> set[str]:
+    return {key.split(".")[0] for key in keys}

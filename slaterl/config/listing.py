@@ -1,0 +1,46 @@
+"""What there is to choose from, read from conf/: each file's first line says what it is."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from slaterl.paths import CONF
+
+
+def groups() -> list[str]:
+    """The groups of config.yaml, in its order."""
+    entries = OmegaConf.load(CONF / "config.yaml").defaults
+    names = [str(key) for entry in entries if isinstance(entry, DictConfig) for key in entry]
+    return [name for name in names if (CONF / name).is_dir()]
+
+
+def choices(group: str) -> dict[str, str]:
+    """The files of a group, each with its first comment line."""
+    found = {}
+    for file in sorted((CONF / group).glob("*.yaml")):
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
+        found[file.stem] = lines[0].removeprefix("# ")
+    return found
+
+
+def as_help() -> str:
+    """All groups, for --help."""
+    parts = []
+    for group in groups():
+        entries = choices(group)
+        width = max(map(len, entries))
+        parts.append("\n".join([f"{group}=", *(f"  {name:{width}}  {text}" for name, text in entries.items())]))
+    return "\n\n".join(parts)
+
+
+def as_markdown() -> str:
+    """All groups, for the README."""
+    parts = []
+    for group in groups():
+        rows = [f"| `{name}` | {text} |" for name, text in choices(group).items()]
+        parts.append("\n".join([f"| `{group}=` | |", "|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(as_markdown())

@@ -1,0 +1,155 @@
+"""Fitted Q evaluation: what a policy would return, from recorded trajectories alone.
+
+Le, Voloshin and Yue, "Batch Policy Learning under Constraints", arXiv 1903.08738; with an ensemble of which every
+member learns from a bootstrap sample of the trajectories.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from slaterl.agents.base import LatentAgent
+from slaterl.agents.offline.base import with_actions
+from slaterl.beliefs.base import states_of
+from slaterl.beliefs.gru import GRUBelief
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.observation import Observation
+from slaterl.errors import UserError
+from slaterl.networks import mlp, polyak
+from slaterl.seeds import seeded_weights, stream
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A policy's return as the data tell it."""
+
+    mean_return: float  # clicks of an episode
+    interval: float  # half-width of the 95 % interval over the bootstrap's members
+    members: int
+    loss: float  # of the last updates: mean squared error of m
+
+
+def fitted_q_evaluation(
+    agent: LatentAgent,
+    data: Trajectories,
+    *,
+    num_items: int,
+    discount: float,
+    updates: int,
+    batch_size: int,
+    members: int,
+    hidden: int,
+    lr: float,
+    tau: float,
+    seed: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Estimate:
+    """Estimate the return of an agent's policy without exploration: H times its mean reward in the data's states.
+
+    Q(s, a, t), discounted, is learned as the weighted mean m = Q / w_t of the rewards that remain, which is of one size
+    at every turn: m(s, a, t) = (r + gamma * w_{t+1} * m'(s', pi(s'), t + 1)) / w_t, with w_t the sum of gamma^k over
+    k < H - t. A member is a belief and a head. A mean of rewards lies between the smallest and the largest of them, and
+    so does m, by a sigmoid: for actions that the data do not have an unbounded head names any number.
+
+    The mean of m(s, pi(s), t) over the data's states is the policy's mean reward as far as it visits such states. With
+    gamma near 1 only the first turns would be needed, but what is made up for unseen actions would be repeated a
+    hundred times, and outweigh what was seen.
+
+    Args:
+        data: N trajectories, on the agent's device.
+        discount: gamma, how far m looks ahead; below 1.
+        updates, batch_size: of whole trajectories; lr: Adam's; tau: share of the heads that enters their targets.
+        members: each weighs every trajectory by how often a bootstrap sample of the data has it.
+        hidden: width of the two hidden layers of a head.
+
+    Raises:
+        UserError: the learning has diverged.
+    """
+    count, horizon = data.rewards.shape
+    device = data.slates.device
+    generator = stream(seed, "fqe", device)
+    data = with_actions(data, agent.ranker)
+    assert data.actions is not None
+    actions, own = data.actions, policy_actions(agent, data)
+    weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
+    weights[weights.sum(1) == 0] = 1  # of few trajectories a sample can miss all
+    turn = torch.arange(horizon, device=device)
+    ahead = (1 - discount ** (horizon - turn)) / (1 - discount)  # w_t, [H]
+    over = (turn / horizon).view(1, 1, -1, 1)
+
+    with seeded_weights(seed, "fqe weights"):
+        sizes = dict(num_items=num_items, slate_size=data.slates.shape[2], item_dim=20, hidden_dim=20)
+        beliefs = nn.ModuleList(GRUBelief(**sizes) for _ in range(members))
+        heads = nn.ModuleList(mlp(20 + agent.ranker.action_dim + 1, [hidden, hidden], 1) for _ in range(members))
+    low, high = data.rewards.aminmax()
+    with torch.no_grad():
+        for head in heads:  # the data's own mean is the first guess
+            head[-1].bias.copy_(((data.rewards.mean() - low) / (high - low)).nan_to_num(0.5).logit(eps=0.01))
+    beliefs, heads = beliefs.to(device), heads.to(device)
+    targets = copy.deepcopy(heads).requires_grad_(False)
+    optimizer = Adam([*beliefs.parameters(), *heads.parameters()], lr=lr, fused=True)
+
+    def values(of: nn.ModuleList, states: Tensor, action: Tensor) -> Tensor:
+        """m [M, B, H] at states [M, B, H, 20] and actions [B, H, A]."""
+        parts = action.expand(members, -1, -1, -1), over.expand(*states.shape[:2], -1, -1)
+        inputs = torch.cat([states, *parts], dim=-1)
+        raw = torch.stack([head(part).squeeze(-1) for head, part in zip(of, inputs, strict=True)])
+        return torch.lerp(low, high, raw.sigmoid())
+
+    smoothed = torch.zeros((), device=device)
+    for update in range(updates):
+        places = torch.randperm(count, generator=generator, device=device)[:batch_size]
+        batch = data[places]
+        states = states_of(list(beliefs), batch)
+        with torch.no_grad():
+            target = batch.rewards.expand(members, -1, -1).clone()
+            following = values(targets, states, own[places])[..., 1:]
+            target[..., :-1] += discount * ahead[1:] * following
+            target /= ahead
+        error = (values(heads, states, actions[places]) - target).square().mean(2)  # [M, B]
+        loss = (weights[:, places] * error).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        polyak(heads, targets, tau)
+        smoothed = torch.lerp(smoothed, loss.detach(), 0.02)
+        on_progress(update + 1)
+
+    with torch.no_grad():
+        means = []
+        for places in torch.arange(count, device=device).split(512):
+            states = states_of(list(beliefs), data[places])
+            means.append(values(heads, states, own[places]).mean(2))
+        reward = torch.cat(means, dim=1)  # [M, N]
+        found = horizon * (weights * reward).sum(1) / weights.sum(1)
+    if not found.isfinite().all():
+        raise UserError(f"fqe.lr={lr}: fitted Q evaluation has diverged; expected a smaller one")
+    interval = stats.t.ppf(0.975, members - 1) * found.std().item() if members > 1 else math.nan
+    return Estimate(found.mean().item(), float(interval), members, smoothed.item())
+
+
+@torch.no_grad()
+def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
+    """What an agent would show without exploration in each turn of recorded trajectories, [N, H, A] in [-1, 1].
+
+    As the actions of the data are: read from slates. What a policy gives its ranker can lie where no encoding does.
+    """
+    found = []
+    for start in range(0, len(data), 512):
+        part = data[start : start + 512]
+        state = agent.acting_belief.initial_state(len(part))
+        turns = []
+        for slate, clicks in zip(part.slates[:, :-1].unbind(1), part.clicks[:, :-1].unbind(1), strict=True):
+            state = agent.acting_belief.step(Observation(slate.long(), clicks), state)
+            slate = agent.ranker.rank(agent.ranker.to_latent(agent.action(state, None)))
+            turns.append(agent.ranker.action_of(slate))
+        found.append(torch.stack(turns, dim=1))
+    return torch.cat(found)

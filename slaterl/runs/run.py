@@ -1,0 +1,213 @@
+"""Where products lie: a directory computed from what determines it, with a manifest and a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import platform
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from slaterl.console import note, tell
+from slaterl.errors import Interrupted, UserError
+from slaterl.runs.files import fingerprint_of, whole_file
+
+WAIT_POLL_SECONDS = (
+    0.5  # for another process that makes the same product; on a shared file system each look is a request
+)
+# Part of every digest, by stage: raised when a change of the code makes products of old configurations stale, and with
+# them all that is made from them.
+PRODUCTS = {"collect": 3, "evaluate": 3}
+_OTHER_PRODUCTS = 2
+_PACKAGES = ("slaterl", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One product: `root/stage/env/name-digest`.
+
+    Attributes:
+        products: files that others read; a run without them is not finished, whatever its manifest says.
+        spec: all that determines the product, as plain values; inputs enter by their digests. Its hash is the digest.
+    """
+
+    root: Path
+    stage: str
+    env: str
+    name: str
+    spec: dict[str, Any]
+    products: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        products = PRODUCTS.get(self.stage, _OTHER_PRODUCTS)
+        text = json.dumps(_canonical({"products": products, "stage": self.stage, **self.spec}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def path(self) -> Path:
+        name = re.sub(r"(?<=\d)\.0(?!\d)", "", self.name)  # 1 and 1.0 are one setting, also here
+        return self.root / self.stage / self.env / f"{name}-{self.digest}"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it stands, {} before there is one."""
+        return read_json(self.path / "manifest.json") if (self.path / "manifest.json").is_file() else {}
+
+    @property
+    def finished(self) -> bool:
+        there = all((self.path / name).is_file() for name in self.products)
+        return there and self.manifest.get("status") == "finished"
+
+    def result(self) -> dict[str, Any]:
+        return read_json(self.path / "result.json")
+
+    def _made_by(self) -> dict[str, str]:
+        """The code (see code_of) that what is there was begun with; {} where a start would begin anew."""
+        begun = self.finished or (self.path / "last.ckpt").is_file()
+        return self.manifest.get("code", {}) if begun else {}
+
+    @contextlib.contextmanager
+    def making(self, config: DictConfig, inputs: Mapping[str, Run]) -> Iterator[bool]:
+        """Hold the run's lock; yields whether there is anything to do.
+
+        The lock is the operating system's (flock), so it ends with the process that holds it, however that ends, on
+        this machine or on another one that shares the file system. Whoever waits for it finds the product finished,
+        or goes on from what is there.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        tell(run=str(self.path))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                note(f"waiting for another process that makes {self.path}")
+                tell(title=f"waiting for {self.stage}", done=0, total=0, unit="", speed=None, score=None)
+                lock.acquire(poll_interval=WAIT_POLL_SECONDS)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+        with lock:
+            before = self.manifest
+            for run in (self, *inputs.values()):
+                run._tell_changed_code()
+            if self.finished:
+                note(f"finished before, {before['ended']}: {self.path}")
+                yield False
+                return
+            entry = {
+                "stage": self.stage,
+                "status": "running",
+                "spec": self.spec,
+                "inputs": {name: {"path": str(run.path), "digest": run.digest} for name, run in inputs.items()},
+                "config": OmegaConf.to_container(config, resolve=True),
+                "versions": versions(),
+                "code": code_of(self.spec) | self._made_by(),
+                "python": platform.python_version(),
+                "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
+                "command": _command(),
+                "started": before.get("started", _now()),
+                "starts": before.get("starts", 0) + 1,
+            }
+            self._write(entry)
+            try:
+                yield True
+            except Interrupted as error:
+                self._write({**entry, "status": "interrupted", "reason": str(error), "ended": _now()})
+                raise
+            except BaseException as error:
+                reason = f"{type(error).__name__}: {error}"
+                with contextlib.suppress(UserError):  # a full disk must not hide why
+                    self._write({**entry, "status": "failed", "reason": reason, "ended": _now()})
+                raise
+            self._write({**entry, "status": "finished", "ended": _now()})
+
+    def _tell_changed_code(self) -> None:
+        code = code_of(self.spec)
+        changed = [name for name, made_by in self._made_by().items() if code.get(name) != made_by]
+        if changed:
+            now = f"{', '.join(changed)} changed since this was made"
+            note(f"warning: {now}; remove its folder to make it anew: {self.path}")
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        write_json(self.path / "manifest.json", entry)
+
+
+def versions() -> dict[str, str]:
+    """Of what products are made with."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def code_of(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints of the modules that define the classes of a spec's `_target_`s, base classes included, by name."""
+    found: dict[str, str] = {}
+    for value in spec.values():
+        found |= code_of(value) if isinstance(value, Mapping) else {}
+    if "_target_" in spec:
+        target = get_object(spec["_target_"])
+        ours = {"slaterl", target.__module__.split(".")[0]}  # torch and the like are in the versions
+        modules = {base.__module__ for base in (inspect.getmro(target) if inspect.isclass(target) else (target,))}
+        for name in sorted(name for name in modules if name.split(".")[0] in ours):
+            found[name] = fingerprint_of(Path(inspect.getfile(sys.modules[name])))
+    return found
+
+
+def record_death(folder: Path, reason: str) -> None:
+    """Note in the manifest what ended the process that made this run, where it could not do so itself."""
+    with contextlib.suppress(Timeout), FileLock(folder / ".lock").acquire(timeout=0):
+        manifest = read_json(folder / "manifest.json")
+        if manifest["status"] == "running":
+            write_json(folder / "manifest.json", {**manifest, "status": "failed", "reason": reason, "ended": _now()})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove its folder to make it anew") from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write whole or not at all. Raises UserError where that is not possible."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _command() -> list[str]:
+    """What makes this run: of a job its own settings, where sys.argv is the whole sweep's, or submitit's."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return [str(Path(__file__).parents[1] / "run.py"), *HydraConfig.get().overrides.task]
+    return sys.argv
+
+
+def _canonical(value: Any) -> Any:
+    """1 and 1.0 are one setting."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

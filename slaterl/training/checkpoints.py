@@ -1,0 +1,65 @@
+"""Files of tensors and plain values, written so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slaterl.errors import UserError
+from slaterl.runs.files import first_line, in_short, whole_file
+
+FORMAT = 2
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written. What was there before stays.
+    """
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+
+
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; no code in it runs (weights_only).
+
+    Args:
+        kind: what is expected: "agent", "ranker", "items", or the training of one of these.
+
+    Raises:
+        UserError: missing, damaged, of another format or another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own for a damaged file
+        raise UserError(f"{path}: damaged, or not a checkpoint of slaterl ({first_line(error)})") from error
+    if not isinstance(state, dict) or not {"format", "kind"} <= set(state):
+        raise UserError(f"{path}: not a checkpoint of slaterl")
+    if state["format"] != FORMAT:
+        raise UserError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
+    if state["kind"] != kind:
+        raise UserError(f"{path}: a checkpoint of kind '{state['kind']}', expected '{kind}'")
+    return state
+
+
+@contextlib.contextmanager
+def taken_by(learner: object, source: str | Path, advice: str = "") -> Iterator[None]:
+    """The block gives a learner what a checkpoint holds.
+
+    Raises:
+        UserError: that is not what the learner is made of; its code has changed.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:  # of torch's modules, of its optimisers, of ours
+        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+            raise  # a device's, out of memory say: nothing is wrong with the file
+        written = f"{source}: written by other code of {type(learner).__name__}"
+        raise UserError(f"{written} ({in_short(error)}){advice}") from error

@@ -1,0 +1,243 @@
+"""One fit for whatever learns: train, validate, log, checkpoint, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from slaterl.console import note, progress
+from slaterl.errors import Interrupted, UserError
+from slaterl.runs.signals import handling
+from slaterl.training import checkpoints
+from slaterl.training.learner import Learner
+from slaterl.training.loggers import logging_to
+from slaterl.training.metrics import MetricsFile
+
+AUTOSAVE_SECONDS = 120  # what a kill may cost where validations are far apart
+
+
+class Data(Protocol):
+    """What `fit` asks of a data module, beside a sized `train_dataloader`."""
+
+    counters: Mapping[str, int]  # how far the training is, logged with every row
+    measures: Mapping[str, float]  # of what was collected since the last row
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When what happens, in steps.
+
+    Attributes:
+        save_every_n_steps: also keep `step<k>.ckpt`; None for no such files.
+    """
+
+    max_steps: int
+    val_every_n_steps: int
+    log_every_n_steps: int
+    save_every_n_steps: int | None = None
+
+
+def fit(
+    learner: Learner,
+    data: Any,
+    *,
+    folder: Path,
+    kind: str,
+    config: dict[str, Any],
+    schedule: Schedule,
+    validate: Callable[[], dict[str, float]],
+    score: str,
+    maximise: bool,
+    loggers: Sequence[Logger],
+    title: str,
+) -> dict[str, Any]:
+    """Train to the end of the schedule, going on from `last.ckpt` in `folder` where there is one.
+
+    Args:
+        data: a LightningDataModule that is also a `Data`.
+        kind, config: what every checkpoint says of itself, besides its state.
+        validate: metrics of the learner as it is; `score` names the one that chooses `best.ckpt`.
+        maximise: whether a larger score is better.
+        title: what the progress bar is called.
+
+    Returns:
+        `best_step`, `best_score`, and `seconds` spent training and validating over all starts.
+
+    Raises:
+        Interrupted: on a signal to stop (see slaterl/signals.py), after `last.ckpt` was written.
+        TrainingDiverged: a term of the loss is not finite.
+    """
+    sign = 1.0 if maximise else -1.0
+    loop = _Loop(data, folder, {"kind": kind, "config": config}, schedule, validate, score, sign, title)
+    if (folder / "last.ckpt").is_file():
+        loop.resume(learner, checkpoints.load(folder / "last.ckpt", kind))
+    if learner.step < schedule.max_steps:
+        _quiet_lightning()
+        trainer = L.Trainer(
+            accelerator="gpu" if learner.device.type == "cuda" else "cpu",
+            devices=[learner.device.index or 0] if learner.device.type == "cuda" else 1,
+            max_epochs=1,
+            logger=list(loggers) or False,
+            callbacks=[loop],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[LightningEnvironment()],  # one process, also inside a SLURM job
+            default_root_dir=folder,
+        )
+        with logging_to(loggers, folder / "metrics.csv", learner.step):
+            trainer.fit(learner, datamodule=data)
+    return {"best_step": loop.best["step"], "best_score": loop.best["score"], "seconds": loop.seconds}
+
+
+class _Loop(L.Callback):
+    """What happens after each update. Everything is counted in `learner.step`, not in Lightning's batches."""
+
+    def __init__(
+        self,
+        data: Data,
+        folder: Path,
+        about: dict[str, Any],
+        schedule: Schedule,
+        validate: Callable[[], dict[str, float]],
+        score: str,
+        sign: float,
+        title: str,
+    ) -> None:
+        self.data, self.folder, self.about, self.schedule = data, folder, about, schedule
+        self.validate, self.score, self.sign, self.title = validate, score, sign, title
+        self.best: dict[str, Any] = {"step": 0, "score": None}
+        self.seconds = 0.0
+        self.signum = 0
+        self.save_asked = False
+        self.open = contextlib.ExitStack()
+
+    def resume(self, learner: Learner, state: dict[str, Any]) -> None:
+        """Put learner, data and this loop where the checkpoint left them."""
+        where = self.folder / "last.ckpt"
+        if state["device"] != learner.device.type:  # their random streams differ
+            raise UserError(f"device={learner.device.type}: {where} was written on {state['device']}; go on there")
+        with checkpoints.taken_by(learner, where, advice="; remove its folder to begin anew"):
+            learner.load_learner_state(state["learner"])
+        self.data.load_state_dict(state["data"])
+        self.best, self.seconds = state["best"], state["seconds"]
+        if learner.step < self.schedule.max_steps:
+            note(f"{self.title}: going on from step {learner.step:,}")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        counters = self.data.counters
+        columns = ["step", *counters, *pl_module.TERMS, *self.data.measures, *pl_module.VAL_TERMS, "time/seconds"]
+        columns += [f"speed/{name}_per_s" for name in ("steps", "turns") if name == "steps" or name in counters]
+        self.metrics = MetricsFile(self.folder / "metrics.csv", columns, pl_module.step)
+        self.open.callback(self.metrics.close)
+        self.open.enter_context(handling(stop=self._on_stop, save=self._on_save))
+        bar = progress(self.title, self.schedule.max_steps, "steps", start=pl_module.step)
+        self.show = self.open.enter_context(bar)
+        self._mark(pl_module.step)
+        self.saved = time.perf_counter()
+
+    def _on_stop(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum:  # asked twice: at once
+            raise Interrupted(signum)
+        self.signum = signum
+
+    def _on_save(self, signum: int, frame: FrameType | None) -> None:
+        self.save_asked = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, schedule = pl_module.step, self.schedule
+        before = step - pl_module.steps_in(batch)
+
+        def due(every: int) -> bool:
+            return step // every > before // every
+
+        validating = due(schedule.val_every_n_steps) or step >= schedule.max_steps
+        row: dict[str, Any] = {}
+        if validating or due(schedule.log_every_n_steps):
+            row = self._training_row(pl_module)
+            self.show(step)
+        if validating:
+            row |= self._validate(pl_module, step)
+        if row:
+            self.metrics.append(row)
+            for logger in trainer.loggers:
+                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
+        if schedule.save_every_n_steps and due(schedule.save_every_n_steps):
+            self._save(pl_module, f"step{step}.ckpt")
+        asked = self.signum or self.save_asked
+        if validating or asked or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
+            self.save_asked = False  # before it is done: who asks meanwhile gets another one
+            self._save(pl_module, "last.ckpt", data=self.data.state_dict())
+            self.saved = time.perf_counter()
+        if self.signum:
+            raise Interrupted(self.signum)
+
+    def _validate(self, learner: Learner, step: int) -> dict[str, float]:
+        metrics = self.validate()
+        score = metrics[self.score]
+        if self.best["score"] is None or self.sign * score > self.sign * self.best["score"]:
+            self.best = {"step": step, "score": score}
+            self._save(learner, "best.ckpt")
+        self.show(step, score=score)
+        shown = f"{self.score} {score:.4g}, best {self.best['score']:.4g} at step {self.best['step']:,}"
+        note(f"{self.title}: step {step:,}: {shown}")
+        return metrics
+
+    def _save(self, learner: Learner, name: str, **more: Any) -> None:
+        learner.check_finite()  # never over a good checkpoint with one that is not
+        state = {
+            **self.about,
+            "learner": learner.learner_state(),
+            "best": dict(self.best),
+            "device": learner.device.type,
+        }
+        seconds = self.seconds + time.perf_counter() - self.marked[0]
+        checkpoints.save(self.folder / name, {**state, "seconds": seconds, **more})
+
+    def _mark(self, step: int) -> None:
+        self.marked = (time.perf_counter(), step, self.data.counters.get("turns", 0))
+
+    def _training_row(self, learner: Learner) -> dict[str, Any]:
+        now, step, counters = time.perf_counter(), learner.step, self.data.counters
+        elapsed = now - self.marked[0]
+        means = learner.meter.read()
+        if means:
+            learner.watch(step, means)
+        row: dict[str, Any] = {"step": step, **counters, **means, **self.data.measures}
+        row["speed/steps_per_s"] = (step - self.marked[1]) / elapsed
+        if "turns" in counters:
+            row["speed/turns_per_s"] = (counters["turns"] - self.marked[2]) / elapsed
+        self.seconds += elapsed
+        row["time/seconds"] = self.seconds
+        self._mark(step)
+        return row
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self.open.close()
+
+
+def _quiet_lightning() -> None:
+    """Lightning's advice on data loaders and devices is about other programs than this one."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
