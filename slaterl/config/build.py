@@ -10,6 +10,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from slaterl.config.bounds import check_arguments
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
@@ -17,14 +18,18 @@ from slaterl.seeds import seeded_weights, stream
 AGENT_NODES = ("agent", "ranker", "belief", "item_embeddings")  # the groups that determine an agent
 
 
-def make(node: DictConfig | Mapping[str, Any], **objects: Any) -> Any:
+def make(node: DictConfig | Mapping[str, Any], path: str = "", **objects: Any) -> Any:
     """Instantiate a node's `_target_` with its values and `objects`, as plain containers.
 
+    Args:
+        path: dotted key of the node, for messages.
+
     Raises:
-        UserError: what the constructor found wrong with its arguments.
+        UserError: a value is out of the range that the signature gives, or the constructor refuses its arguments.
     """
     values = dict(plain(node))
     target = get_object(values["_target_"])
+    values = check_arguments(path, target, values)
     if "name" not in parameters_of(target):
         values.pop("name", None)
     try:
@@ -71,7 +76,7 @@ def resolve_device(name: str) -> torch.device:
 
 def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **objects: Any) -> TopicRec:
     """The simulator of an `env` node. `objects` replace its parts (item_embeddings=...)."""
-    return make(node, device=device, **objects)
+    return make(node, "env", device=device, **objects)
 
 
 def env_spec(node: DictConfig | Mapping[str, Any], env: TopicRec) -> dict[str, Any]:
@@ -88,19 +93,19 @@ def build_agent(config: Mapping[str, Any], env: TopicRec, seed: int) -> Any:
     """
     offers: dict[str, Any] = {"num_items": env.num_items, "slate_size": env.slate_size, "env": env}
     offers["generator"] = stream(seed, "agent", env.device)
-    offers["belief"] = lambda: make_with(config["belief"], offers)
+    offers["belief"] = lambda: make_with(config["belief"], "belief", offers)
     with seeded_weights(seed, "weights"):
         if compares_items(config):
-            offers["item_embeddings"] = make_with(config["item_embeddings"], offers)
+            offers["item_embeddings"] = make_with(config["item_embeddings"], "item_embeddings", offers)
         if "ranker" in _wanted(config["agent"]) and "_target_" in config["ranker"]:
-            offers["ranker"] = make_with(config["ranker"], offers).to(env.device)
-        agent = make_with(config["agent"], offers)
+            offers["ranker"] = make_with(config["ranker"], "ranker", offers).to(env.device)
+        agent = make_with(config["agent"], "agent", offers)
     return agent.to(env.device) if isinstance(agent, torch.nn.Module) else agent
 
 
-def make_with(node: DictConfig | Mapping[str, Any], offers: Mapping[str, Any]) -> Any:
+def make_with(node: DictConfig | Mapping[str, Any], path: str, offers: Mapping[str, Any]) -> Any:
     """Instantiate a node with those of the offered objects that its constructor asks for."""
-    return make(node, **{name: offers[name] for name in _wanted(node) if name in offers})
+    return make(node, path, **{name: offers[name] for name in _wanted(node) if name in offers})
 
 
 def compares_items(config: DictConfig | Mapping[str, Any]) -> bool:

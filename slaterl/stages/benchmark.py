@@ -103,7 +103,7 @@ def _measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
         found["log_data_megabytes_per_100k"] = file.stat().st_size / count * 100_000 / 1e6
 
     if isinstance(getattr(agent, "ranker", None), GeMS):
-        gems = make(cfg.ranker, num_items=env.num_items, slate_size=env.slate_size)
+        gems = make(cfg.ranker, "ranker", num_items=env.num_items, slate_size=env.slate_size)
         learner = GeMSPretraining(gems, lr=cfg.pretrain.lr, generator=users).to(env.device)
         size = cfg.pretrain.batch_size
         batches = iter(SlateData(logged, learner, batch_size=size, epochs=1000, holdout=0.1, seed=0))

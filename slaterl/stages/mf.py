@@ -58,7 +58,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run, data_run: Run) -> None:
     data, metadata = trajectories.load(data_run.path / "trajectories.safetensors", num_items=env.num_items)
     config: dict[str, Any] = {"item_embeddings": plain(settings), "env": plain(cfg.env)}
     with seeded_weights(seed, "item factors"):
-        factors = make_with(settings, {"num_items": env.num_items})
+        factors = make_with(settings, "item_embeddings", {"num_items": env.num_items})
         learner = MatrixFactorization(
             factors,
             len(data),

@@ -45,7 +45,7 @@ def pretrain(cfg: DictConfig) -> Run:
     device = resolve_device(cfg.device)
     env = build_env(cfg.env, device)
     with seeded_weights(cfg.ranker_seed, "ranker weights"):
-        gems = make(cfg.ranker, num_items=env.num_items, slate_size=env.slate_size)
+        gems = make(cfg.ranker, "ranker", num_items=env.num_items, slate_size=env.slate_size)
     data_run, run = logged_data_run(cfg, env), ranker_run(cfg, env)
     with run.making(cfg, inputs={"logged_data": data_run}) as needed:
         if needed:
