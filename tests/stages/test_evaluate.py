@@ -12,7 +12,7 @@ from slaterl.agents.loading import LoadedPolicy, load_policy, policy_of
 from slaterl.config.build import build_env, plain
 from slaterl.report.records import find, name_methods
 from slaterl.run import run_stage
-from slaterl.runs.run import read_json
+from slaterl.runs.files import read_json
 from slaterl.stages.evaluate import _env_node
 from slaterl.training import checkpoints
 from tests.helpers import compose_config
