@@ -17,6 +17,7 @@ from slaterl.data.formats import csv, minari, npz, parquet, published
 from slaterl.data.formats.rows import Rows, by_session
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
+from slaterl.runs.files import fingerprint_of
 
 # by suffix: reads a file whose slates have S items, in the order (file, S)
 READERS: dict[str, Callable[[Path, int], Rows]] = {
@@ -91,3 +92,16 @@ def read(
     data = Trajectories(slates, clicks, policy_id=rows.policy_id).compact(num_items)
     about = {"format": kind, "source": source, "frame_0": FRAME_0_RECORDED if recorded else FRAME_0_MADE}
     return data, about if rows.exported is None else about | {"exported": rows.exported}
+
+
+def source_fingerprint(source: str) -> str:
+    """The fingerprint of a file, or of the files of a Minari dataset.
+
+    Raises:
+        UserError: the file or the dataset does not exist.
+    """
+    if source.startswith("minari:"):
+        return minari.fingerprint(source.removeprefix("minari:"))
+    if not Path(source).is_file():
+        raise UserError(f"dataset.path={source}: no such file")
+    return fingerprint_of(Path(source))
