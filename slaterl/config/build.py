@@ -11,7 +11,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.config.bounds import check_arguments
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
 
@@ -74,17 +74,18 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **objects: Any) -> TopicRec:
-    """The simulator of an `env` node. `objects` replace its parts (item_embeddings=...)."""
+def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **objects: Any) -> Env:
+    """Build the environment of an `env` node. `objects` replace its parts (item_embeddings=...)."""
     return make(node, "env", device=device, **objects)
 
 
-def env_spec(node: DictConfig | Mapping[str, Any], env: TopicRec) -> dict[str, Any]:
-    """All that determines the simulator, with the item embeddings by their fingerprint, wherever they came from."""
-    return {**plain(node), "item_embeddings": env.fingerprint}
+def env_spec(node: DictConfig | Mapping[str, Any], env: Env) -> dict[str, Any]:
+    """The settings that determine an environment, with the fingerprint of a catalogue instead of its settings."""
+    catalogue = {} if env.catalogue_argument is None else {env.catalogue_argument: env.fingerprint}
+    return {**plain(node), **catalogue}
 
 
-def build_agent(config: Mapping[str, Any], env: TopicRec, seed: int) -> Any:
+def build_agent(config: Mapping[str, Any], env: Env, seed: int) -> Any:
     """The agent of a configuration's nodes `agent`, `ranker`, `belief` and `item_embeddings`, untrained.
 
     Each part gets what its constructor asks for of: num_items, slate_size, env, generator, belief (a function that
@@ -100,6 +101,11 @@ def build_agent(config: Mapping[str, Any], env: TopicRec, seed: int) -> Any:
         if "ranker" in _wanted(config["agent"]) and "_target_" in config["ranker"]:
             offers["ranker"] = make_with(config["ranker"], "ranker", offers).to(env.device)
         agent = make_with(config["agent"], "agent", offers)
+    if getattr(agent, "CREDITS_CLICKS", False) and not env.reward_is_clicks:
+        raise UserError(
+            f"agent={config['agent']['name']}: it learns from clicks, and the reward of env={env.name} is another one; "
+            "use an agent that learns from rewards, such as sac, or td3_bc on a dataset"
+        )
     return agent.to(env.device) if isinstance(agent, torch.nn.Module) else agent
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,12 @@ def describe(
         behaviours: name and other plain values (noise, epsilon, ...) of each that data.policy_id counts.
         anchors: mean returns of ANCHORS in the data's environment; None where not known.
     """
-    slates, clicks = data.slates[:, 1:], data.clicks[:, 1:]
+    slates, clicks, rewards = data.slates[:, 1:], data.clicks[:, 1:], data.rewards
     known = {name: anchors.get(name) for name in ANCHORS}
     edges = _edges(data.returns)
 
     def part(chosen: Tensor | slice) -> dict[str, Any]:
-        found = _part(slates[chosen], clicks[chosen], num_items, edges)
+        found = _part(slates[chosen], clicks[chosen], rewards[chosen], num_items, edges)
         return found | {"normalised_score": _score(found["returns"]["mean"], known)}
 
     whole = part(slice(None))
@@ -161,14 +162,13 @@ def draw(card: Mapping[str, Any], path: Path) -> None:
 
 def _edges(returns: Tensor) -> list[float]:
     """Edges of the histogram, halfway between whole numbers, so that no return lies on one."""
-    low, high = int(returns.min()), int(returns.max())
+    low, high = math.floor(returns.min()), math.ceil(returns.max())
     width = -(-(high - low + 1) // MAX_BINS)
     return [edge - 0.5 for edge in range(low, high + 1 + width, width)]
 
 
-def _part(slates: Tensor, clicks: Tensor, num_items: int, edges: Sequence[float]) -> dict[str, Any]:
-    """What is said of these trajectories: slates and clicks [N, H, S] without frame 0."""
-    rewards = clicks.sum(2, dtype=torch.float32)
+def _part(slates: Tensor, clicks: Tensor, rewards: Tensor, num_items: int, edges: Sequence[float]) -> dict[str, Any]:
+    """Describe trajectories by their slates and clicks [N, H, S], without frame 0, and their rewards [N, H]."""
     returns = rewards.sum(1).double()
     quartiles = returns.quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)).tolist()
     return {
@@ -182,7 +182,7 @@ def _part(slates: Tensor, clicks: Tensor, num_items: int, edges: Sequence[float]
         "slates": _variety(slates),
         "items": _concentration(slates, num_items),
         "click_rate_by_rank": [column.double().mean().item() for column in clicks.unbind(2)],
-        "clicks_per_turn": rewards.mean(0, dtype=torch.float64).tolist(),
+        "clicks_per_turn": clicks.sum(2, dtype=torch.float32).mean(0, dtype=torch.float64).tolist(),
     }
 
 

@@ -2,22 +2,35 @@
 
 The user model of "Generative Slate Recommendation with Reinforcement Learning" (Deffayet et al., WSDM 2023,
 section 5), for B users at once: every quantity is a tensor with a leading user axis, and no turn synchronises with
-the host. Shapes: B users, N items, K topics of z dimensions (D = K * z), S slots, M entries in the click log.
+the host. Shapes: B users, N items, K topics of z dimensions (D = K * z), S slots.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding as rows_of
 
+from slaterl.data.trajectories import Trajectories
 from slaterl.envs.catalog import fingerprint, topic_components
+from slaterl.envs.click_log import ClickLog, count_topics
 from slaterl.envs.click_models import PositionBasedModel
-from slaterl.envs.observation import Hidden, Observation
+from slaterl.envs.env import Env
+from slaterl.envs.observation import Observation
 from slaterl.errors import UserError, check_counts, check_positive, check_range
+
+
+class Hidden(NamedTuple):
+    """The users as the next slate will find them."""
+
+    user: Tensor  # [B, D] the user's own taste
+    bored: Tensor  # [B, K] bool, the topics that will be bored while the next slate is shown
+    effective: Tensor  # [B, D] the taste that scores it: without the bored topics, the short-term topic boosted
 
 
 @dataclass
@@ -28,10 +41,7 @@ class UserState:
     embedding: Tensor  # [B, D] the user's own taste, moved by clicks, never by boredom
     timer: Tensor  # [B, K] int64, turns that a topic stays bored; 0 where it is not
     short_term_topic: Tensor  # [B]
-    log_topic: Tensor  # [B, M] topics of the clicked items, newest last
-    log_turn: Tensor  # [B, M] the turns of those clicks
-    logged: Tensor  # [B] how many of the newest log entries count
-    stamped: Tensor  # [B] how many of them carry a turn; the clicks of reset do not, and never expire by age
+    log: ClickLog
 
     @property
     def bored(self) -> Tensor:
@@ -39,7 +49,7 @@ class UserState:
         return self.timer > 0
 
 
-class TopicRec:
+class TopicRec(Env):
     """The simulator. `reset` makes B users, `step` shows each one a slate.
 
     Args:
@@ -52,6 +62,12 @@ class TopicRec:
     Raises:
         UserError: a size that is not positive or does not fit the others.
     """
+
+    fills_oracle_slots = True
+    hidden_columns = Hidden._fields
+    own_measures = ("bored_share",)  # of (user, turn)s in which at least one topic was bored
+    catalogue_argument = "item_embeddings"
+    item_embeddings: Tensor
 
     def __init__(
         self,
@@ -84,17 +100,16 @@ class TopicRec:
         check_positive(**{"env.diversity_penalty": diversity_penalty, "env.slope": slope})
         check_range(0, 1, **{"env.omega": omega})
         check_range(-math.inf, math.inf, **{"env.offset": offset, "env.short_term_boost": short_term_boost})
-        if slate_size > num_items:
-            raise UserError(f"env.slate_size={slate_size}: a slate cannot be larger than env.num_items={num_items}")
+        super().__init__(
+            name=name, num_items=num_items, slate_size=slate_size, episode_length=episode_length, device=device
+        )
         expected = [num_items, num_topics * topic_size]
         if list(item_embeddings.shape) != expected:
             raise UserError(f"env.item_embeddings: found {list(item_embeddings.shape)}, expected {expected}")
         if not item_embeddings.isfinite().all() or not item_embeddings.any():
             raise UserError("env.item_embeddings: all zero, or not finite")
-        self.name = name
-        self.device = torch.device(device)
-        self.num_items, self.num_topics, self.topic_size = num_items, num_topics, topic_size
-        self.slate_size, self.episode_length = slate_size, episode_length
+        self.num_topics, self.topic_size = num_topics, topic_size
+        self.full_state_dim = num_topics * (topic_size + 1)
         self.omega, self.offset, self.slope = float(omega), offset, slope
         self.boredom_threshold, self.boredom_timeout = boredom_threshold, boredom_timeout
         self.boredom_moving_window, self.recent_items_maxlen = boredom_moving_window, recent_items_maxlen
@@ -158,29 +173,20 @@ class TopicRec:
             users = self.new_users(num_users, generator)
         users = users.to(self.device, torch.float32)
         batch = len(users)
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=self.device)
-
-        memory = self.recent_items_maxlen
         self.state = state = UserState(
             turn=0,
             embedding=users,
-            timer=zeros(batch, self.num_topics),
-            short_term_topic=zeros(batch),
-            log_topic=zeros(batch, memory),
-            log_turn=zeros(batch, memory),
-            logged=zeros(batch),
-            stamped=zeros(batch),
+            timer=torch.zeros(batch, self.num_topics, dtype=torch.int64, device=self.device),
+            short_term_topic=torch.zeros(batch, dtype=torch.int64, device=self.device),
+            log=ClickLog.empty(batch, self.recent_items_maxlen, self.num_topics, self.device),
         )
         slate = self.first_slate.expand(batch, -1)
         topics = self.item_topic.take(slate)
         self._score(rows_of(slate, self.item_embeddings), topics, users)
         clicks = self._click(uniforms)
-        self._append_to_log(clicks, topics)
-        state.logged = clicks.sum(1).clamp(max=memory)
+        state.log.start(clicks, topics)
         if generator is None:
-            fallback = zeros(batch)
+            fallback = state.short_term_topic
         else:
             fallback = torch.randint(self.num_topics, (batch,), generator=generator, device=self.device)
         last, any_click = self._last_clicked(clicks, topics)
@@ -214,8 +220,7 @@ class TopicRec:
         items, topics = rows_of(slate, self.item_embeddings), self.item_topic.take(slate)
         self._score(items, topics, effective)
         clicks = self._click(uniforms)
-        self._append_to_log(clicks, topics)
-        self._expire_log(clicks)
+        state.log.append(clicks, topics, state.turn, self.boredom_moving_window)
         self._influence(items, clicks)
         last, any_click = self._last_clicked(clicks, topics)
         moves = any_click & state.bored.gather(1, state.short_term_topic.unsqueeze(1)).squeeze(1)
@@ -227,6 +232,18 @@ class TopicRec:
         bored = self._next_timer() > 0
         return Hidden(self.state.embedding, bored, self._effective_user(bored))
 
+    def full_state(self, hidden: Mapping[str, Tensor]) -> Tensor:
+        """The user's own taste and which topics are bored, [..., D + K]."""
+        return torch.cat([hidden["user"], hidden["bored"].float()], dim=-1)
+
+    def measures(self, data: Trajectories) -> dict[str, float]:
+        """The share of (user, turn)s in which at least one topic was bored."""
+        return {"bored_share": data.hidden["bored"].any(2).float().mean().item()}
+
+    def info(self) -> dict[str, Tensor]:
+        """The topics that were bored in this turn, [B, K] bool, and the users' own tastes [B, D]."""
+        return {"bored": self.state.bored, "user": self.state.embedding}
+
     def relevance(self, effective: Tensor) -> Tensor:
         """Probability that an examined item is clicked, of all items: tastes [..., D] -> [..., N]."""
         return self._relevance_of(effective @ self.item_embeddings.T / self.max_score)
@@ -234,7 +251,8 @@ class TopicRec:
     def click_odds(self, relevance: Tensor, topics: Tensor) -> Tensor:
         """Click probabilities of slates, from their items' relevance and topics, all [..., S]."""
         if self.diversity_penalty != 1.0:
-            crowded = self._count_topics(topics, self._ones.expand_as(topics)).amax(-1) >= self.diversity_threshold
+            counts = count_topics(topics, self._ones.expand_as(topics), self.num_topics)
+            crowded = counts.amax(-1) >= self.diversity_threshold
             relevance = torch.where(crowded.unsqueeze(-1), relevance / self.diversity_penalty, relevance)
         return relevance * self.examination
 
@@ -242,19 +260,8 @@ class TopicRec:
         """Timers [B, K] run down by one turn; then a topic with too many clicks in the log is bored, unless it is."""
         state = self.state
         timer = (state.timer - 1).clamp_(min=0)
-        counts = self._count_topics(state.log_topic, self._newest(state.logged))
-        starts = (counts >= self.boredom_threshold) & (timer == 0)
+        starts = (state.log.counts() >= self.boredom_threshold) & (timer == 0)
         return timer.masked_fill_(starts, self.boredom_timeout)
-
-    def _newest(self, count: Tensor) -> Tensor:
-        """Mask [B, M] of the `count` [B] newest entries of the click log."""
-        memory = self.recent_items_maxlen
-        return torch.arange(memory, device=self.device) >= (memory - count).unsqueeze(1)
-
-    def _count_topics(self, topics: Tensor, weights: Tensor) -> Tensor:
-        """How often each topic occurs in each row: [..., M] -> [..., K]."""
-        counts = torch.zeros(*topics.shape[:-1], self.num_topics, dtype=torch.int64, device=self.device)
-        return counts.scatter_add_(-1, topics, weights.long())
 
     def _effective_user(self, bored: Tensor) -> Tensor:
         """The taste that scores items [B, D]: without the bored topics, the short-term topic boosted."""
@@ -278,42 +285,6 @@ class TopicRec:
             shape = self.click_probabilities.shape
             uniforms = torch.rand(shape, generator=self._generator, device=self.device)
         return uniforms < self.click_probabilities
-
-    def _append_to_log(self, clicks: Tensor, topics: Tensor) -> None:
-        """Push the clicked items' topics, in rank order, at the new end of the log; the oldest fall out."""
-        state, memory, slots = self.state, self.recent_items_maxlen, self.slate_size
-        order = clicks.cumsum(1)  # the how-manieth click of the slate each one is
-        count = order[:, -1:]
-        # Both sources land in M + S places, the new log being the last M; slot M + S takes what was not clicked.
-        old_places = torch.arange(slots, slots + memory, device=self.device) - count
-        new_places = torch.where(clicks, memory + slots - count + order - 1, memory + slots)
-        places = torch.cat([old_places, new_places], dim=1)
-
-        def push(old: Tensor, new: Tensor) -> Tensor:
-            both = torch.cat([old, new], dim=1)
-            room = both.new_zeros(len(both), memory + slots + 1)
-            return room.scatter_(1, places, both)[:, slots : slots + memory]
-
-        # one scatter for both columns: an entry is turn * K + topic
-        packed = push(
-            state.log_turn * self.num_topics + state.log_topic,
-            topics + state.turn * self.num_topics,
-        )
-        state.log_turn, state.log_topic = packed // self.num_topics, packed % self.num_topics
-
-    def _expire_log(self, clicks: Tensor) -> None:
-        """Count this turn's entries in and those beyond the moving window out.
-
-        As in the published simulator, whose numbers depend on it: the unstamped clicks of reset sit at the old end,
-        and an expiry takes away the oldest entry that is left, stamped or not.
-        """
-        state, memory = self.state, self.recent_items_maxlen
-        count = clicks.sum(1)
-        stamped = (state.stamped + count).clamp_(max=memory)
-        too_old = state.log_turn < state.turn - self.boredom_moving_window
-        expired = (too_old & self._newest(stamped)).sum(1)
-        state.stamped = stamped - expired
-        state.logged = (state.logged + count).clamp_(max=memory) - expired
 
     def _influence(self, items: Tensor, clicks: Tensor) -> None:
         """u <- omega * u + (1 - omega) * E_i, normalised, for each clicked item in rank order.

@@ -123,7 +123,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run) -> None:
     reached: dict[str, float | None] = {
         "random": known["random_return"],
         "constant_slate": _constant_slate_return(cfg, env, ranker),
-        "short_term_oracle": known["oracle_return"],
+        "short_term_oracle": known.get("oracle_return"),
         "expert": expert_return(cfg, env),
     }
     described = card.describe(data, behaviours, num_items=env.num_items, anchors=reached)
@@ -232,18 +232,28 @@ def _imported(cfg: DictConfig, env: TopicRec) -> tuple[Trajectories, list[dict[s
             episode_length=env.episode_length,
             first_slate=env.first_slate,
         )
+        _check_rewards(source, data, env)
         exported = about.pop("exported", None)
         if exported is None:
             return data, [{"name": "file", **about, "trajectories": len(data)}]
         _check_catalogue(source, exported, env, cfg.force)
         return data, [{**about, **behaviour} for behaviour in exported["behaviours"]]
     data, metadata = trajectories.load(Path(source), num_items=env.num_items)
+    _check_rewards(source, data, env)
     _check_catalogue(source, metadata, env, cfg.force)
     frames = (env.episode_length + 1, env.slate_size)
     if tuple(data.slates.shape[1:]) != frames:
         found = f"{data.slates.shape[1] - 1} turns of slates of {data.slates.shape[2]}"
         raise UserError(f"{source}: trajectories of {found}, expected {frames[0] - 1} turns of slates of {frames[1]}")
     return data, metadata["behaviours"]
+
+
+def _check_rewards(source: str, data: Trajectories, env: TopicRec) -> None:
+    """Raise UserError if a dataset's rewards are clicks, and the environment's are not, or the other way round."""
+    if env.reward_is_clicks != (data.reward is None):
+        recorded = "no rewards" if data.reward is None else "other rewards than clicks"
+        paid = "the number of clicks" if env.reward_is_clicks else "not the number of clicks"
+        raise UserError(f"{source}: it records {recorded}, and the reward of env={env.name} is {paid}")
 
 
 def _check_catalogue(source: str, metadata: dict[str, Any], env: TopicRec, force: bool) -> None:

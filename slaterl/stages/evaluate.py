@@ -81,12 +81,15 @@ def evaluate(cfg: DictConfig) -> Run:
 
 
 def _env_node(cfg: DictConfig, loaded: LoadedPolicy, given: set[str]) -> dict[str, Any]:
-    """The checkpoint's environment with what the command line changes of it, or another one as a whole."""
+    """The env node of the checkpoint with the changes of the command line, or the node of another environment."""
     if "env" in given:
         return plain(cfg.env)
-    node = copy.deepcopy(loaded.config["env"])
+    own = loaded.config["env"]
+    node = copy.deepcopy(own)
     for key in given:
         first, *path, last = key.split(".") if "." in key else (key, None)
+        if first == "click_model" and "click_model" not in own:
+            raise UserError(f"{key}: env={own['name']} of checkpoint={cfg.checkpoint} has no click model")
         if key == "click_model":
             node["click_model"] = plain(cfg.click_model)
         elif first == "click_model" and "click_model" not in given:
@@ -96,21 +99,28 @@ def _env_node(cfg: DictConfig, loaded: LoadedPolicy, given: set[str]) -> dict[st
             for name in path:
                 inner = inner[name]
             inner[last] = OmegaConf.select(cfg, key)
-    for name in ("num_items", "num_topics", "topic_size"):  # the items' node repeats them
-        node["item_embeddings"][name] = node[name]
+    for part, settings in own.items():  # a part that repeats a setting of the environment keeps doing so
+        for name in settings if isinstance(settings, dict) else ():
+            if name in own and settings[name] == own[name]:
+                node[part][name] = node[name]
     return node
 
 
 def _other_env(cfg: DictConfig, node: dict[str, Any], loaded: LoadedPolicy) -> TopicRec:
-    """An environment that is not the checkpoint's, if the policy can act there."""
+    """Build an environment other than the checkpoint's.
+
+    Raises:
+        UserError: the policy cannot act there.
+    """
     own, ids = loaded.env, (node["num_items"], node["slate_size"])
     if ids != (own.num_items, own.slate_size):
         raise UserError(
             f"checkpoint={cfg.checkpoint}: made for {own.num_items} items and slates of {own.slate_size}, "
             f"not for {ids[0]} items and slates of {ids[1]}"
         )
-    same_items = node["item_embeddings"] == loaded.config["env"]["item_embeddings"]
-    objects = {"item_embeddings": own.item_embeddings} if same_items else {}
+    part = own.catalogue_argument
+    same = part is not None and node.get(part) == loaded.config["env"][part]
+    objects = {part: getattr(own, part)} if part is not None and same else {}
     env = build_env(node, own.device, **objects)
     if env.fingerprint != own.fingerprint and not cfg.force:
         raise UserError(

@@ -13,6 +13,7 @@ from slaterl.config.build import build_env, env_spec, plain, resolve_device
 from slaterl.console import note, progress
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
 from slaterl.rollout import collect
 from slaterl.runs.run import Run, write_json
 from slaterl.seeds import stream
@@ -23,6 +24,11 @@ def logged_data_run(cfg: DictConfig, env: TopicRec) -> Run:
     settings = plain(cfg.logged_data)
     if settings.pop("source") == "dataset":
         return _datasets().dataset_run(cfg, env)
+    if settings["epsilon"] < 1 and not env.fills_oracle_slots:
+        raise UserError(
+            f"logged_data.epsilon={settings['epsilon']}: env={env.name} has no short-term oracle; "
+            "use logged_data.epsilon=1, random slates"
+        )
     name = f"epsilon{settings['epsilon']}-{settings['trajectories']}-seed{settings['seed']}"
     spec = {"env": env_spec(cfg.env, env), "logged_data": settings}
     return Run(

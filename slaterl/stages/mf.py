@@ -86,6 +86,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run, data_run: Run) -> None:
             log_every_n_steps=cfg.log_every_n_steps,
         ),
         validate=lambda: learner.validate(clicks.held_out, seed),
+        validated=learner.VAL_TERMS,
         score="val/loss/bpr",
         maximise=False,
         loggers=make_loggers(cfg, run),

@@ -14,7 +14,7 @@ from slaterl.agents.offline.recorded import OfflineData
 from slaterl.config.build import build_env, plain, resolve_device
 from slaterl.console import note
 from slaterl.data.score import normalised
-from slaterl.evaluation.evaluate import MEASURES, evaluate
+from slaterl.evaluation.evaluate import evaluate, measure_names
 from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
 from slaterl.runs.run import Run
 from slaterl.seeds import stream, stream_seed
@@ -66,6 +66,7 @@ def _make(cfg: DictConfig, planned: Plan, dataset: Run) -> None:
     low, high = found["random_return"], expert_return(cfg, env)
 
     policy = agent.policy()
+    measured = [f"val/{name}" for name in measure_names(env)]
     served = in_simulator(env, protocol.test_users, seed)
 
     def estimated(learned: LatentAgent, name: str) -> Estimate:
@@ -75,7 +76,7 @@ def _make(cfg: DictConfig, planned: Plan, dataset: Run) -> None:
 
     def validate() -> dict[str, float]:
         if protocol.validation == "fqe":
-            measures = dict.fromkeys((f"val/{name}" for name in MEASURES), math.nan)
+            measures = dict.fromkeys(measured, math.nan)
             estimate = estimated(agent, "validation")
             measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
         else:
@@ -98,4 +99,5 @@ def _make(cfg: DictConfig, planned: Plan, dataset: Run) -> None:
         "gamma": cfg.agent.get("gamma"),
         "reward_scale": cfg.agent.get("reward_scale"),
     }
-    train(cfg, planned, data, schedule, protocol.test_users, validate, test, **about)
+    validated = [*measured, "val/normalised"]
+    train(cfg, planned, data, schedule, protocol.test_users, validate, validated, test, **about)

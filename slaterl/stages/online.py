@@ -12,7 +12,7 @@ from slaterl.agents.loading import check_environment, policy_of
 from slaterl.agents.online.collecting import OnlineData
 from slaterl.config.build import build_env, env_spec, resolve_device
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.evaluation.evaluate import evaluate
+from slaterl.evaluation.evaluate import evaluate, measure_names
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.run import Run
 from slaterl.seeds import stream
@@ -88,6 +88,7 @@ def _make(cfg: DictConfig, planned: Plan) -> None:
     def validate() -> dict[str, float]:
         return evaluate(policy, env, cfg.val_users, seed, "validation").named("val/")
 
+    validated = [f"val/{name}" for name in measure_names(env)]
     test = in_simulator(env, cfg.test_users, seed)
     start = planned.run.spec.get("init_from")
-    train(cfg, planned, data, schedule, cfg.test_users, validate, test, init_from=start)
+    train(cfg, planned, data, schedule, cfg.test_users, validate, validated, test, init_from=start)

@@ -83,6 +83,7 @@ def _make(cfg: DictConfig, gems: GeMS, run: Run, data_run: Run) -> None:
             log_every_n_steps=cfg.log_every_n_steps,
         ),
         validate=lambda: learner.validate(slates.held_out_batches()),
+        validated=learner.VAL_TERMS,
         score="val/loss/total",
         maximise=False,
         loggers=make_loggers(cfg, run),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def train(
     schedule: Schedule,
     users: int,
     validate: Callable[[], dict[str, float]],
+    validated: Sequence[str],
     test: Callable[[LoadedPolicy], dict[str, Any]],
     **found: Any,
 ) -> None:
@@ -79,6 +80,7 @@ def train(
 
     Args:
         users: of a test in the simulator.
+        validated: names of the metrics that `validate` returns.
         test: what the result says of the best checkpoint: test_users, test_return, test_interval, ...
         found: what the result also says.
     """
@@ -90,11 +92,12 @@ def train(
         kind="agent",
         config={
             **planned.config,
-            "catalogue": env.item_embeddings.cpu(),
+            "catalogue": env.catalogue(),
             "evaluation": {"seed": seed, "test_users": users},
         },
         schedule=schedule,
         validate=validate,
+        validated=validated,
         score="val/return",
         maximise=True,
         loggers=make_loggers(cfg, run),

@@ -76,14 +76,12 @@ class Learner(L.LightningModule):
 
     Attributes:
         TERMS: names of the scalars that `update` returns; they are logged and checked for NaN.
-        VAL_TERMS: names of what validation measures.
         step: of the protocol, set by the data module before the first update.
         optim: the optimisers by name. `add_optimizer` fills it.
         generators: every random stream that `update` draws from, saved with the checkpoint.
     """
 
     TERMS: ClassVar[tuple[str, ...]] = ()
-    VAL_TERMS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
