@@ -1,4 +1,4 @@
-"""A stranger's environment through every stage: tests/envs/toy.py, which has no topics and another reward than clicks."""
+"""A stranger's environment (tests/envs/toy.py) through every stage. It has no topics, and its reward is not the clicks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ episode_length: 20
 period: 5
 bonus: 2.5
 """
-SMALL = "env=toy scale=smoke device=cpu threads=1 logged_data.epsilon=1 logged_data.trajectories=30".split()
+SMALL = ["env=toy", "scale=smoke", "device=cpu", "threads=1", "logged_data.epsilon=1", "logged_data.trajectories=30"]
 BONUS = torch.tensor([2.5, 1, 1, 1])
 
 
