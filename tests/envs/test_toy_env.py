@@ -1,4 +1,4 @@
-"""A stranger's environment (tests/envs/toy.py) through every stage. It has no topics, and its reward is not the clicks."""
+"""Stages in a stranger's environment (tests/envs/toy.py), whose items have no topics and whose reward is not clicks."""
 
 from __future__ import annotations
 
