@@ -63,8 +63,8 @@ def policy_of(
     config: dict[str, Any] = dict(state["config"])
     catalogue: Tensor | None = config.pop("catalogue")
     try:
-        argument = getattr(get_object(config["env"]["_target_"]), "catalogue_argument", None)
-        carried = {} if argument is None else {argument: catalogue}
+        argument = getattr(get_object(config["env"]["_target_"]), "catalogue_argument", "item_embeddings")
+        carried = {} if catalogue is None else {argument: catalogue}
         own = build_env(config["env"], torch.device(device), **carried)
         knows = get_object(config["agent"]["_target_"]).SEES_SIMULATOR
         agent = build_agent(config, env if knows and env is not None else own, seed=0)

@@ -1,7 +1,7 @@
 """TopicRec: simulated users with topics of interest who get bored, are influenced and click by position.
 
 The user model of "Generative Slate Recommendation with Reinforcement Learning" (Deffayet et al., WSDM 2023,
-section 5), for B users at once: every quantity is a tensor with a leading user axis, and no turn synchronises with
+section 5), for B users at once. Every quantity is a tensor with a leading user axis, and no turn synchronises with
 the host. Shapes: B users, N items, K topics of z dimensions (D = K * z), S slots.
 """
 
@@ -54,13 +54,16 @@ class TopicRec(Env):
 
     Args:
         item_embeddings: [N, D], see slaterl.envs.catalog.
-        omega: how much of itself a user's embedding keeps at each click.
-        boredom_threshold: clicks in the log that make a topic boring; boredom_timeout: for how many turns.
-        boredom_moving_window: turns after which a click leaves the log; recent_items_maxlen: the log's size M.
-        diversity_threshold: items of one topic from which on the whole slate is divided by diversity_penalty.
+        omega: share of its old value that a user's embedding keeps at each click.
+        boredom_threshold: number of clicks in the log that make a topic boring.
+        boredom_timeout: number of turns for which a topic stays boring.
+        boredom_moving_window: number of turns after which a click leaves the log.
+        recent_items_maxlen: size M of the click log.
+        diversity_threshold: from this many items of one topic on, diversity_penalty divides the attractiveness of
+            the whole slate.
 
     Raises:
-        UserError: a size that is not positive or does not fit the others.
+        UserError: a setting is out of its range, or does not fit the others.
     """
 
     fills_oracle_slots = True
@@ -130,7 +133,7 @@ class TopicRec(Env):
         self._ranks = torch.arange(slate_size, device=self.device)
 
     def _first_slate(self, topic_norms: Tensor) -> Tensor:
-        """The slate [S] of reset: the items with the largest norm in each topic, topic by topic."""
+        """Slate [S] of the items with the largest norm in each topic, topic by topic."""
         per_topic, rest = divmod(self.slate_size, self.num_topics)
         if per_topic == 0:
             return topic_norms.argmax(0)[: self.slate_size]
@@ -145,7 +148,7 @@ class TopicRec(Env):
         return self._normalise((weights.unsqueeze(2) * components).flatten(1))
 
     def _normalise(self, users: Tensor) -> Tensor:
-        """Divide by the sum over topics of the topics' norms. [B, D] -> [B, D]."""
+        """Divide users [B, D] by the sum of the norms of their topics."""
         return users / self._topics(users).norm(dim=2).sum(1, keepdim=True)
 
     def _topics(self, embeddings: Tensor) -> Tensor:
@@ -162,10 +165,10 @@ class TopicRec(Env):
         """Start an episode for B users and show all of them the same first slate.
 
         Args:
-            num_users: B, or None where `users` is given.
+            num_users: B; not needed if `users` is given.
             generator: source of every draw of this episode, on the simulator's device.
             users: [B, D] embeddings to use instead of drawn ones.
-            uniforms: [B, S] uniform draws that decide the first slate's clicks, instead of drawn ones.
+            uniforms: [B, S] numbers in [0, 1) that decide the clicks on the first slate, instead of drawn ones.
         """
         self._generator = generator
         if users is None:
@@ -200,15 +203,18 @@ class TopicRec(Env):
 
         Args:
             slate: [B, S] item ids; repeats are allowed.
-            oracle_slots: [B, S] bool; where True, slot r is filled with the r-th best item for the user of this turn.
-            uniforms: [B, S] uniform draws that decide the clicks, instead of drawn ones.
+            oracle_slots: [B, S] bool; where True, slot r shows the r-th best item for the user of this turn.
+            uniforms: [B, S] numbers in [0, 1) that decide the clicks, instead of drawn ones.
 
         Returns:
-            the observation (with the slate as shown), the number of clicks [B] float, and whether the episode ended
-            (the same for all users: the horizon is the task's, terminal and not a truncation).
+            the observation (with the slate as shown), the number of clicks [B] float, and whether the episode ended.
+            It ends for all users together, and the horizon is the task's own: a terminal state, not a truncation.
+
+        Raises:
+            UserError: an item id out of range (only checked on the CPU).
         """
         if self.device.type == "cpu" and (int(slate.min()) < 0 or int(slate.max()) >= self.num_items):
-            # only where looking costs no synchronisation
+            # on a GPU the check would synchronise with the host
             raise UserError(f"slate: item ids must lie in 0..{self.num_items - 1}")
         state = self.state
         state.turn += 1
@@ -233,7 +239,7 @@ class TopicRec(Env):
         return Hidden(self.state.embedding, bored, self._effective_user(bored))
 
     def full_state(self, hidden: Mapping[str, Tensor]) -> Tensor:
-        """The user's own taste and which topics are bored, [..., D + K]."""
+        """The users' own tastes and the bored topics, [..., D + K]."""
         return torch.cat([hidden["user"], hidden["bored"].float()], dim=-1)
 
     def measures(self, data: Trajectories) -> dict[str, float]:
@@ -245,11 +251,11 @@ class TopicRec(Env):
         return {"bored": self.state.bored, "user": self.state.embedding}
 
     def relevance(self, effective: Tensor) -> Tensor:
-        """Probability that an examined item is clicked, of all items: tastes [..., D] -> [..., N]."""
+        """Probability [..., N] of a click on each item if it is examined, for users of tastes [..., D]."""
         return self._relevance_of(effective @ self.item_embeddings.T / self.max_score)
 
     def click_odds(self, relevance: Tensor, topics: Tensor) -> Tensor:
-        """Click probabilities of slates, from their items' relevance and topics, all [..., S]."""
+        """Click probabilities of slates from the relevance and topics of their items, all [..., S]."""
         if self.diversity_penalty != 1.0:
             counts = count_topics(topics, self._ones.expand_as(topics), self.num_topics)
             crowded = counts.amax(-1) >= self.diversity_threshold
@@ -257,14 +263,14 @@ class TopicRec(Env):
         return relevance * self.examination
 
     def _next_timer(self) -> Tensor:
-        """Timers [B, K] run down by one turn; then a topic with too many clicks in the log is bored, unless it is."""
+        """Run the timers [B, K] down by one turn, then start those of topics with too many clicks in the log."""
         state = self.state
         timer = (state.timer - 1).clamp_(min=0)
         starts = (state.log.counts() >= self.boredom_threshold) & (timer == 0)
         return timer.masked_fill_(starts, self.boredom_timeout)
 
     def _effective_user(self, bored: Tensor) -> Tensor:
-        """The taste that scores items [B, D]: without the bored topics, the short-term topic boosted."""
+        """Taste [B, D] that scores the items: bored topics removed, the short-term topic boosted."""
         state = self.state
         weight = (~bored).float()
         if self.short_term_boost != 1.0:
@@ -287,9 +293,9 @@ class TopicRec(Env):
         return uniforms < self.click_probabilities
 
     def _influence(self, items: Tensor, clicks: Tensor) -> None:
-        """u <- omega * u + (1 - omega) * E_i, normalised, for each clicked item in rank order.
+        """Update u <- omega * u + (1 - omega) * E_i and normalise it, for each clicked item in rank order.
 
-        The loop is over ranks (each normalisation needs the one before), with weight 0 where nothing was clicked.
+        The loop is over ranks, because each normalisation needs the one before. Items without a click get weight 0.
         """
         weights = (clicks * (1 - self.omega)).unsqueeze(2)
         user = self.state.embedding
@@ -298,6 +304,6 @@ class TopicRec(Env):
         self.state.embedding = user
 
     def _last_clicked(self, clicks: Tensor, topics: Tensor) -> tuple[Tensor, Tensor]:
-        """Topic of the last clicked item [B] (meaningless without clicks), and whether there was a click [B]."""
+        """Topic [B] of the last clicked item (meaningless without clicks), and whether there was a click [B]."""
         last = torch.where(clicks, self._ranks, -1).amax(1)
         return topics.gather(1, last.clamp(min=0).unsqueeze(1)).squeeze(1), last >= 0
