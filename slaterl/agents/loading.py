@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from torch import Tensor
 
-from slaterl.config.build import build_agent, build_env, env_spec
+from slaterl.config.build import build_agent, build_env, catalogue_argument, env_spec
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.rollout import Policy
@@ -63,8 +63,7 @@ def policy_of(
     config: dict[str, Any] = dict(state["config"])
     catalogue: Tensor | None = config.pop("catalogue")
     try:
-        argument = getattr(get_object(config["env"]["_target_"]), "catalogue_argument", "item_embeddings")
-        carried = {} if catalogue is None else {argument: catalogue}
+        carried = {} if catalogue is None else {catalogue_argument(config["env"]) or "item_embeddings": catalogue}
         own = build_env(config["env"], torch.device(device), **carried)
         knows = get_object(config["agent"]["_target_"]).SEES_SIMULATOR
         agent = build_agent(config, env if knows and env is not None else own, seed=0)

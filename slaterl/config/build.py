@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.config.bounds import check_arguments
+from slaterl.envs.catalog import fingerprint
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
@@ -79,10 +82,39 @@ def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **obje
     return make(node, "env", device=device, **objects)
 
 
-def env_spec(node: DictConfig | Mapping[str, Any], env: Env) -> dict[str, Any]:
-    """The settings that determine an environment, with the fingerprint of a catalogue instead of its settings."""
-    catalogue = {} if env.catalogue_argument is None else {env.catalogue_argument: env.fingerprint}
-    return {**plain(node), **catalogue}
+def simulator(cfg: DictConfig) -> Env:
+    """The simulator of a configuration; configurations that agree on it share one in a process."""
+    return _simulator(json.dumps(plain(cfg.env), sort_keys=True), resolve_device(cfg.device))
+
+
+@lru_cache(maxsize=8)
+def _simulator(node: str, device: torch.device) -> Env:
+    return build_env(json.loads(node), device)
+
+
+def env_spec(node: DictConfig | Mapping[str, Any], env: Env | None = None) -> dict[str, Any]:
+    """The settings that determine an environment, with the fingerprint of its catalogue instead of its settings.
+
+    Args:
+        env: the built environment, if there is one; else only its catalogue is made.
+    """
+    settings = plain(node)
+    part = catalogue_argument(settings)
+    if part is None:
+        return settings
+    if env is not None:
+        return {**settings, part: env.fingerprint}
+    return {**settings, part: _fingerprint_of(json.dumps(settings[part], sort_keys=True), part)}
+
+
+def catalogue_argument(node: Mapping[str, Any]) -> str | None:
+    """The setting of an `env` node that a checkpoint must carry, see Env."""
+    return getattr(get_object(node["_target_"]), "catalogue_argument", None)
+
+
+@lru_cache(maxsize=64)
+def _fingerprint_of(catalogue: str, part: str) -> str:
+    return fingerprint(make(json.loads(catalogue), f"env.{part}"))
 
 
 def build_agent(config: Mapping[str, Any], env: Env, seed: int) -> Any:
