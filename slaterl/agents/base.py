@@ -10,7 +10,6 @@ from torch import Tensor
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.beliefs.base import Belief, JoinedBeliefs
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.evaluation.evaluate import MEASURES
 from slaterl.networks import Critics
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision, Policy
@@ -26,14 +25,15 @@ class Agent(Learner):
         ON_POLICY: whether an update takes the newest trajectories, each once, instead of the replay buffer's.
         SEES_SIMULATOR: whether the agent itself, beside its belief, knows the simulator's hidden state.
         MIN_TURNS: of an episode that it can learn from.
+        CREDITS_CLICKS: whether it learns from clicks on items, so that it needs a reward that is the number of clicks.
         explores: whether acting with a generator differs from acting without one.
         acting_belief: the belief that the policy reads.
     """
 
-    VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in MEASURES)
     ON_POLICY: ClassVar[bool] = False
     SEES_SIMULATOR: ClassVar[bool] = False
     MIN_TURNS: ClassVar[int] = 1
+    CREDITS_CLICKS: ClassVar[bool] = False
     explores: bool = True
 
     @property

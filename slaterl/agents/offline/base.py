@@ -31,8 +31,6 @@ class OfflineAgent(LatentAgent):
         belief: makes a belief; called once for each network that reads one.
     """
 
-    VAL_TERMS: ClassVar = (*LatentAgent.VAL_TERMS, "val/normalised")
-
     data_low: Tensor
     data_high: Tensor
 

@@ -14,8 +14,8 @@ from torch.nn.functional import embedding
 from slaterl.agents.offline.base import OfflineAgent, gradient_norm
 from slaterl.beliefs.base import Belief
 from slaterl.data.trajectories import Trajectories
+from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError, check_counts, check_positive, check_range
 from slaterl.rankers.base import Ranker
 
@@ -66,6 +66,7 @@ class DecisionTransformer(OfflineAgent):
     """
 
     TERMS: ClassVar = ("loss/actor", "policy/beyond_data", "grad/actor")
+    CREDITS_CLICKS: ClassVar = True  # its return to go counts the clicks of the context
     explores = False
 
     target_return: Tensor
@@ -76,7 +77,7 @@ class DecisionTransformer(OfflineAgent):
         *,
         ranker: Ranker,
         generator: torch.Generator,
-        env: TopicRec,
+        env: Env,
         context: int,
         layers: int,
         heads: int,

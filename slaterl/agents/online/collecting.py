@@ -12,7 +12,7 @@ from slaterl.agents.base import Agent
 from slaterl.console import note
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.rollout import Policy, rollout
 
 
@@ -30,7 +30,7 @@ class OnlineData(L.LightningDataModule):
 
     def __init__(
         self,
-        env: TopicRec,
+        env: Env,
         agent: Agent,
         *,
         max_steps: int,

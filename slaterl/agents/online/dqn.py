@@ -34,6 +34,7 @@ class DQN(ItemAgent):
     """
 
     TERMS: ClassVar = ("loss/critic", "value/q", "value/target", "policy/epsilon")
+    CREDITS_CLICKS: ClassVar = True
 
     def __init__(
         self,

@@ -100,6 +100,7 @@ class REINFORCESlate(ItemAgent):
     """
 
     TERMS: ClassVar = ("loss/actor", "value/return_to_go", "policy/entropy")
+    CREDITS_CLICKS: ClassVar = True
     ON_POLICY: ClassVar = True
 
     def __init__(

@@ -61,6 +61,8 @@ class SlateQ(DQN):
         for field, (value, allowed) in choices.items():
             if value not in allowed:
                 raise UserError(f"agent.{field}={value}: expected {', '.join(allowed)}")
+        if not isinstance(env, TopicRec):
+            raise UserError(f"agent=slateq: it knows only TopicRec's users, not those of env={env.name}; use agent=sac")
         super().__init__(
             num_items=num_items,
             slate_size=slate_size,
