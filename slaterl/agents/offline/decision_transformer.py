@@ -95,7 +95,7 @@ class DecisionTransformer(OfflineAgent):
         if width % heads:
             raise UserError(f"agent.width={width}: must be a multiple of agent.heads={heads}")
         self.length = min(context, env.episode_length)
-        super().__init__(ranker=ranker, generator=generator, belief=lambda: ContextWindow(self.length, env.slate_size))
+        super().__init__(ranker, lambda: ContextWindow(self.length, env.slate_size), generator)
         self.given_return = target_return
         self.register_buffer("target_return", torch.tensor(target_return or 1.0))
         self.register_buffer("return_scale", torch.tensor(1.0))
