@@ -37,7 +37,9 @@ class OfflineActorCritic(OfflineAgent):
         gamma: discount.
         reward_scale: factor on the clicks before anything learns from them.
         tau: share of the online networks that enters the targets with every update of the policy.
-        q_lr, pi_lr: Adam's learning rates of critics and policy, each with its belief. These five are a subclass's.
+
+    Settings of every subclass:
+        q_lr, pi_lr: Adam's learning rates of critics and policy, each with its belief.
         q_hidden, pi_hidden: widths of the hidden layers of critics and policy.
         num_critics: number of critics; the targets read their minimum.
     """
