@@ -1,4 +1,4 @@
-"""Policies that do not learn: random slates, the short-term oracle, mixtures of the two, and one slate for all."""
+"""Policies that do not learn: random slates, the short-term oracle, mixtures of both, and one slate for everybody."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 import torch
 
+from slaterl.config.bounds import Fraction
 from slaterl.envs.observation import Observation
-from slaterl.errors import UserError, check_range
+from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision
 
 
 class EpsilonOracle:
-    """Each slot is a uniform random item with probability epsilon, else the item that the simulator scores best there.
+    """Show in each slot a uniform random item with probability epsilon, else the item that the simulator scores best.
 
-    epsilon 1 are random slates, epsilon 0 is the short-term oracle, 0.5 made the logged data of the paper.
+    Epsilon 1 gives random slates and epsilon 0 the short-term oracle. The paper's logged data were made with 0.5.
     """
 
-    def __init__(self, *, epsilon: float, num_items: int, slate_size: int, generator: torch.Generator) -> None:
-        check_range(0, 1, **{"agent.epsilon": epsilon})
+    def __init__(self, *, epsilon: Fraction, num_items: int, slate_size: int, generator: torch.Generator) -> None:
         self.epsilon, self.num_items, self.slate_size = epsilon, num_items, slate_size
         self.generator = generator
 
@@ -27,7 +27,7 @@ class EpsilonOracle:
         pass
 
     def act(self, observation: Observation, deterministic: bool) -> Decision:
-        """The same distribution whether deterministic or not: the mixture is the policy, not its exploration."""
+        """Act. `deterministic` changes nothing, because the mixture is the policy and not its exploration."""
         shape, device = observation.slate.shape, self.generator.device
         slate = torch.randint(self.num_items, shape, generator=self.generator, device=device)
         if self.epsilon == 1:
@@ -37,10 +37,13 @@ class EpsilonOracle:
 
 
 class ConstantSlate:
-    """The same slate for every user at every turn: how easy an environment is.
+    """Show the same slate to every user in every turn. Its return says how easy an environment is.
 
     Args:
-        slate: its items; where None, it is what the ranker makes of the latent 0.
+        slate: item ids of the slate; None takes the slate that the ranker makes of the latent 0.
+
+    Raises:
+        UserError: the slate is not `slate_size` item ids.
     """
 
     def __init__(

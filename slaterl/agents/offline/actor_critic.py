@@ -13,7 +13,7 @@ from slaterl.agents.offline.base import MakeBelief, OfflineAgent, gradient_norm
 from slaterl.beliefs.base import states_of
 from slaterl.console import note
 from slaterl.data.trajectories import Trajectories
-from slaterl.networks import Critics, target_of, tanh_gaussian
+from slaterl.networks import Critics, tanh_gaussian, target_of
 from slaterl.rankers.base import Ranker
 
 
