@@ -89,7 +89,7 @@ def log_prob_of(parameters: Tensor, action: Tensor) -> Tensor:
 
 
 def draw(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw from a Gaussian: its values before the tanh, the standard normal noise, the log-deviations, each [..., A]."""
+    """Draw from a Gaussian: values before the tanh, standard normal noise and log-deviations, each [..., A]."""
     mean, log_std = parameters.chunk(2, dim=-1)
     log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)

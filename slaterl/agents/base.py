@@ -50,7 +50,7 @@ class Agent(Learner):
     def decide(
         self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
     ) -> Decision:
-        """Choose the slates of B users with belief states [B, state]. `generator` drives exploration; None acts greedily."""
+        """Choose the slates of B users with states [B, state]. `generator` drives exploration; None acts greedily."""
         raise NotImplementedError
 
     def policy(self, generator: torch.Generator | None = None) -> BeliefPolicy:

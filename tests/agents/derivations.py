@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from slaterl.config.build import make
 from slaterl.data.trajectories import Trajectories
+from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights
 from slaterl.training.learner import Learner
 from tests.agents.test_sac import gradients
@@ -58,6 +61,12 @@ def parameters_of(learner: Learner, *modules: str) -> list[str]:
     names = [name for name, _ in learner.named_parameters() if name.split(".")[0] in modules]
     assert {name.split(".")[0] for name in names} == set(modules)
     return names
+
+
+def assert_named(kind: type, wrong: dict[str, Any]) -> None:
+    """A class refuses a wrong value, by the ranges of its signature, and names the setting."""
+    with pytest.raises(UserError, match=rf"agent\.{next(iter(wrong))}="):
+        make({"_target_": f"{kind.__module__}.{kind.__qualname__}", **wrong}, "agent")
 
 
 def stepped_by(learner: Learner) -> dict[str, str]:

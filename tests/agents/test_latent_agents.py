@@ -25,6 +25,7 @@ from slaterl.seeds import seeded_weights, stream
 from tests.agents.derivations import (
     assert_gradients,
     assert_learning_rates,
+    assert_named,
     drift,
     parameters_of,
     returns_of,
@@ -469,13 +470,17 @@ def test_continues_identically_from_its_state(make: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "wrong"),
+    ("kind", "wrong"),
     [
-        *((tiny_td3, wrong) for wrong in ({"gamma": 1.1}, {"tau": -0.1}, {"policy_delay": 0}, {"noise_clip": -1.0})),
-        *((tiny_reinforce, wrong) for wrong in ({"gamma": -0.1}, {"pi_lr": 0}, {"sigma": 0.0})),
-        *((tiny_wolpertinger, wrong) for wrong in ({"neighbours": 0}, {"neighbours": ITEMS + 1})),
+        *((TD3, wrong) for wrong in ({"gamma": 1.1}, {"tau": -0.1}, {"policy_delay": 0}, {"noise_clip": -1.0})),
+        *((REINFORCE, wrong) for wrong in ({"gamma": -0.1}, {"pi_lr": 0}, {"sigma": 0.0})),
+        (Wolpertinger, {"neighbours": 0}),
     ],
 )
-def test_impossible_values_are_named(make: Any, wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=rf"agent\.{next(iter(wrong))}="):
-        make(**wrong)
+def test_impossible_values_are_named(kind: type, wrong: dict[str, Any]) -> None:
+    assert_named(kind, wrong)
+
+
+def test_more_neighbours_than_items_are_refused() -> None:
+    with pytest.raises(UserError, match=r"agent\.neighbours="):
+        tiny_wolpertinger(neighbours=ITEMS + 1)

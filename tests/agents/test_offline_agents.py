@@ -31,7 +31,7 @@ from slaterl.evaluation.fqe import policy_actions
 from slaterl.networks import EDGE, log_prob_of
 from slaterl.rollout import rollout
 from slaterl.seeds import seeded_weights, stream
-from tests.agents.derivations import assert_gradients, drift, parameters_of, rewards_of
+from tests.agents.derivations import assert_gradients, assert_named, drift, parameters_of, rewards_of
 from tests.agents.test_latent_agents import states
 from tests.agents.test_sac import policy
 from tests.helpers import ITEMS, LATENT, SLOTS, TURNS, Array, arrays, copy_of, tiny_env, tiny_gems, tiny_trajectories
@@ -64,7 +64,7 @@ def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
         pi_hidden=[12, 8],
     )
     if kind is not BC:
-        settings |= dict(gamma=GAMMA, reward_scale=SCALE, tau=0.1, q_lr=1e-3, q_hidden=[16, 9])
+        settings |= dict(gamma=GAMMA, reward_scale=SCALE, tau=0.1, q_lr=1e-3, q_hidden=[16, 9], num_critics=2)
     with seeded_weights(0, "tiny offline agent"):
         agent = kind(**(settings | SETTINGS[kind] | changes))
     with torch.no_grad():
@@ -364,12 +364,10 @@ def test_the_gap_is_of_values_by_the_same_critics(kind: type[OfflineAgent]) -> N
     """The minimum where the policy is valued by it, and the first critic where the policy is valued by that."""
     agent, batch = tiny(kind), tiny_trajectories(BATCH)
     expected, seen = DERIVATIONS[kind](agent, batch), []
-    actor_loss = agent.actor_loss
-    agent.actor_loss = lambda turns: seen.append(actor_loss(turns)) or seen[0]
+    beyond_data = agent.beyond_data
+    agent.beyond_data = lambda action: seen.append(action) or beyond_data(action)  # of the policy
     terms = agent.update(batch)
-    of_data, of_policy = (
-        expected.own_q(action.double().numpy()) for action in (batch.actions, seen[0].action.detach())
-    )
+    of_data, of_policy = (expected.own_q(action.double().numpy()) for action in (batch.actions, *seen))
     by = (lambda q: q[0]) if kind in (TD3BC, BCQ, IQL) else (lambda q: q.min(0))
     assert terms["value/q_data"].item() == pytest.approx(by(of_data).mean(), rel=1e-4)
     assert terms["value/q_policy"].item() == pytest.approx(by(of_policy).mean(), rel=1e-4)
@@ -472,6 +470,25 @@ def test_log_probability_of_recorded_actions_depends_on_them() -> None:
     np.testing.assert_allclose(found, log_density(parameters.double().numpy(), action.double().numpy()), rtol=1e-4)
     assert (found != log_prob_of(parameters, -action)).all()
     assert log_prob_of(parameters, action.sign()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        *((BC, wrong) for wrong in ({"policy": "laplace"}, {"top_fraction": 0}, {"top_fraction": 1.1}, {"pi_lr": 0})),
+        *((TD3BC, wrong) for wrong in ({"gamma": 1.1}, {"tau": -0.1}, {"reward_scale": 0}, {"alpha": -1.0})),
+        *((ReBRAC, wrong) for wrong in ({"actor_penalty": -1.0}, {"critic_penalty": -1.0}, {"policy_delay": 0})),
+        *((AWAC, wrong) for wrong in ({"temperature": 0}, {"q_hidden": []}, {"pi_hidden": "wide"})),
+        *((IQL, wrong) for wrong in ({"expectile": 1.5}, {"beta": -1.0}, {"decay_steps": 0})),
+        *((CQL, wrong) for wrong in ({"conservatism": 0}, {"threshold": -1.0}, {"actions": 0}, {"turns": 1.5})),
+        *((SACN, wrong) for wrong in ({"alpha_lr": 0}, {"initial_alpha": 0}, {"num_critics": 0})),
+        *((EDAC, wrong) for wrong in ({"eta": -1.0}, {"num_critics": 1}, {"initial_alpha": 0})),
+        *((BCQ, wrong) for wrong in ({"phi": 2.0}, {"weight_of_min": -0.1}, {"vae_hidden": [0]}, {"candidates": 0})),
+        *((DecisionTransformer, wrong) for wrong in ({"context": 0}, {"weight_decay": -1.0}, {"target_return": 0})),
+    ],
+)
+def test_impossible_values_are_named(kind: type, wrong: dict[str, Any]) -> None:
+    assert_named(kind, wrong)
 
 
 def test_iql_decays_the_policy_learning_rate_by_a_cosine() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.online.sac import SAC, tanh_gaussian
+from slaterl.config.build import make
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.seeds import stream
@@ -329,4 +330,4 @@ def test_continues_identically_from_its_state(batch: Trajectories) -> None:
 )
 def test_impossible_values_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"agent\.{next(iter(wrong))}="):
-        tiny_sac(**wrong)
+        make({"_target_": "slaterl.agents.online.sac.SAC", **wrong}, "agent")

@@ -47,9 +47,9 @@ class ActionVAE(nn.Module):
 class BCQ(OfflineActorCritic):
     """Q-learning whose maximum runs over proposals that look like the data (algorithm 1 of the paper).
 
-    A proposal is a draw of the VAE, moved by the perturbation xi by at most `phi`. The target is y = r + gamma * max over
-    n proposals of (lam * min_i Q'_i + (1 - lam) * max_i Q'_i). xi (the `actor`) maximises Q1, and the agent acts on the
-    proposal of the largest Q1. VAE and xi read the actor's belief, which the VAE trains.
+    A proposal is a draw of the VAE, moved by the perturbation xi by at most `phi`. The target is y = r + gamma * max
+    over n proposals of (lam * min_i Q'_i + (1 - lam) * max_i Q'_i). The perturbation (the `actor`) maximises Q1, and
+    the agent acts on the proposal of the largest Q1. Both read the actor's belief, which the VAE trains.
 
     Args:
         candidates, acting_candidates: number of proposals in targets and when acting; those of acting have fixed

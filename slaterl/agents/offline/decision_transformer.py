@@ -57,8 +57,8 @@ class ContextWindow(Belief):
 class DecisionTransformer(OfflineAgent):
     """Predict a_t from the returns to go, frames and actions of the last K turns. The loss is (pi(context) - a_t)^2.
 
-    When acting, the return to go is `target_return` minus the clicks so far. The actions of the context are read from the
-    shown frames (see OfflineAgent).
+    When acting, the return to go is `target_return` minus the clicks so far. The actions of the context are read from
+    the shown frames (see OfflineAgent).
 
     Args:
         ranker, generator: see OfflineAgent.

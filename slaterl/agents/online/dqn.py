@@ -27,8 +27,8 @@ from slaterl.rollout import Decision
 class DQN(ItemAgent):
     """Q(s, i) of every item i: its own click and the value of what follows the slate.
 
-    Q minimises (Q(s, i) - y_i)^2 over the items shown, y_i = click_i + gamma * mean over j of Q'(s', j), where j are the
-    items of the next slate by Q. With probability epsilon a user is shown a random slate, else the top k of Q.
+    Q minimises (Q(s, i) - y_i)^2 over the items shown. y_i = click_i + gamma * mean over j of Q'(s', j), where j are
+    the items of the next slate by Q. With probability epsilon a user is shown a random slate, else the top k of Q.
 
     Args:
         num_items, slate_size: of the environment.
