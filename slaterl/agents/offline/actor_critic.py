@@ -1,4 +1,4 @@
-"""A toolbox for offline actor-critics: what their explicit updates are written with. Each update is in its own file."""
+"""A toolbox for offline actor-critics. Each algorithm writes its own update with these pieces, in its own file."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class CQL(OfflineActorCritic):
     Args:
         alpha_lr: Adam's learning rate of SAC's temperature; initial_alpha: temperature before the first update.
         conservatism: alpha_c, or its first value if there is a threshold.
-        threshold: value of the penalty that alpha_c is learned towards (equation 30); None keeps alpha_c.
+        threshold: value of the penalty that alpha_c is learned towards, as a Lagrange multiplier; None keeps alpha_c.
         actions: draws of each kind in a state.
         turns: number of turns whose states are penalised; every update draws other ones.
         others: see OfflineActorCritic.

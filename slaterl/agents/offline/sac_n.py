@@ -81,8 +81,8 @@ class SACN(OfflineActorCritic):
 class EDAC(SACN):
     """SAC-N that keeps the gradients of its critics by the action apart, so that few critics suffice.
 
-    The critics' loss has the extra term eta / (N - 1) * mean of sum over i != j of cos(dQ_i/da, dQ_j/da), which stands
-    next to the sum of the critics' squared errors (algorithm 1 of the paper).
+    The critics' squared errors, summed over critics, get the extra term eta / (N - 1) * sum over i != j of
+    cos(dQ_i/da, dQ_j/da) (algorithm 1 of the paper). The logged loss is this sum divided by N.
 
     Args:
         eta: weight of the cosines.
