@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Agent(Learner):
     """
 
     VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in MEASURES)
-    LEARNS_FROM: ClassVar[str] = "simulator"
+    LEARNS_FROM: ClassVar[Literal["simulator", "dataset"]] = "simulator"
     ON_POLICY: ClassVar[bool] = False
     SEES_SIMULATOR: ClassVar[bool] = False
     MIN_TURNS: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""Policies that do not learn: random slates, the short-term oracle, mixtures of both, and one slate for everybody."""
+"""Policies that do not learn: random slates, the short-term oracle, mixtures of both, and one constant slate."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from slaterl.rollout import Decision
 
 
 class EpsilonOracle:
-    """Show in each slot a uniform random item with probability epsilon, else the item that the simulator scores best.
+    """Fill each slot with a uniform random item with probability epsilon, else with the simulator's best item for it.
 
-    Epsilon 1 gives random slates and epsilon 0 the short-term oracle. The paper's logged data were made with 0.5.
+    epsilon=1 gives random slates, epsilon=0 the short-term oracle. epsilon=0.5 made the logged data of the paper.
     """
 
     def __init__(self, *, epsilon: Fraction, num_items: int, slate_size: int, generator: torch.Generator) -> None:
@@ -27,7 +27,7 @@ class EpsilonOracle:
         pass
 
     def act(self, observation: Observation, deterministic: bool) -> Decision:
-        """Act. `deterministic` changes nothing, because the mixture is the policy and not its exploration."""
+        """Draw slates. The mixture is the policy, not its exploration, so `deterministic` changes nothing."""
         shape, device = observation.slate.shape, self.generator.device
         slate = torch.randint(self.num_items, shape, generator=self.generator, device=device)
         if self.epsilon == 1:
@@ -37,13 +37,13 @@ class EpsilonOracle:
 
 
 class ConstantSlate:
-    """Show the same slate to every user in every turn. Its return says how easy an environment is.
+    """Show the same slate to every user at every turn. Its return tells how easy an environment is.
 
     Args:
-        slate: item ids of the slate; None takes the slate that the ranker makes of the latent 0.
+        slate: item ids; None for the slate that the ranker makes of the latent action 0.
 
     Raises:
-        UserError: the slate is not `slate_size` item ids.
+        UserError: `slate` is not a list of `slate_size` item ids.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Load policies from checkpoints."""
+"""Policies from checkpoints."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from slaterl.training import checkpoints
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """The policy of a trained agent.
+    """A trained agent as something that acts.
 
     Attributes:
-        policy: acts without exploration.
-        env: simulator that the agent learned on, item embeddings included.
-        config: the agent's nodes env, agent, belief, ranker, item_embeddings, and `evaluation` (its run's seed and
-            test_users).
-        step: step of the checkpoint.
+        policy: acts, without exploration.
+        env: the simulator that it learned on, item embeddings included.
+        config: its nodes env, agent, belief, ranker, item_embeddings, and `evaluation` (its run's seed and test_users).
+        step: of the checkpoint.
     """
 
     policy: Policy
@@ -39,10 +38,10 @@ class LoadedPolicy:
 
 
 def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedPolicy:
-    """Read an agent's checkpoint. No other file is needed.
+    """Read an agent's checkpoint; it needs no other file.
 
     Raises:
-        UserError: the file is missing, damaged, or not an agent's checkpoint.
+        UserError: missing, damaged, or not an agent's checkpoint.
     """
     return policy_of(checkpoints.load(Path(path), "agent"), path, device)
 
@@ -50,28 +49,26 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedP
 def policy_of(
     state: Mapping[str, Any], source: str | Path, device: torch.device | str = "cpu", env: TopicRec | None = None
 ) -> LoadedPolicy:
-    """Build the policy from the content of an agent's checkpoint.
+    """The policy in what was read of an agent's checkpoint.
 
     Args:
-        state: content of the checkpoint.
         source: the checkpoint's file, for messages.
-        device: device of the networks.
-        env: simulator that the policy acts in, if it is not the one of the checkpoint. SlateQ reads its hidden state.
+        env: where the policy acts, if not where it learned; SlateQ knows the simulator that it acts in.
 
     Raises:
         UserError: its classes are not found, or have changed since it was written.
     """
     config: dict[str, Any] = dict(state["config"])
-    catalogue: Tensor = config.pop("catalogue")  # the simulator's item embeddings, whatever their source
+    catalogue: Tensor = config.pop("catalogue")  # of the simulator, wherever it came from
     try:
         own = build_env(config["env"], torch.device(device), item_embeddings=catalogue)
         knows = get_object(config["agent"]["_target_"]).SEES_SIMULATOR
         agent = build_agent(config, env if knows and env is not None else own, seed=0)
     except (ImportError, InstantiationException) as error:
-        raise UserError(f"{source}: its agent cannot be built here ({in_short(error)})") from error
+        raise UserError(f"{source}: what it needs cannot be made here ({in_short(error)})") from error
     with checkpoints.taken_by(agent, source):
         agent.load_state_dict(state["learner"]["module"])
-    agent.step = state["learner"]["step"]  # sets how much DQN explores
+    agent.step = state["learner"]["step"]  # how much DQN explores
     return LoadedPolicy(agent.policy(), own, config, state["learner"]["step"])
 
 

@@ -33,8 +33,8 @@ class OfflineAgent(LatentAgent):
         data_low, data_high: [A] the range of the data's actions, set by `prepare`.
     """
 
+    LEARNS_FROM: ClassVar = "dataset"
     VAL_TERMS: ClassVar = (*LatentAgent.VAL_TERMS, "val/normalised")
-    LEARNS_FROM: ClassVar[str] = "dataset"
 
     data_low: Tensor
     data_high: Tensor
