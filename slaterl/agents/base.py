@@ -23,7 +23,7 @@ class Agent(Learner):
     A subclass gives `acting_belief`, `decide`, `random_policy` and `update`.
 
     Attributes:
-        LEARNS_FROM: `simulator`, or `dataset` for recorded trajectories.
+        LEARNS_FROM: the simulator or a dataset.
         ON_POLICY: whether an update takes the newest trajectories, each once, instead of the replay buffer's.
         SEES_SIMULATOR: whether the agent itself reads the simulator's hidden state, whatever its belief reads.
         MIN_TURNS: shortest episode that the agent can learn from, in turns.
