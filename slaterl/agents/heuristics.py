@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from slaterl.config.bounds import Fraction
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation
-from slaterl.errors import UserError, check_range
+from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision
 
@@ -26,9 +27,8 @@ class EpsilonOracle:
     """
 
     def __init__(
-        self, *, epsilon: float, num_items: int, slate_size: int, generator: torch.Generator, env: Env | None = None
+        self, *, epsilon: Fraction, num_items: int, slate_size: int, generator: torch.Generator, env: Env | None = None
     ) -> None:
-        check_range(0, 1, **{"agent.epsilon": epsilon})
         if epsilon < 1 and env is not None and not env.fills_oracle_slots:
             raise UserError(f"agent.epsilon={epsilon}: env={env.name} has no short-term oracle; use agent=random")
         self.epsilon, self.num_items, self.slate_size = epsilon, num_items, slate_size
