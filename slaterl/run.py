@@ -73,7 +73,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     from slaterl.training.loggers import check_loggers
 
     check_loggers(cfg)
-    check_config(cfg, known=top_level_keys(), given=given_keys())
+    check_config(cfg, given=given_keys())
     # an empty SLATERL_HOME is none
     cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
     prepare(cfg.threads)
@@ -82,16 +82,6 @@ def run_stage(cfg: DictConfig) -> float | None:
         return None
     print(run.path)
     return run.result().get("val_return")
-
-
-def top_level_keys() -> set[str]:
-    """What config.yaml and its groups define."""
-    config = OmegaConf.load(CONF / "config.yaml")
-    groups = {str(key) for entry in config.defaults if isinstance(entry, DictConfig) for key in entry}
-    sizes = {str(key) for key in OmegaConf.load(CONF / "scale" / "paper.yaml")}
-    keys = {str(key) for key in config} | groups | sizes
-    elsewhere = {"defaults", "hydra", "experiment", "method", "scale"}
-    return {key for key in keys if not key.startswith("override ")} - elsewhere
 
 
 if __name__ == "__main__":

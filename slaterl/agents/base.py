@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class Agent(Learner):
     Training and acting go through the same modules.
 
     Attributes:
+        LEARNS_FROM: the simulator or a dataset.
         ON_POLICY: whether an update takes the newest trajectories, each once, instead of the replay buffer's.
         SEES_SIMULATOR: whether the agent itself, beside its belief, knows the simulator's hidden state.
         MIN_TURNS: of an episode that it can learn from.
@@ -31,6 +32,7 @@ class Agent(Learner):
     """
 
     VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in MEASURES)
+    LEARNS_FROM: ClassVar[Literal["simulator", "dataset"]] = "simulator"
     ON_POLICY: ClassVar[bool] = False
     SEES_SIMULATOR: ClassVar[bool] = False
     MIN_TURNS: ClassVar[int] = 1

@@ -22,7 +22,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from slaterl.errors import check_counts
+from slaterl.bounds import Count, checked
 
 if TYPE_CHECKING:
     from slaterl.envs.observation import Observation
@@ -93,9 +93,8 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
-    def __init__(self, num_envs: int = 1, *, env: str, overrides: Sequence[str] = ()) -> None:
-        check_counts(num_envs=num_envs)
-        self.num_envs = num_envs
+    def __init__(self, num_envs: Count = 1, *, env: str, overrides: Sequence[str] = ()) -> None:
+        self.num_envs = num_envs = checked("num_envs", num_envs, Count)
         self.simulator = _build(env, overrides)
         self.single_observation_space, self.single_action_space = _spaces(self.simulator)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from slaterl.bounds import Count, Fraction, Positive, Share
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.errors import check_counts, check_positive, check_range
 
 
-def scratch(*, num_items: int, dim: int) -> Tensor:
+def scratch(*, num_items: int, dim: Count) -> Tensor:
     """Random embeddings [N, E], N(0, 1): know nothing of the items."""
-    check_counts(**{"item_embeddings.dim": dim})
     return torch.randn(num_items, dim)
 
 
@@ -21,11 +20,14 @@ def ideal(*, env: TopicRec) -> Tensor:
 
 
 def initial_factors(
-    *, num_items: int, dim: int, lr: float, batch_size: int, epochs: int, weight_decay: float, holdout: float
+    *,
+    num_items: int,
+    dim: Count,
+    lr: Positive,
+    batch_size: Count,
+    epochs: Count,
+    weight_decay: Fraction,
+    holdout: Share,
 ) -> Tensor:
     """Item factors [N, E] as stage=mf starts from them, N(0, 0.1^2); every other argument is its setting."""
-    check_counts(**{"item_embeddings.dim": dim, "item_embeddings.batch_size": batch_size})
-    check_counts(**{"item_embeddings.epochs": epochs})
-    check_positive(**{"item_embeddings.lr": lr, "item_embeddings.holdout": holdout})
-    check_range(0, 1, **{"item_embeddings.weight_decay": weight_decay, "item_embeddings.holdout": holdout})
     return 0.1 * torch.randn(num_items, dim)

@@ -16,7 +16,7 @@ from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.loading import check_environment, load_policy, policy_of
 from slaterl.agents.noisy import NoisyPolicy
 from slaterl.config.build import AGENT_NODES, plain
-from slaterl.config.check import check_fit
+from slaterl.config.fits import check_fit
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec

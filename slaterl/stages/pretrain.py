@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from slaterl.config.build import build_env, make, plain, resolve_device, settings_of
-from slaterl.config.check import is_gems
+from slaterl.config.fits import is_gems
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from slaterl.bounds import hints_of
 from slaterl.config.build import build_agent, build_env, plain, resolve_device
-from slaterl.config.check import _COUNTS, check_config
+from slaterl.config.check import check_config
+from slaterl.config.sections import Configuration, Section
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.paths import CONF
-from slaterl.run import top_level_keys
 from tests.helpers import compose_config
 
 CPU = torch.device("cpu")
@@ -24,7 +25,6 @@ CPU = torch.device("cpu")
 ELSEWHERE = {"experiment", "method", "hydra", "logger"}
 GROUPS = sorted({folder.name for folder in CONF.iterdir() if folder.is_dir()} - ELSEWHERE)
 PRESETS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-KNOWN = top_level_keys()
 
 
 @lru_cache
@@ -42,7 +42,7 @@ def config(*overrides: str, **values: Any) -> DictConfig:
 
 
 def check(cfg: DictConfig) -> None:
-    check_config(cfg, known=KNOWN)
+    check_config(cfg)
 
 
 def refused(cfg: DictConfig) -> str:
@@ -182,13 +182,39 @@ def test_value_left_open(key: str) -> None:
     assert refused(config(**{key.replace(".", "__"): "???"})).startswith(f"{key}: a value is needed")
 
 
+def whole_numbers(section: type, path: str = "") -> list[str]:
+    """Full paths of the whole numbers among the settings of a section and the sections inside it."""
+    found: list[str] = []
+    for name, hint in hints_of(section).items():
+        if isinstance(hint, type) and issubclass(hint, Section):
+            found += whole_numbers(hint, f"{path}{name}.")
+        elif get_args(hint)[:1] == (int,):
+            found.append(path + name)
+    return found
+
+
+COUNTS = whole_numbers(Configuration)
+
+
+def test_all_sizes_are_whole_numbers() -> None:
+    """What is checked below: every integer of config.yaml and the scales."""
+    leaves = OmegaConf.to_container(composed(), resolve=True)
+    assert isinstance(leaves, dict)
+    sections = {key: value for key, value in leaves.items() if isinstance(value, dict) and "_target_" not in value}
+    integers = {key for key, value in leaves.items() if type(value) is int}
+    for section in sections.keys() - {"dataset"}:
+        integers |= {f"{section}.{key}" for key, value in sections[section].items() if type(value) is int}
+    assert set(COUNTS) == integers and len(COUNTS) >= 31
+
+
 @pytest.mark.parametrize("value", [-1, 1.5, True, "ten"])
-@pytest.mark.parametrize("key", _COUNTS)
+@pytest.mark.parametrize("key", COUNTS)
 def test_counts(key: str, value: Any) -> None:
-    assert refused(config(**{key.replace(".", "__"): value})).startswith(f"{key}={value}: ")
+    shown = "true" if value is True else value
+    assert refused(config(**{key.replace(".", "__"): value})).startswith(f"{key}={shown}: expected a whole number")
 
 
-@pytest.mark.parametrize("key", _COUNTS)
+@pytest.mark.parametrize("key", COUNTS)
 def test_counts_that_are_zero(key: str) -> None:
     cfg = config(**{key.replace(".", "__"): 0})
     if key in ("random_steps", "seed", "ranker_seed", "logged_data.seed"):
@@ -238,7 +264,7 @@ def test_limits_that_are_allowed(values: dict[str, Any]) -> None:
 def test_settings_of_another_stage(overrides: tuple[str, ...], given: str, stage: str) -> None:
     """The stage was forgotten; what would start instead can take hours."""
     with pytest.raises(UserError, match=rf"{given}: stage=\w+ does not read it; .*stage={stage}"):
-        check_config(config(*overrides), top_level_keys(), {"seed", given})
+        check_config(config(*overrides), {"seed", given})
 
 
 @pytest.mark.parametrize(
@@ -250,16 +276,16 @@ def test_settings_of_another_stage(overrides: tuple[str, ...], given: str, stage
     ],
 )
 def test_settings_that_the_stage_reads(more: tuple[str, ...], given: str) -> None:
-    check_config(config(*more), top_level_keys(), {"dataset", "dataset.run.seed", given})
+    check_config(config(*more), {"dataset", "dataset.run.seed", given})
 
 
 def test_click_model_beside_an_environments_own() -> None:
     """An environment's file that sets part of it no longer reads the group."""
-    check_config(config("click_model=mixPBM"), top_level_keys(), {"click_model"})
+    check_config(config("click_model=mixPBM"), {"click_model"})
     own = {"_target_": "slaterl.envs.click_models.PositionBasedModel", "decay": 0.7, "bottom_weight": 0.5}
-    check_config(config(env__click_model=own), top_level_keys(), {"seed"})
+    check_config(config(env__click_model=own), {"seed"})
     with pytest.raises(UserError, match=r"click_model: env=focused_topdown has its own, .* env\.click_model"):
-        check_config(config(env__click_model=own), top_level_keys(), {"click_model.decay"})
+        check_config(config(env__click_model=own), {"click_model.decay"})
 
 
 @pytest.mark.parametrize("agent", ["cql", "edac"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slaterl.config.build import make
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.rankers.embeddings import initial_factors
@@ -217,4 +218,4 @@ def test_starts_from_small_factors() -> None:
 def test_impossible_values_are_named(wrong: dict[str, Any]) -> None:
     ((field, value),) = wrong.items()
     with pytest.raises(UserError, match=rf"item_embeddings\.{field}={value}"):
-        initial_factors(**(SETTINGS | wrong))
+        make({"_target_": "slaterl.rankers.embeddings.initial_factors", **SETTINGS, **wrong}, "item_embeddings")

@@ -31,6 +31,7 @@ class OfflineAgent(LatentAgent):
         belief: makes a belief; called once for each network that reads one.
     """
 
+    LEARNS_FROM: ClassVar = "dataset"
     VAL_TERMS: ClassVar = (*LatentAgent.VAL_TERMS, "val/normalised")
 
     data_low: Tensor
