@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.config.listing import as_help
+from slaterl.config.quoting import explain_quoting
 from slaterl.paths import CONF
 
 # Read when torch is imported. GNU OpenMP's threads spin for milliseconds while they wait for each other, so that an
@@ -31,6 +32,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 OmegaConf.register_new_resolver("choices", as_help, replace=True)  # what --help shows
 
 
+@explain_quoting
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     from slaterl.errors import Interrupted, UserError

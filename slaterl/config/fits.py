@@ -14,7 +14,7 @@ from slaterl.errors import UserError
 _READERS = {
     "dataset": (
         {"collect", "offline", "export", "benchmark"},
-        "stage=collect, stage=offline and stage=export do; so do others with logged_data.source=dataset, evaluation=fqe",
+        "stage=collect, stage=offline and stage=export do; others with logged_data.source=dataset or evaluation=fqe",
     ),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),
@@ -74,9 +74,7 @@ def check_env(cfg: DictConfig, given: Iterable[str]) -> None:
             raise UserError(f"env.{key}={env[key]}: cannot be set like this; use {instead}")
     own = "click_model" in env and plain(env.click_model) != plain(cfg.click_model)
     if own and any(key.split(".")[0] == "click_model" for key in given):
-        raise UserError(
-            f"click_model: env={env.name} has its own, so nothing reads this group; use env.click_model.<setting>="
-        )
+        raise UserError(f"click_model: env={env.name} has its own, so set env.click_model.<setting>= instead")
 
 
 def check_fit(cfg: DictConfig) -> None:
