@@ -30,6 +30,13 @@ def logged_data_run(cfg: DictConfig, env: TopicRec) -> Run:
     )
 
 
+def source_of(cfg: DictConfig) -> str:
+    """Name the logged data by the setting that chose them, for messages."""
+    if cfg.logged_data.source == "dataset":
+        return f"dataset.path={cfg.dataset.path}" if "path" in cfg.dataset else f"dataset={cfg.dataset.name}"
+    return f"logged_data.trajectories={cfg.logged_data.trajectories}"
+
+
 def log_data(cfg: DictConfig) -> Run:
     """Find or make the logged data."""
     if cfg.logged_data.source == "dataset":

@@ -15,7 +15,7 @@ from slaterl.errors import UserError
 from slaterl.rankers.matrix_factorization import ClickData, MatrixFactorization
 from slaterl.runs.run import Run, write_json
 from slaterl.seeds import seeded_weights, stream
-from slaterl.stages.log_data import log_data, logged_data_run
+from slaterl.stages.log_data import log_data, logged_data_run, source_of
 from slaterl.training import checkpoints
 from slaterl.training.curves import plot_curves
 from slaterl.training.fit import Schedule, fit
@@ -72,6 +72,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run, data_run: Run) -> None:
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         holdout=settings.holdout,
+        source=source_of(cfg),
         seed=seed,
     )
     outcome = fit(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +20,8 @@ from slaterl.config.sections import Configuration, Section
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.paths import CONF
+from slaterl.run import run_stage
+from tests.golden.name_of import name_of
 from tests.helpers import compose_config
 
 CPU = torch.device("cpu")
@@ -223,6 +227,36 @@ def test_counts_that_are_zero(key: str) -> None:
         check(cfg)
     else:
         assert refused(cfg).startswith(f"{key}=0: ")
+
+
+FLOATS = ["max_steps=1e5", "seed=1e3", "env.num_items=5e2", "ranker.encoder_hidden=[6.4e1]", "belief.item_dim=8.0"]
+INTEGERS = ["max_steps=100000", "seed=1000", "env.num_items=500", "ranker.encoder_hidden=[64]", "belief.item_dim=8"]
+
+
+@pytest.mark.parametrize("more", [["agent=sac"], ["agent=td3_bc", "stage=offline", "dataset=random"]])
+def test_whole_numbers_written_as_floats(more: list[str]) -> None:
+    """After the check the configuration is that of the integers, to the type, and so is the name of the run."""
+    floats, integers = (compose_config("paths.root=/nowhere", *more, *values) for values in (FLOATS, INTEGERS))
+    assert OmegaConf.to_yaml(floats, resolve=True) != OmegaConf.to_yaml(integers, resolve=True)
+    check(floats)
+    check(integers)
+    assert OmegaConf.to_yaml(floats, resolve=True) == OmegaConf.to_yaml(integers, resolve=True)
+    assert OmegaConf.to_yaml(floats) == OmegaConf.to_yaml(integers), "what refers to another setting still does"
+    assert name_of(floats) == name_of(integers)
+
+
+def test_manifest_of_whole_numbers_written_as_floats(tmp_path: Path) -> None:
+    manifests = []
+    for seed, steps, trajectories in (("7.0", "1e5", "1e1"), ("7", "100000", "10")):
+        sizes = [f"logged_data.trajectories={trajectories}", f"max_steps={steps}", "env.episode_length=2"]
+        cfg = compose_config("stage=log_data", f"logged_data.seed={seed}", f"paths.root={tmp_path}", *sizes)
+        run_stage(cfg)
+        (file,) = tmp_path.glob("log_data/*/*/manifest.json")
+        manifests.append(json.loads(file.read_text()))
+        shutil.rmtree(file.parent)
+    times = {"started", "ended", "seconds", "command"}
+    first, second = ({key: value for key, value in found.items() if key not in times} for found in manifests)
+    assert repr(first) == repr(second)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,8 @@ def test_impossible_values_are_named(wrong: dict[str, Any]) -> None:
 
 def test_slates_are_counted_where_the_last_batch_is_small() -> None:
     learner = SimpleNamespace(step=0)
-    data = SlateData(tiny_trajectories(5), learner, batch_size=5, epochs=2, holdout=0.2, seed=0)  # type: ignore[arg-type]
+    sizes = dict(batch_size=5, epochs=2, seed=0)
+    data = SlateData(tiny_trajectories(5), learner, holdout=0.2, source="log", **sizes)  # type: ignore[arg-type]
     assert data.size % 5
     learner.step = data.max_steps
     assert data.counters == {"epoch": 2, "slates": 2 * data.size}

@@ -101,7 +101,7 @@ def test_validation_moves_nothing_and_repeats_itself() -> None:
 
 
 def click_data(mf: MatrixFactorization, log: Trajectories, **changes: Any) -> ClickData:
-    return ClickData(log, mf, **(dict(batch_size=8, epochs=2, holdout=0.25, seed=1) | changes))
+    return ClickData(log, mf, **(dict(batch_size=8, epochs=2, holdout=0.25, source="log", seed=1) | changes))
 
 
 def pairs(*parts: Clicks) -> list[tuple[int, int]]:
@@ -159,7 +159,7 @@ def test_held_out_clicks_are_the_seeds() -> None:
 
 @pytest.mark.parametrize("holdout", [1e-6, 1.0])
 def test_a_holdout_that_leaves_nothing_is_refused(holdout: float) -> None:
-    with pytest.raises(UserError, match=rf"item_embeddings\.holdout={holdout}"):
+    with pytest.raises(UserError, match=rf"^log: too few clicks \(\d+\); item_embeddings\.holdout={holdout} keeps"):
         click_data(tiny_mf(), tiny_trajectories(USERS), holdout=holdout)
 
 
