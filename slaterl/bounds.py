@@ -30,8 +30,8 @@ _INTEGER = BeforeValidator(_whole)
 
 Number = Annotated[float, Field(allow_inf_nan=False, description="a number that is finite")]
 Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
-PositiveFraction = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1")]
-Discount = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to 1, below 1")]
+PositiveFraction = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")]
+Discount = Annotated[float, Field(ge=0, lt=1, description="a number of at least 0 and below 1")]
 Share = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above zero")]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")]
@@ -58,9 +58,13 @@ def checked(path: str, value: Any, hint: Any) -> Any:
     try:
         found = _adapter(hint).validate_python(value, strict=True)
     except ValidationError:
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-        raise UserError(f"{path}={shown}: expected {expected(hint)}") from None
+        raise UserError(f"{path}={shown(value)}: expected {expected(hint)}") from None
     return found if isinstance(found, int | list) else value
+
+
+def shown(value: Any) -> Any:
+    """Write a value as users type it: null, true, false."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def expected(hint: Any) -> str:
@@ -111,6 +115,7 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
             # a name that only type checkers import has no range
             names = ChainMap(function.__globals__, vars(builtins), defaultdict(lambda: object))
             hints = get_type_hints(function, localns=names, include_extras=True) | hints
+    hints.pop("return", None)
     return hints
 
 

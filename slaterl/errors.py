@@ -1,4 +1,4 @@
-"""What ends a run with one sentence instead of a traceback."""
+"""Exceptions that end a run with one sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message names the field or file, what was found and what was expected.
+    """A mistake that the user can fix. The message names the setting or file, its value, and what was expected.
 
-    run.py prints it without a traceback and exits with status 2.
+    run.py prints the message without a traceback and exits with status 2.
     """
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived and the state was saved; run.py exits with status 128 + signum.
+    """A signal arrived and the state was saved. run.py exits with status 128 + signum.
 
-    A BaseException, so that no library between the training loop and run.py takes it for an ordinary failure.
+    It derives from BaseException, so that no library between the training loop and run.py handles it as a failure.
     """
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"signal {signum}")
         self.signum = signum
+
+
+# Delete the functions below once slaterl.agents uses the types of slaterl.bounds instead.
 
 
 def check_positive(**values: float) -> None:

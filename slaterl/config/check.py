@@ -16,7 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from slaterl.bounds import check_arguments, hints_of
+from slaterl.bounds import check_arguments, hints_of, shown
 from slaterl.config.build import SUPPLIED, parameters_of, plain
 from slaterl.config.fits import check_behaviours, check_env, check_fit, check_protocol, check_readers
 from slaterl.config.sections import Configuration, NamedPart, Part, Section
@@ -88,13 +88,14 @@ def _nodes(path: str, value: Any, hint: Any) -> Iterator[_Node]:
         try:
             target = get_object(value["_target_"])
         except (ImportError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}._target_={value['_target_']}: no such class ({error})") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}._target_={value['_target_']}: no such class ({reason})") from error
     elif not classes:
         return
     elif not isinstance(value, DictConfig):
         chosen = len(classes) > 1 or issubclass(classes[0], Part)
         expected = f"one of the files in conf/{path}" if chosen else f"the settings {_listed(hints_of(classes[0]))}"
-        raise UserError(f"{path}={value}: expected {expected}")
+        raise UserError(f"{path}={shown(value)}: expected {expected}")
     else:
         target = max(classes, key=lambda cls: len(value.keys() & hints_of(cls).keys()))
         if issubclass(target, Part):
