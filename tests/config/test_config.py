@@ -21,7 +21,7 @@ from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.paths import CONF
 from slaterl.run import run_stage
-from tests.golden.name_of import name_of
+from slaterl.runs.products import product_of
 from tests.helpers import compose_config
 
 CPU = torch.device("cpu")
@@ -242,7 +242,7 @@ def test_whole_numbers_written_as_floats(more: list[str]) -> None:
     check(integers)
     assert OmegaConf.to_yaml(floats, resolve=True) == OmegaConf.to_yaml(integers, resolve=True)
     assert OmegaConf.to_yaml(floats) == OmegaConf.to_yaml(integers), "what refers to another setting still does"
-    assert name_of(floats) == name_of(integers)
+    assert product_of(floats, floats.stage.name).run.path == product_of(integers, integers.stage.name).run.path
 
 
 def test_manifest_of_whole_numbers_written_as_floats(tmp_path: Path) -> None:
