@@ -434,3 +434,42 @@ def test_click_model_of_the_command_line_beats_the_environments() -> None:
 
 def test_no_machine_paths_in_conf() -> None:
     assert not [file for file in Path(CONF).rglob("*.yaml") if "/home/" in file.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("node", "path"),
+    [
+        ({}, "click_model.decay"),
+        ({"_target_": "slaterl.envs.click_models.PositionBasedModel", "bottom_weight": 0.5}, "env.click_model.decay"),
+    ],
+)
+def test_click_model_is_named_as_it_is_set(node: dict[str, Any], path: str) -> None:
+    """Also where a simulator is built without the check, as Gymnasium does."""
+    cfg = config()
+    if node:
+        cfg.env.click_model = {**node, "decay": 2}
+    else:
+        cfg.click_model.decay = 2
+    assert refused(cfg) == f"{path}=2: expected a number from 0 to 1"
+    with pytest.raises(UserError, match=f"^{path}=2: expected a number from 0 to 1$"):
+        build_env(cfg.env, CPU)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "values", "said"),
+    [
+        (("stage=collect",), {"dataset__run": 5}, "dataset.run=5: expected the settings agent, medium_step, ranker"),
+        (("stage=collect",), {"dataset__behaviour": 5}, "dataset.behaviour=5: expected the settings checkpoint"),
+        (("stage=collect", "dataset=mixed"), {"dataset__behaviours__expert": 5}, "dataset.behaviours.expert=5: "),
+        (("stage=collect",), {"dataset__behaviour__noise": 2}, "dataset.behaviour.noise=2: expected a number from 0"),
+        (("stage=collect",), {"dataset": 5}, "dataset=5: expected one of the files in conf/dataset"),
+        ((), {"belief": None}, "belief=null: expected one of the files in conf/belief"),
+        ((), {"params__lambda_KL": -1}, "params.lambda_KL=-1: expected a number of at least 0"),
+        ((), {"init_from": 5}, "init_from=5: expected a path or null"),
+        ((), {"fqe__discount": 1}, "fqe.discount=1: expected a number of at least 0 and below 1"),
+        ((), {"agent___target_": "slaterl.moon"}, "agent._target_=slaterl.moon: no such class ("),
+    ],
+)
+def test_sections_and_parts_that_cannot_be(overrides: tuple[str, ...], values: dict[str, Any], said: str) -> None:
+    text = refused(config(*overrides, **values))
+    assert text.startswith(said) and "\n" not in text
