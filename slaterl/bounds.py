@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import re
 import types
 from collections import ChainMap, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -30,9 +33,9 @@ _INTEGER = BeforeValidator(_whole)
 
 Number = Annotated[float, Field(allow_inf_nan=False, description="a number that is finite")]
 Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
-PositiveFraction = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")]
+Share = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")]
 Discount = Annotated[float, Field(ge=0, lt=1, description="a number of at least 0 and below 1")]
-Share = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1")]
+Holdout = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above zero")]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")]
 Whole = Annotated[int, _INTEGER, Field(ge=0, description="a whole number of at least 0")]
@@ -93,6 +96,34 @@ def check_arguments(path: str, target: Callable[..., Any], values: Mapping[str, 
         name: checked(f"{path}.{name}" if path else name, value, hints[name]) if has_range(hints.get(name)) else value
         for name, value in values.items()
     }
+
+
+def check_node(path: str, node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Check a node, and the nodes inside it, against the signatures of their `_target_`s. Return it as plain values.
+
+    Raises:
+        UserError: see `check_arguments`.
+    """
+    values = plain(node)
+    values = check_arguments(path, get_object(values["_target_"]), values)
+    for key, value in values.items():
+        if isinstance(value, dict) and "_target_" in value:
+            values[key] = check_node(_origin(node, key) or f"{path}.{key}", value)
+    return values
+
+
+def _origin(node: DictConfig | Mapping[str, Any], key: str) -> str | None:
+    """Return the key that a value is copied from, click_model for ${click_model}: users set it there."""
+    if not isinstance(node, DictConfig) or not OmegaConf.is_interpolation(node, key):
+        return None
+    found = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(OmegaConf.to_container(node, resolve=False)[key]))  # type: ignore
+    return found[1] if found else None
+
+
+def plain(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a node to a plain dictionary, interpolations resolved."""
+    values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
 def has_range(hint: Any) -> bool:

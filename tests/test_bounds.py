@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 ALLOWED: dict[str, tuple[list[Any], list[Any]]] = {
     "Number": ([-1, 0.5], [math.inf, math.nan, True, "1", None]),
     "Fraction": ([0, 1, 0.5], [-0.1, 1.1, math.nan, True, "1"]),
-    "PositiveFraction": ([1e-9, 1], [0, 1.1]),
+    "Share": ([1e-9, 1], [0, 1.1]),
     "Discount": ([0, 0.99], [1, -0.1, math.nan]),
-    "Share": ([0.1], [0, 1]),
+    "Holdout": ([0.1], [0, 1]),
     "Positive": ([1e-9, 10], [0, -1, math.inf, math.nan]),
     "NonNegative": ([0, 10], [-1e-9, math.inf]),
     "Whole": ([0, 7, 1e5], [-1, 0.5, True, "7", math.inf]),

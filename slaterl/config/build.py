@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from slaterl.bounds import check_arguments
+from slaterl.bounds import check_node, plain
 from slaterl.envs.catalog import fingerprint
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
@@ -40,7 +39,7 @@ def make(node: DictConfig | Mapping[str, Any], path: str = "", **objects: Any) -
     Raises:
         UserError: a value is out of its range in the signature, or the constructor refuses the values.
     """
-    values = _checked_values(node, path)
+    values = check_node(path, node)
     if "name" not in parameters_of(get_object(values["_target_"])):
         values.pop("name", None)
     try:
@@ -52,30 +51,6 @@ def make(node: DictConfig | Mapping[str, Any], path: str = "", **objects: Any) -
                 raise cause from None
             cause = cause.__cause__
         raise
-
-
-def _checked_values(node: DictConfig | Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Check the values of a node, and of the nodes inside it, against the signatures of their targets."""
-    values = plain(node)
-    values = check_arguments(path, get_object(values["_target_"]), values)
-    for key, value in values.items():
-        if isinstance(value, dict) and "_target_" in value:
-            values[key] = _checked_values(value, _origin(node, key) or f"{path}.{key}")
-    return values
-
-
-def _origin(node: DictConfig | Mapping[str, Any], key: str) -> str | None:
-    """Return the key that a value is copied from, click_model for ${click_model}: users set it there."""
-    if not isinstance(node, DictConfig) or not OmegaConf.is_interpolation(node, key):
-        return None
-    found = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(OmegaConf.to_container(node, resolve=False)[key]))  # type: ignore
-    return found[1] if found else None
-
-
-def plain(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a node to a plain dictionary, interpolations resolved."""
-    values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
 def settings_of(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:

@@ -72,8 +72,11 @@ def check_env(cfg: DictConfig, given: Iterable[str]) -> None:
     for key, instead in (("click_model", "click_model=mixPBM"), ("item_embeddings", "env.item_embeddings.path=<file>")):
         if key in env and not (isinstance(env[key], DictConfig) and "_target_" in env[key]):
             raise UserError(f"env.{key}={env[key]}: cannot be set like this; use {instead}")
-    own = "click_model" in env and plain(env.click_model) != plain(cfg.click_model)
-    if own and any(key.split(".")[0] == "click_model" for key in given):
+    if not any(key.split(".")[0] == "click_model" for key in given):
+        return
+    if "click_model" not in env:
+        raise UserError(f"click_model: env={env.name} has no click model; leave it out")
+    if plain(env.click_model) != plain(cfg.click_model):
         raise UserError(f"click_model: env={env.name} has its own, so set env.click_model.<setting>= instead")
 
 

@@ -16,9 +16,9 @@ from slaterl.bounds import (
     File,
     Folder,
     Fraction,
+    Holdout,
     NonNegative,
     Positive,
-    PositiveFraction,
     Several,
     Share,
     Text,
@@ -72,7 +72,7 @@ class Pretrain(Section):
     epochs: Count
     lr: Positive
     batch_size: Count
-    holdout: Share
+    holdout: Holdout
     box_trajectories: Count
 
 
@@ -107,7 +107,7 @@ class FQE(Section):
     members: Several
     hidden: Count
     lr: Positive
-    tau: PositiveFraction
+    tau: Share
 
 
 @dataclass

@@ -22,9 +22,8 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from slaterl.bounds import Count, checked
-
 if TYPE_CHECKING:
+    from slaterl.bounds import Count
     from slaterl.envs.observation import Observation
     from slaterl.envs.topic_rec import TopicRec
 
@@ -94,6 +93,8 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(self, num_envs: Count = 1, *, env: str, overrides: Sequence[str] = ()) -> None:
+        from slaterl.bounds import Count, checked
+
         self.num_envs = num_envs = checked("num_envs", num_envs, Count)
         self.simulator = _build(env, overrides)
         self.single_observation_space, self.single_action_space = _spaces(self.simulator)

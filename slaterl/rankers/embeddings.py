@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slaterl.bounds import Count, Fraction, Positive, Share
+from slaterl.bounds import Count, Fraction, Holdout, Positive
 from slaterl.envs.topic_rec import TopicRec
 
 
@@ -27,7 +27,7 @@ def initial_factors(
     batch_size: Count,
     epochs: Count,
     weight_decay: Fraction,
-    holdout: Share,
+    holdout: Holdout,
 ) -> Tensor:
     """Item factors [N, E] as stage=mf starts from them, N(0, 0.1^2); every other argument is its setting."""
     return 0.1 * torch.randn(num_items, dim)
