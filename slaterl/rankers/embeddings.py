@@ -1,4 +1,4 @@
-"""Where the item embeddings come from that a ranker, or an agent, compares items by."""
+"""Sources of the item embeddings by which a ranker or an agent compares items."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from slaterl.envs.topic_rec import TopicRec
 
 
 def scratch(*, num_items: int, dim: Count) -> Tensor:
-    """Random embeddings [N, E], N(0, 1): know nothing of the items."""
+    """Random embeddings [N, E] from N(0, 1), without knowledge of the items."""
     return torch.randn(num_items, dim)
 
 
 def ideal(*, env: TopicRec) -> Tensor:
-    """The simulator's own [N, D]: an upper bound, since no recommender has them."""
+    """The simulator's own embeddings [N, D]: an upper bound, since no recommender has them."""
     return env.item_embeddings.cpu()
 
 
@@ -29,5 +29,5 @@ def initial_factors(
     weight_decay: Fraction,
     holdout: Holdout,
 ) -> Tensor:
-    """Item factors [N, E] as stage=mf starts from them, N(0, 0.1^2); every other argument is its setting."""
+    """The item factors [N, E] that stage=mf starts from, N(0, 0.1^2). The rest are settings of that stage."""
     return 0.1 * torch.randn(num_items, dim)

@@ -12,7 +12,7 @@ from slaterl.agents.behaviours import collect_behaviours
 from slaterl.config.build import env_spec, plain, simulator
 from slaterl.config.dataset import behaviours_of, file_of, is_foreign, needs_online_run, online_cfg
 from slaterl.console import note
-from slaterl.data import card, trajectories
+from slaterl.data import card, card_page, trajectories
 from slaterl.errors import UserError
 from slaterl.evaluation.evaluate import anchors, constant_slate_return
 from slaterl.runs.files import fingerprint_of, whole_file, write_json
@@ -97,8 +97,8 @@ def collect(cfg: DictConfig) -> Product:
             described |= {"title": f"{dataset.name} on {env.name}", "checksum": metadata["checksum"]}
             write_json(run.path / "card.json", described)
             with whole_file(run.path / "card.md") as partial:
-                partial.write_text(card.as_markdown(described), encoding="utf-8")
-            card.draw(described, run.path / "card.png")
+                partial.write_text(card_page.as_markdown(described), encoding="utf-8")
+            card_page.draw(described, run.path / "card.png")
             for warning in described["warnings"]:
                 note(f"warning: {warning}")
             return {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from slaterl.data import trajectories
-from slaterl.data.formats import foreign, minari
+from slaterl.data.formats import minari
+from slaterl.data.formats.read import read
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
@@ -28,7 +29,7 @@ def import_dataset(source: str, env: TopicRec, force: bool) -> tuple[Trajectorie
         UserError: the file cannot be read, or does not fit the environment.
     """
     if not source.endswith(".safetensors"):
-        data, about = foreign.read(
+        data, about = read(
             source,
             num_items=env.num_items,
             slate_size=env.slate_size,

@@ -263,7 +263,7 @@ def test_out_by_minari_and_in_again(home: Path, monkeypatch: pytest.MonkeyPatch)
         make(
             home, "stage=collect", "dataset=file", "dataset.path=minari:slaterl/mixed-v0", "env.item_embeddings.seed=5"
         )
-    with pytest.raises(UserError, match=r"slaterl/mixed-v0: exists"):
+    with pytest.raises(UserError, match=r"slaterl/mixed-v0: already exists"):
         make(home, "stage=export", "dataset=mixed", "dataset.hidden=true", "export.minari=slaterl/mixed-v0")
 
 
