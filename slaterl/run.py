@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.config.listing import as_help
+from slaterl.config.quoting import explain_quoting
 from slaterl.paths import CONF
 
 # Read when torch is imported. GNU OpenMP's threads spin for milliseconds while they wait for each other, so that an
@@ -31,6 +32,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 OmegaConf.register_new_resolver("choices", as_help, replace=True)  # what --help shows
 
 
+@explain_quoting
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     from slaterl.errors import Interrupted, UserError
@@ -74,7 +76,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     from slaterl.training.loggers import check_loggers
 
     check_loggers(cfg)
-    check_config(cfg, known=top_level_keys(), given=given_keys())
+    check_config(cfg, given=given_keys())
     # an empty SLATERL_HOME is none
     cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
     prepare(cfg.threads)
@@ -84,16 +86,6 @@ def run_stage(cfg: DictConfig) -> float | None:
     run = find_or_make(product)
     print(run.path)
     return run.result().get("val_return")
-
-
-def top_level_keys() -> set[str]:
-    """What config.yaml and its groups define."""
-    config = OmegaConf.load(CONF / "config.yaml")
-    groups = {str(key) for entry in config.defaults if isinstance(entry, DictConfig) for key in entry}
-    sizes = {str(key) for key in OmegaConf.load(CONF / "scale" / "paper.yaml")}
-    keys = {str(key) for key in config} | groups | sizes
-    elsewhere = {"defaults", "hydra", "experiment", "method", "scale"}
-    return {key for key in keys if not key.startswith("override ")} - elsewhere
 
 
 if __name__ == "__main__":

@@ -95,14 +95,13 @@ def _check(launcher: Slurm, configs: Sequence[DictConfig], params: Mapping[str, 
     """Mistakes are told now rather than after hours in a queue."""
     from slaterl.config.check import check_config, keys_of
     from slaterl.errors import UserError
-    from slaterl.run import top_level_keys
     from slaterl.sweeps.launch import refuse
 
     try:
         check_times(**{name: params[name] for name in ("timeout_min", "signal_delay_s")})
         for config in configs:
             own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-            check_config(own, top_level_keys(), keys_of(config.hydra.overrides.task))
+            check_config(own, keys_of(config.hydra.overrides.task))
     except UserError as error:
         refuse(launcher, error)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from slaterl.config.bounds import Fraction
+from slaterl.bounds import Fraction
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation
 from slaterl.errors import UserError

@@ -12,9 +12,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding, linear
 
 from slaterl.beliefs.base import Belief
+from slaterl.bounds import Count
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.errors import check_counts
 
 
 class GRUBelief(Belief):
@@ -29,9 +29,8 @@ class GRUBelief(Belief):
         hidden_dim: H, width of the state.
     """
 
-    def __init__(self, *, num_items: int, slate_size: int, item_dim: int, hidden_dim: int) -> None:
+    def __init__(self, *, num_items: int, slate_size: int, item_dim: Count, hidden_dim: Count) -> None:
         super().__init__()
-        check_counts(**{"belief.item_dim": item_dim, "belief.hidden_dim": hidden_dim})
         self.state_dim = hidden_dim
         bound = 1 / math.sqrt(hidden_dim)
 

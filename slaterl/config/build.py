@@ -1,4 +1,4 @@
-"""From configuration nodes to objects, with errors that name the setting."""
+"""Build objects from configuration nodes, with errors that name the setting."""
 
 from __future__ import annotations
 
@@ -10,30 +10,37 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from slaterl.config.bounds import check_arguments
+from slaterl.bounds import check_node, plain
 from slaterl.envs.catalog import fingerprint
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
 
 AGENT_NODES = ("agent", "ranker", "belief", "item_embeddings")  # the groups that determine an agent
+# what the program passes to the class of each node; it is no setting there
+SUPPLIED: Mapping[str, tuple[str, ...]] = {
+    "env": ("device",),
+    "belief": ("num_items", "slate_size", "env"),
+    "item_embeddings": ("num_items", "env"),
+    "ranker": ("num_items", "slate_size", "item_embeddings"),
+    "agent": ("num_items", "slate_size", "env", "generator", "belief", "ranker", "item_embeddings"),
+    "stage": ("cfg",),
+}
 
 
 def make(node: DictConfig | Mapping[str, Any], path: str = "", **objects: Any) -> Any:
-    """Instantiate a node's `_target_` with its values and `objects`, as plain containers.
+    """Instantiate the `_target_` of a node with its values and `objects`. Lists stay plain lists.
 
     Args:
         path: dotted key of the node, for messages.
 
     Raises:
-        UserError: a value is out of the range that the signature gives, or the constructor refuses its arguments.
+        UserError: a value is out of its range in the signature, or the constructor refuses the values.
     """
-    values = dict(plain(node))
-    target = get_object(values["_target_"])
-    values = check_arguments(path, target, values)
-    if "name" not in parameters_of(target):
+    values = check_node(path, node)
+    if "name" not in parameters_of(get_object(values["_target_"])):
         values.pop("name", None)
     try:
         return instantiate(values, **objects, _convert_="all")
@@ -46,22 +53,16 @@ def make(node: DictConfig | Mapping[str, Any], path: str = "", **objects: Any) -
         raise
 
 
-def plain(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """A node as a plain dictionary, interpolations resolved."""
-    values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
-
-
 def settings_of(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """A node's values without the label that names runs: what determines a product."""
+    """Return the values of a node without its name, which only labels runs."""
     return {key: value for key, value in plain(node).items() if key != "name"}
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto | cpu | cuda | cuda:<i> -> a device that exists.
+    """Choose the torch device for auto, cpu, cuda or cuda:<i>.
 
     Raises:
-        UserError: cuda where there is none, or a name that is none of these.
+        UserError: another name, or a GPU that this machine lacks.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,7 +84,7 @@ def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **obje
 
 
 def simulator(cfg: DictConfig) -> Env:
-    """The simulator of a configuration; configurations that agree on it share one in a process."""
+    """Build the simulator of a configuration. Configurations that agree on it share one in a process."""
     return _simulator(json.dumps(plain(cfg.env), sort_keys=True), resolve_device(cfg.device))
 
 
@@ -118,11 +119,10 @@ def _fingerprint_of(catalogue: str, part: str) -> str:
 
 
 def build_agent(config: Mapping[str, Any], env: Env, seed: int) -> Any:
-    """The agent of a configuration's nodes `agent`, `ranker`, `belief` and `item_embeddings`, untrained.
+    """Build the untrained agent of the nodes `agent`, `ranker`, `belief` and `item_embeddings`, on the env's device.
 
-    Each part gets what its constructor asks for of: num_items, slate_size, env, generator, belief (a function that
-    makes one), ranker, item_embeddings. What it holds of these besides the generator is drawn from the seed's stream
-    of weights. All of it is on the simulator's device.
+    Each constructor gets those arguments of `SUPPLIED` that it takes. `belief` is a function that makes a belief.
+    Weights are initialised from the seed's `weights` stream.
     """
     offers: dict[str, Any] = {"num_items": env.num_items, "slate_size": env.slate_size, "env": env}
     offers["generator"] = stream(seed, "agent", env.device)
@@ -142,8 +142,9 @@ def build_agent(config: Mapping[str, Any], env: Env, seed: int) -> Any:
 
 
 def make_with(node: DictConfig | Mapping[str, Any], path: str, offers: Mapping[str, Any]) -> Any:
-    """Instantiate a node with those of the offered objects that its constructor asks for."""
-    return make(node, path, **{name: offers[name] for name in _wanted(node) if name in offers})
+    """Instantiate a node with those offered objects that its constructor takes and the program supplies."""
+    wanted = _wanted(node)
+    return make(node, path, **{name: offers[name] for name in SUPPLIED[path] if name in wanted and name in offers})
 
 
 def compares_items(config: DictConfig | Mapping[str, Any]) -> bool:
@@ -153,7 +154,7 @@ def compares_items(config: DictConfig | Mapping[str, Any]) -> bool:
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
-    """What a class or function takes by name; where a class passes **others on, also what its base classes take."""
+    """Return the parameters of a class or function; a class that passes **others on adds those of its bases."""
     found: dict[str, inspect.Parameter] = {}
     for base in inspect.getmro(target) if inspect.isclass(target) else (target,):
         if inspect.isclass(target) and "__init__" not in vars(base):

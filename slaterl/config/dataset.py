@@ -13,7 +13,7 @@ from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from slaterl.config.build import AGENT_NODES, plain
-from slaterl.config.check import check_fit
+from slaterl.config.fits import check_fit
 from slaterl.data.formats.read import source_fingerprint
 from slaterl.errors import UserError
 from slaterl.paths import CONF
@@ -69,6 +69,13 @@ def file_of(dataset: DictConfig, policy: str) -> str | None:
 def is_foreign(dataset: DictConfig) -> bool:
     """Whether the dataset is a file of another layout, which need not come from a simulator."""
     return dataset.name == "file" and not dataset.path.endswith(".safetensors")
+
+
+def source_of(cfg: DictConfig) -> str:
+    """Name the logged data by the setting that chose them, for messages."""
+    if cfg.logged_data.source == "dataset":
+        return f"dataset.path={cfg.dataset.path}" if "path" in cfg.dataset else f"dataset={cfg.dataset.name}"
+    return f"logged_data.trajectories={cfg.logged_data.trajectories}"
 
 
 def online_cfg(cfg: DictConfig) -> DictConfig:

@@ -1,4 +1,4 @@
-"""What there is to choose from, read from conf/: each file's first line says what it is."""
+"""List the files of each configuration group in conf/; the first line of a file describes it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from slaterl.paths import CONF
 
 
 def groups() -> list[str]:
-    """The groups of config.yaml, in its order."""
+    """Return the groups of config.yaml, in its order."""
     entries = OmegaConf.load(CONF / "config.yaml").defaults
     names = [str(key) for entry in entries if isinstance(entry, DictConfig) for key in entry]
     return [name for name in names if (CONF / name).is_dir()]
 
 
 def choices(group: str) -> dict[str, str]:
-    """The files of a group, each with its first comment line."""
+    """Return the files of a group, each with its first comment line."""
     found = {}
     for file in sorted((CONF / group).glob("*.yaml")):
         lines = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
@@ -24,7 +24,7 @@ def choices(group: str) -> dict[str, str]:
 
 
 def as_help() -> str:
-    """All groups, for --help."""
+    """List all groups for --help."""
     parts = []
     for group in groups():
         entries = choices(group)
@@ -34,7 +34,7 @@ def as_help() -> str:
 
 
 def as_markdown() -> str:
-    """All groups, for the README."""
+    """List all groups as Markdown tables."""
     parts = []
     for group in groups():
         rows = [f"| `{name}` | {text} |" for name, text in choices(group).items()]

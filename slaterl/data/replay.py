@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slaterl.bounds import Count, checked
 from slaterl.data.trajectories import Trajectories
-from slaterl.errors import check_positive
 
 
 class ReplayBuffer:
     """A ring of `capacity` trajectories."""
 
-    def __init__(self, capacity: int) -> None:
-        check_positive(capacity=capacity)
-        self.capacity = capacity
+    def __init__(self, capacity: Count) -> None:
+        self.capacity = checked("capacity", capacity, Count)
         self.size = self.position = 0
         self.columns: dict[str, Tensor] = {}
 

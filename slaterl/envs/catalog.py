@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slaterl.errors import UserError, check_counts, check_positive
+from slaterl.bounds import Count, File, Positive, TorchSeed
+from slaterl.errors import UserError
 
 
 def item_embeddings(
-    *, num_items: int, num_topics: int, topic_size: int, peakedness: float, seed: int, path: str | None
+    *, num_items: Count, num_topics: Count, topic_size: Count, peakedness: Positive, seed: TorchSeed, path: File | None
 ) -> Tensor:
     """Read item embeddings E [N, D] from `path`, or generate them without one; D = num_topics * topic_size.
 
@@ -26,13 +27,6 @@ def item_embeddings(
     Raises:
         UserError: the file is missing, is not one finite float matrix, or has another shape than [N, D].
     """
-    sizes = {"env.num_items": num_items, "env.num_topics": num_topics, "env.topic_size": topic_size}
-    check_counts(**sizes)
-    check_positive(**{"env.item_embeddings.peakedness": peakedness})
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise UserError(f"env.item_embeddings.seed={seed}: expected a whole number from 0 to 2^63 - 1")
-    if path is not None and not isinstance(path, str):
-        raise UserError(f"env.item_embeddings.path={path}: expected a path")
     if path is None:
         generated = generate(num_items, num_topics, topic_size, peakedness, seed)
         if not generated.isfinite().all():

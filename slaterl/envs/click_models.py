@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slaterl.errors import check_range
+from slaterl.bounds import Fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +18,8 @@ class PositionBasedModel:
     (bottom_weight 0), or from both ends (0.5).
     """
 
-    decay: float
-    bottom_weight: float
-
-    def __post_init__(self) -> None:
-        check_range(0, 1, **{"click_model.decay": self.decay, "click_model.bottom_weight": self.bottom_weight})
+    decay: Fraction
+    bottom_weight: Fraction
 
     def examination(self, slate_size: int) -> Tensor:
         """Probability [S] that a user examines each rank."""

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slaterl.bounds import Count
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
-from slaterl.errors import UserError, check_counts
+from slaterl.errors import UserError
 
 
 class Env:
@@ -48,18 +49,16 @@ class Env:
         self,
         *,
         name: str,
-        num_items: int,
-        slate_size: int,
-        episode_length: int,
+        num_items: Count,
+        slate_size: Count,
+        episode_length: Count,
         device: str | torch.device = "cpu",
     ) -> None:
         """Set the attributes that every environment has.
 
         Raises:
-            UserError: a size that is not a whole number above zero, or a slate larger than the catalogue.
+            UserError: a slate is larger than the catalogue.
         """
-        sizes = {"num_items": num_items, "slate_size": slate_size, "episode_length": episode_length}
-        check_counts(**{f"env.{setting}": value for setting, value in sizes.items()})
         if slate_size > num_items:
             raise UserError(f"env.slate_size={slate_size}: a slate cannot be larger than env.num_items={num_items}")
         self.name, self.device = name, torch.device(device)

@@ -22,10 +22,11 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from slaterl.errors import UserError, check_counts
+from slaterl.errors import UserError
 from slaterl.paths import CONF
 
 if TYPE_CHECKING:
+    from slaterl.bounds import Count
     from slaterl.envs.env import Env
     from slaterl.envs.observation import Observation
 
@@ -94,9 +95,10 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
-    def __init__(self, num_envs: int = 1, *, env: str, overrides: Sequence[str] = ()) -> None:
-        check_counts(num_envs=num_envs)
-        self.num_envs = num_envs
+    def __init__(self, num_envs: Count = 1, *, env: str, overrides: Sequence[str] = ()) -> None:
+        from slaterl.bounds import Count, checked
+
+        self.num_envs = num_envs = checked("num_envs", num_envs, Count)
         self.simulator = _build(env, overrides)
         self.single_observation_space, self.single_action_space = _spaces(self.simulator)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -146,10 +148,12 @@ def _build(env: str, overrides: Sequence[str]) -> Env:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    from slaterl.bounds import check_node
+
     with _hydra_set_aside(), initialize_config_dir(str(CONF), version_base="1.3"):
         node = compose("config", overrides=[f"env={env}", *overrides]).env
         try:
-            return instantiate(node, device="cpu", _convert_="all")
+            return instantiate(check_node("env", node), device="cpu", _convert_="all")
         except InstantiationException as error:
             if isinstance(error.__cause__, UserError):
                 raise error.__cause__ from None

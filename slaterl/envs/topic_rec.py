@@ -7,7 +7,6 @@ the host. Shapes: B users, N items, K topics of z dimensions (D = K * z), S slot
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding as rows_of
 
+from slaterl.bounds import Count, Fraction, Number, Positive
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.catalog import fingerprint, topic_components
 from slaterl.envs.click_log import ClickLog, count_topics
 from slaterl.envs.click_models import PositionBasedModel
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation
-from slaterl.errors import UserError, check_counts, check_positive, check_range
+from slaterl.errors import UserError
 
 
 class Hidden(NamedTuple):
@@ -63,7 +63,7 @@ class TopicRec(Env):
             the whole slate.
 
     Raises:
-        UserError: a setting is out of its range, or does not fit the others.
+        UserError: the sizes do not fit together, or the item embeddings cannot be used.
     """
 
     fills_oracle_slots = True
@@ -78,31 +78,23 @@ class TopicRec(Env):
         name: str,
         item_embeddings: Tensor,
         click_model: PositionBasedModel,
-        num_items: int,
-        num_topics: int,
-        topic_size: int,
-        slate_size: int,
-        episode_length: int,
-        omega: float,
-        offset: float,
-        slope: float,
-        boredom_threshold: int,
-        boredom_moving_window: int,
-        boredom_timeout: int,
-        recent_items_maxlen: int,
-        diversity_threshold: int,
-        diversity_penalty: float,
-        short_term_boost: float,
+        num_items: Count,
+        num_topics: Count,
+        topic_size: Count,
+        slate_size: Count,
+        episode_length: Count,
+        omega: Fraction,
+        offset: Number,
+        slope: Positive,
+        boredom_threshold: Count,
+        boredom_moving_window: Count,
+        boredom_timeout: Count,
+        recent_items_maxlen: Count,
+        diversity_threshold: Count,
+        diversity_penalty: Positive,
+        short_term_boost: Number,
         device: str | torch.device = "cpu",
     ) -> None:
-        sizes = dict(num_items=num_items, num_topics=num_topics, topic_size=topic_size, slate_size=slate_size)
-        sizes |= dict(episode_length=episode_length, recent_items_maxlen=recent_items_maxlen)
-        sizes |= dict(boredom_threshold=boredom_threshold, boredom_moving_window=boredom_moving_window)
-        sizes |= dict(boredom_timeout=boredom_timeout, diversity_threshold=diversity_threshold)
-        check_counts(**{f"env.{field}": value for field, value in sizes.items()})
-        check_positive(**{"env.diversity_penalty": diversity_penalty, "env.slope": slope})
-        check_range(0, 1, **{"env.omega": omega})
-        check_range(-math.inf, math.inf, **{"env.offset": offset, "env.short_term_boost": short_term_boost})
         super().__init__(
             name=name, num_items=num_items, slate_size=slate_size, episode_length=episode_length, device=device
         )

@@ -72,7 +72,8 @@ def measure(cfg: DictConfig, env: Env, agent: Any) -> dict[str, Any]:
         gems = make(cfg.ranker, "ranker", num_items=env.num_items, slate_size=env.slate_size)
         learner = GeMSPretraining(gems, lr=cfg.pretrain.lr, generator=users).to(env.device)
         size = cfg.pretrain.batch_size
-        batches = iter(SlateData(logged, learner, batch_size=size, epochs=1000, holdout=0.1, seed=0))
+        source = f"logged_data.num_envs={count}"
+        batches = iter(SlateData(logged, learner, batch_size=size, epochs=1000, holdout=0.1, source=source, seed=0))
         found["pretrain_slates_per_s"] = size * 20 / seconds(lambda: [learner.update(next(batches)) for _ in range(20)])
 
     explorer, collected = agent.policy(users), cfg.dataset.get("num_envs", count)

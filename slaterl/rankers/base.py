@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
-
-from slaterl.errors import UserError
 
 
 class Ranker(nn.Module):
@@ -18,17 +18,17 @@ class Ranker(nn.Module):
         unique: fill slates without repeats.
 
     Attributes:
+        PRETRAINED: whether stage=pretrain trains it before an agent uses it.
         action_dim: A.
         center, half_width: [A].
     """
 
+    PRETRAINED: ClassVar[bool] = False
     center: Tensor
     half_width: Tensor
 
     def __init__(self, action_dim: int, unique: bool) -> None:
         super().__init__()
-        if not isinstance(unique, bool):
-            raise UserError(f"ranker.unique={unique}: expected true or false")
         self.action_dim, self.unique = action_dim, unique
         self.register_buffer("center", torch.zeros(action_dim))
         self.register_buffer("half_width", torch.ones(action_dim))

@@ -39,8 +39,8 @@ class TopK(EmbeddingRanker):
     """The S items with the largest inner products with one query, best first (Deffayet et al. 2023, section 6)."""
 
     def __init__(self, *, item_embeddings: Tensor, slate_size: int, unique: bool) -> None:
-        if unique is not True:
-            raise UserError(f"ranker.unique={unique}: the top k items never repeat; use true, or ranker=k_head_argmax")
+        if not unique:
+            raise UserError("ranker.unique=false: the top k items never repeat; use true, or ranker=k_head_argmax")
         super().__init__(item_embeddings, slate_size, queries=1, unique=unique)
 
     def rank(self, latent: Tensor) -> Tensor:

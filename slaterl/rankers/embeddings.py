@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from slaterl.bounds import Count, Fraction, Holdout, Positive
 from slaterl.envs.env import Env
-from slaterl.errors import UserError, check_counts, check_positive, check_range
+from slaterl.errors import UserError
 
 
-def scratch(*, num_items: int, dim: int) -> Tensor:
+def scratch(*, num_items: int, dim: Count) -> Tensor:
     """Random embeddings [N, E] from N(0, 1), without knowledge of the items."""
-    check_counts(**{"item_embeddings.dim": dim})
     return torch.randn(num_items, dim)
 
 
@@ -27,11 +27,14 @@ def ideal(*, env: Env) -> Tensor:
 
 
 def initial_factors(
-    *, num_items: int, dim: int, lr: float, batch_size: int, epochs: int, weight_decay: float, holdout: float
+    *,
+    num_items: int,
+    dim: Count,
+    lr: Positive,
+    batch_size: Count,
+    epochs: Count,
+    weight_decay: Fraction,
+    holdout: Holdout,
 ) -> Tensor:
     """The item factors [N, E] that stage=mf starts from, N(0, 0.1^2). The rest are settings of that stage."""
-    check_counts(**{"item_embeddings.dim": dim, "item_embeddings.batch_size": batch_size})
-    check_counts(**{"item_embeddings.epochs": epochs})
-    check_positive(**{"item_embeddings.lr": lr, "item_embeddings.holdout": holdout})
-    check_range(0, 1, **{"item_embeddings.weight_decay": weight_decay, "item_embeddings.holdout": holdout})
     return 0.1 * torch.randn(num_items, dim)

@@ -5,15 +5,14 @@ Deffayet et al., "Generative Slate Recommendation with Reinforcement Learning", 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
 
-from slaterl.errors import UserError, check_counts, check_range, check_widths
+from slaterl.bounds import Count, NonNegative, Widths
 from slaterl.networks import mlp
 from slaterl.rankers.base import Ranker
 
@@ -41,27 +40,23 @@ class GeMS(Ranker):
             figures, or `std`, as in the reparameterisation of a Gaussian.
     """
 
+    PRETRAINED: ClassVar = True
+
     def __init__(
         self,
         *,
         num_items: int,
         slate_size: int,
-        item_dim: int,
-        latent_dim: int,
-        encoder_hidden: Sequence[int],
-        decoder_hidden: Sequence[int],
-        lambda_click: float,
-        lambda_KL: float,  # noqa: N803 (the paper's name)
-        lambda_prior: float,
+        item_dim: Count,
+        latent_dim: Count,
+        encoder_hidden: Widths,
+        decoder_hidden: Widths,
+        lambda_click: NonNegative,
+        lambda_KL: NonNegative,  # noqa: N803 (the paper's name)
+        lambda_prior: NonNegative,
         posterior_noise: Literal["variance", "std"],
         unique: bool,
     ) -> None:
-        check_counts(**{"ranker.latent_dim": latent_dim, "ranker.item_dim": item_dim})
-        check_widths(**{"ranker.encoder_hidden": encoder_hidden, "ranker.decoder_hidden": decoder_hidden})
-        weights = {"ranker.lambda_click": lambda_click, "ranker.lambda_KL": lambda_KL}
-        check_range(0, float("inf"), **weights, **{"ranker.lambda_prior": lambda_prior})
-        if posterior_noise not in ("variance", "std"):
-            raise UserError(f"ranker.posterior_noise={posterior_noise}: expected variance or std")
         super().__init__(action_dim=latent_dim, unique=unique)
         self.slate_size, self.item_dim = slate_size, item_dim
         self.lambda_click, self.lambda_kl, self.lambda_prior = lambda_click, lambda_KL, lambda_prior

@@ -81,18 +81,27 @@ class ClickData(Epochs):
 
     Args:
         holdout: share of the clicks used for validation.
+        source: the setting that chose the data, for the message.
         others: see Epochs.
+
+    Raises:
+        UserError: no click would be left to train on, or to validate on.
     """
 
     UNIT: ClassVar = "clicks"
 
-    def __init__(self, data: Trajectories, learner: Learner, *, holdout: float, seed: int, **others: int) -> None:
+    def __init__(
+        self, data: Trajectories, learner: Learner, *, holdout: float, source: str, seed: int, **others: int
+    ) -> None:
         user, turn, slot = data.clicks[:, 1:].nonzero(as_tuple=True)
         everything = Clicks(user, data.slates[user, turn + 1, slot].long())
         order = torch.randperm(len(user), generator=stream(seed, "held-out clicks")).to(user.device)
         held = round(len(user) * holdout)
         if not 0 < held < len(user):
-            raise UserError(f"item_embeddings.holdout={holdout}: of {len(user)} logged clicks that holds out {held}")
+            raise UserError(
+                f"{source}: too few clicks ({len(user)}); item_embeddings.holdout={holdout} keeps {held} for "
+                f"validation and leaves {len(user) - held} to train on; both need at least 1"
+            )
         super().__init__(learner, len(user) - held, seed=seed, **others)
         self.held_out, self.training = (Clicks(*(c[part] for c in everything)) for part in (order[:held], order[held:]))
 

@@ -60,15 +60,22 @@ class SlateData(Epochs):
     Args:
         data: on the learner's device.
         holdout: share of the trajectories, the first ones, used for validation.
+        source: the setting that chose the data, for the message.
         others: see Epochs.
+
+    Raises:
+        UserError: no trajectory would be left to train on.
     """
 
     UNIT: ClassVar = "slates"
 
-    def __init__(self, data: Trajectories, learner: Learner, *, holdout: float, **others: int) -> None:
+    def __init__(self, data: Trajectories, learner: Learner, *, holdout: float, source: str, **others: int) -> None:
         held = max(1, round(len(data) * holdout))
         if held >= len(data):
-            raise UserError(f"logged_data.trajectories={len(data)}: too few to hold out {held} for validation")
+            raise UserError(
+                f"{source}: too few trajectories ({len(data)}); pretrain.holdout={holdout} keeps {held} for validation "
+                "and leaves none to train on"
+            )
         horizon = data.slates.shape[1] - 1
         super().__init__(learner, (len(data) - held) * horizon, **others)
         self.held_out, self.training, self.horizon = data[:held], data[held:], horizon

@@ -21,7 +21,7 @@ from slaterl.config.build import (
     settings_of,
     simulator,
 )
-from slaterl.config.check import is_gems
+from slaterl.config.fits import is_gems
 from slaterl.console import note
 from slaterl.envs.env import Env
 from slaterl.errors import UserError

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from slaterl.config.build import env_spec, make_with, plain, resolve_device, settings_of
+from slaterl.config.dataset import source_of
 from slaterl.data import trajectories
 from slaterl.errors import UserError
 from slaterl.rankers.matrix_factorization import ClickData, MatrixFactorization
@@ -57,6 +58,7 @@ def mf(cfg: DictConfig) -> Product:
                 batch_size=settings.batch_size,
                 epochs=settings.epochs,
                 holdout=settings.holdout,
+                source=source_of(cfg),
                 seed=seed,
             )
             config = {"item_embeddings": plain(settings), "env": plain(cfg.env)}

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from slaterl.config.build import make as make_object
 from slaterl.config.build import plain, resolve_device, settings_of
-from slaterl.config.check import is_gems
+from slaterl.config.dataset import source_of
+from slaterl.config.fits import is_gems
 from slaterl.data import trajectories
 from slaterl.errors import UserError
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
@@ -65,6 +66,7 @@ def pretrain(cfg: DictConfig) -> Product:
                 batch_size=settings.batch_size,
                 epochs=settings.epochs,
                 holdout=settings.holdout,
+                source=source_of(cfg),
                 seed=seed,
             )
             config = {"ranker": plain(cfg.ranker), "env": plain(cfg.env)}

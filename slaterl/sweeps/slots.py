@@ -15,7 +15,8 @@ from typing import Any
 
 from loky import BrokenProcessPool, ProcessPoolExecutor
 
-from slaterl.errors import UserError, check_counts
+from slaterl.bounds import Count, check_arguments
+from slaterl.errors import UserError
 
 # after which a worker without a job ends: nobody else would end it where the launcher was killed or lost its terminal
 IDLE_SECONDS = 60.0
@@ -49,7 +50,7 @@ class Slot:
             self.executor = None
 
 
-def make_slots(gpus: str | int, jobs_per_gpu: int, cpu_slots: int | None) -> tuple[list[Slot], int]:
+def make_slots(gpus: str | int, jobs_per_gpu: Count, cpu_slots: Count | None) -> tuple[list[Slot], int]:
     """The slots of this machine, and the threads that each job may use.
 
     Args:
@@ -63,7 +64,8 @@ def make_slots(gpus: str | int, jobs_per_gpu: int, cpu_slots: int | None) -> tup
     visible = visible_gpus()
     if gpus != "auto" and (isinstance(gpus, bool) or not isinstance(gpus, int) or not 0 <= gpus <= len(visible)):
         raise UserError(f"hydra.launcher.gpus={gpus}: expected auto or a number up to {len(visible)}, the GPUs here")
-    check_counts(jobs_per_gpu=jobs_per_gpu, cpu_slots=cores if cpu_slots is None else cpu_slots)
+    numbers = {"jobs_per_gpu": jobs_per_gpu, "cpu_slots": cpu_slots}
+    jobs_per_gpu, cpu_slots = check_arguments("hydra.launcher", make_slots, numbers).values()
     used = visible if gpus == "auto" else visible[:gpus]
     if used:
         names = [(f"gpu {gpu}", gpu) for _ in range(jobs_per_gpu) for gpu in used]

@@ -28,7 +28,7 @@ from slaterl.errors import UserError
 from slaterl.evaluation.evaluate import evaluate
 from slaterl.paths import CONF
 from slaterl.rollout import rollout
-from slaterl.run import run_stage, top_level_keys
+from slaterl.run import run_stage
 from slaterl.seeds import stream
 from slaterl.training import checkpoints, metrics
 from tests.helpers import compose_config
@@ -89,7 +89,7 @@ VARIANTS = [
 
 
 def build(cfg: DictConfig) -> tuple[Agent, TopicRec]:
-    check_config(cfg, known=top_level_keys())
+    check_config(cfg)
     env = build_env(cfg.env, torch.device("cpu"))
     return build_agent({name: plain(cfg[name]) for name in AGENT_NODES}, env, seed=3), env
 

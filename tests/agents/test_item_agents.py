@@ -22,8 +22,8 @@ from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.catalog import generate
 from slaterl.envs.click_models import PositionBasedModel
-from slaterl.envs.observation import Hidden, Observation, PrivilegedObservation
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.observation import Observation, PrivilegedObservation
+from slaterl.envs.topic_rec import Hidden, TopicRec
 from slaterl.seeds import seeded_weights, stream
 from tests.agents.derivations import (
     assert_gradients,

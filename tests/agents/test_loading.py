@@ -43,12 +43,12 @@ def test_as_it_was_written(state: dict[str, Any], tmp_path: Path) -> None:
 
 def test_class_that_is_gone(state: dict[str, Any], tmp_path: Path) -> None:
     state["config"]["agent"]["_target_"] = "of_a_colleague.DDPG"
-    refused(state, tmp_path / "some.ckpt", "cannot be made here .*of_a_colleague")
+    refused(state, tmp_path / "some.ckpt", "cannot be built here .*of_a_colleague")
 
 
 def test_constructor_that_changed(state: dict[str, Any], tmp_path: Path) -> None:
     state["config"]["agent"]["sharpness"] = 1
-    refused(state, tmp_path / "some.ckpt", "cannot be made here .*sharpness")
+    refused(state, tmp_path / "some.ckpt", "cannot be built here .*sharpness")
 
 
 def test_networks_that_changed(state: dict[str, Any], tmp_path: Path) -> None:

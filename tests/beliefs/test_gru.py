@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from slaterl.beliefs.gru import GRUBelief, gru_scan, unroll
+from slaterl.config.build import make, plain
 from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
+from tests.helpers import compose_config
 
 ITEMS, SLOTS, BATCH, TURNS = 20, 3, 4, 7
 
@@ -136,4 +138,4 @@ def test_starts_as_torch_gru_does() -> None:
 @pytest.mark.parametrize("field", ["item_dim", "hidden_dim"])
 def test_sizes_must_be_positive(field: str) -> None:
     with pytest.raises(UserError, match=rf"belief\.{field}=0"):
-        GRUBelief(**(dict(num_items=5, slate_size=2, item_dim=3, hidden_dim=4) | {field: 0}))
+        make({**plain(compose_config().belief), field: 0}, "belief", num_items=5, slate_size=2)

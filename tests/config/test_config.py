@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from slaterl.bounds import hints_of
 from slaterl.config.build import build_agent, build_env, plain, resolve_device
-from slaterl.config.check import _COUNTS, check_config
+from slaterl.config.check import check_config
+from slaterl.config.sections import Configuration, Section
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.paths import CONF
-from slaterl.run import top_level_keys
+from slaterl.run import run_stage
+from slaterl.runs.products import product_of
 from tests.helpers import compose_config
 
 CPU = torch.device("cpu")
@@ -24,7 +29,6 @@ CPU = torch.device("cpu")
 ELSEWHERE = {"experiment", "method", "hydra", "logger"}
 GROUPS = sorted({folder.name for folder in CONF.iterdir() if folder.is_dir()} - ELSEWHERE)
 PRESETS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-KNOWN = top_level_keys()
 
 
 @lru_cache
@@ -42,7 +46,7 @@ def config(*overrides: str, **values: Any) -> DictConfig:
 
 
 def check(cfg: DictConfig) -> None:
-    check_config(cfg, known=KNOWN)
+    check_config(cfg)
 
 
 def refused(cfg: DictConfig) -> str:
@@ -182,13 +186,39 @@ def test_value_left_open(key: str) -> None:
     assert refused(config(**{key.replace(".", "__"): "???"})).startswith(f"{key}: a value is needed")
 
 
+def whole_numbers(section: type, path: str = "") -> list[str]:
+    """Full paths of the whole numbers among the settings of a section and the sections inside it."""
+    found: list[str] = []
+    for name, hint in hints_of(section).items():
+        if isinstance(hint, type) and issubclass(hint, Section):
+            found += whole_numbers(hint, f"{path}{name}.")
+        elif get_args(hint)[:1] == (int,):
+            found.append(path + name)
+    return found
+
+
+COUNTS = whole_numbers(Configuration)
+
+
+def test_all_sizes_are_whole_numbers() -> None:
+    """What is checked below: every integer of config.yaml and the scales."""
+    leaves = OmegaConf.to_container(composed(), resolve=True)
+    assert isinstance(leaves, dict)
+    sections = {key: value for key, value in leaves.items() if isinstance(value, dict) and "_target_" not in value}
+    integers = {key for key, value in leaves.items() if type(value) is int}
+    for section in sections.keys() - {"dataset"}:
+        integers |= {f"{section}.{key}" for key, value in sections[section].items() if type(value) is int}
+    assert set(COUNTS) == integers and len(COUNTS) >= 31
+
+
 @pytest.mark.parametrize("value", [-1, 1.5, True, "ten"])
-@pytest.mark.parametrize("key", _COUNTS)
+@pytest.mark.parametrize("key", COUNTS)
 def test_counts(key: str, value: Any) -> None:
-    assert refused(config(**{key.replace(".", "__"): value})).startswith(f"{key}={value}: ")
+    shown = "true" if value is True else value
+    assert refused(config(**{key.replace(".", "__"): value})).startswith(f"{key}={shown}: expected a whole number")
 
 
-@pytest.mark.parametrize("key", _COUNTS)
+@pytest.mark.parametrize("key", COUNTS)
 def test_counts_that_are_zero(key: str) -> None:
     cfg = config(**{key.replace(".", "__"): 0})
     if key in ("random_steps", "seed", "ranker_seed", "logged_data.seed"):
@@ -197,6 +227,36 @@ def test_counts_that_are_zero(key: str) -> None:
         check(cfg)
     else:
         assert refused(cfg).startswith(f"{key}=0: ")
+
+
+FLOATS = ["max_steps=1e5", "seed=1e3", "env.num_items=5e2", "ranker.encoder_hidden=[6.4e1]", "belief.item_dim=8.0"]
+INTEGERS = ["max_steps=100000", "seed=1000", "env.num_items=500", "ranker.encoder_hidden=[64]", "belief.item_dim=8"]
+
+
+@pytest.mark.parametrize("more", [["agent=sac"], ["agent=td3_bc", "stage=offline", "dataset=random"]])
+def test_whole_numbers_written_as_floats(more: list[str]) -> None:
+    """After the check the configuration is that of the integers, to the type, and so is the name of the run."""
+    floats, integers = (compose_config("paths.root=/nowhere", *more, *values) for values in (FLOATS, INTEGERS))
+    assert OmegaConf.to_yaml(floats, resolve=True) != OmegaConf.to_yaml(integers, resolve=True)
+    check(floats)
+    check(integers)
+    assert OmegaConf.to_yaml(floats, resolve=True) == OmegaConf.to_yaml(integers, resolve=True)
+    assert OmegaConf.to_yaml(floats) == OmegaConf.to_yaml(integers), "what refers to another setting still does"
+    assert product_of(floats, floats.stage.name).run.path == product_of(integers, integers.stage.name).run.path
+
+
+def test_manifest_of_whole_numbers_written_as_floats(tmp_path: Path) -> None:
+    manifests = []
+    for seed, steps, trajectories in (("7.0", "1e5", "1e1"), ("7", "100000", "10")):
+        sizes = [f"logged_data.trajectories={trajectories}", f"max_steps={steps}", "env.episode_length=2"]
+        cfg = compose_config("stage=log_data", f"logged_data.seed={seed}", f"paths.root={tmp_path}", *sizes)
+        run_stage(cfg)
+        (file,) = tmp_path.glob("log_data/*/*/manifest.json")
+        manifests.append(json.loads(file.read_text()))
+        shutil.rmtree(file.parent)
+    times = {"started", "ended", "seconds", "command"}
+    first, second = ({key: value for key, value in found.items() if key not in times} for found in manifests)
+    assert repr(first) == repr(second)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +298,7 @@ def test_limits_that_are_allowed(values: dict[str, Any]) -> None:
 def test_settings_of_another_stage(overrides: tuple[str, ...], given: str, stage: str) -> None:
     """The stage was forgotten; what would start instead can take hours."""
     with pytest.raises(UserError, match=rf"{given}: stage=\w+ does not read it; .*stage={stage}"):
-        check_config(config(*overrides), top_level_keys(), {"seed", given})
+        check_config(config(*overrides), {"seed", given})
 
 
 @pytest.mark.parametrize(
@@ -250,16 +310,16 @@ def test_settings_of_another_stage(overrides: tuple[str, ...], given: str, stage
     ],
 )
 def test_settings_that_the_stage_reads(more: tuple[str, ...], given: str) -> None:
-    check_config(config(*more), top_level_keys(), {"dataset", "dataset.run.seed", given})
+    check_config(config(*more), {"dataset", "dataset.run.seed", given})
 
 
 def test_click_model_beside_an_environments_own() -> None:
     """An environment's file that sets part of it no longer reads the group."""
-    check_config(config("click_model=mixPBM"), top_level_keys(), {"click_model"})
+    check_config(config("click_model=mixPBM"), {"click_model"})
     own = {"_target_": "slaterl.envs.click_models.PositionBasedModel", "decay": 0.7, "bottom_weight": 0.5}
-    check_config(config(env__click_model=own), top_level_keys(), {"seed"})
+    check_config(config(env__click_model=own), {"seed"})
     with pytest.raises(UserError, match=r"click_model: env=focused_topdown has its own, .* env\.click_model"):
-        check_config(config(env__click_model=own), top_level_keys(), {"click_model.decay"})
+        check_config(config(env__click_model=own), {"click_model.decay"})
 
 
 @pytest.mark.parametrize("agent", ["cql", "edac"])
@@ -374,3 +434,42 @@ def test_click_model_of_the_command_line_beats_the_environments() -> None:
 
 def test_no_machine_paths_in_conf() -> None:
     assert not [file for file in Path(CONF).rglob("*.yaml") if "/home/" in file.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("node", "path"),
+    [
+        ({}, "click_model.decay"),
+        ({"_target_": "slaterl.envs.click_models.PositionBasedModel", "bottom_weight": 0.5}, "env.click_model.decay"),
+    ],
+)
+def test_click_model_is_named_as_it_is_set(node: dict[str, Any], path: str) -> None:
+    """Also where a simulator is built without the check, as Gymnasium does."""
+    cfg = config()
+    if node:
+        cfg.env.click_model = {**node, "decay": 2}
+    else:
+        cfg.click_model.decay = 2
+    assert refused(cfg) == f"{path}=2: expected a number from 0 to 1"
+    with pytest.raises(UserError, match=f"^{path}=2: expected a number from 0 to 1$"):
+        build_env(cfg.env, CPU)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "values", "said"),
+    [
+        (("stage=collect",), {"dataset__run": 5}, "dataset.run=5: expected the settings agent, medium_step, ranker"),
+        (("stage=collect",), {"dataset__behaviour": 5}, "dataset.behaviour=5: expected the settings checkpoint"),
+        (("stage=collect", "dataset=mixed"), {"dataset__behaviours__expert": 5}, "dataset.behaviours.expert=5: "),
+        (("stage=collect",), {"dataset__behaviour__noise": 2}, "dataset.behaviour.noise=2: expected a number from 0"),
+        (("stage=collect",), {"dataset": 5}, "dataset=5: expected one of the files in conf/dataset"),
+        ((), {"belief": None}, "belief=null: expected one of the files in conf/belief"),
+        ((), {"params__lambda_KL": -1}, "params.lambda_KL=-1: expected a number of at least 0"),
+        ((), {"init_from": 5}, "init_from=5: expected a path or null"),
+        ((), {"fqe__discount": 1}, "fqe.discount=1: expected a number of at least 0 and below 1"),
+        ((), {"agent___target_": "slaterl.moon"}, "agent._target_=slaterl.moon: no such class ("),
+    ],
+)
+def test_sections_and_parts_that_cannot_be(overrides: tuple[str, ...], values: dict[str, Any], said: str) -> None:
+    text = refused(config(*overrides, **values))
+    assert text.startswith(said) and "\n" not in text

@@ -192,9 +192,11 @@ def test_sizes_that_cannot_be(config: DictConfig, field: str, value: Any) -> Non
 
 @pytest.mark.parametrize("field", ["omega", "offset", "slope", "diversity_penalty", "short_term_boost"])
 @pytest.mark.parametrize("value", ["high", math.nan])
-def test_numbers_that_are_none(field: str, value: Any) -> None:
+def test_numbers_that_are_none(config: DictConfig, field: str, value: Any) -> None:
+    node = copy.deepcopy(config)
+    node.env[field] = value
     with pytest.raises(UserError, match=rf"env\.{field}={value}: expected a number"):
-        tiny_env(**{field: value})
+        build_env(node.env, CPU)
 
 
 @pytest.mark.parametrize("omega", [0, 1])

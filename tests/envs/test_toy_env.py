@@ -273,5 +273,6 @@ def test_another_catalogue_is_another_fingerprint(toy: Toy) -> None:
 @pytest.mark.parametrize("size", ["num_items", "slate_size", "episode_length"])
 def test_sizes_that_cannot_be(size: str) -> None:
     sizes: dict[str, Any] = {"num_items": 40, "slate_size": 4, "episode_length": 20} | {size: 0}
+    node = {"_target_": "tests.envs.toy.Toy", "name": "toy", "period": 5, "bonus": 1.0, **sizes}
     with pytest.raises(UserError, match=rf"env\.{size}=0"):
-        Toy(name="toy", period=5, bonus=1.0, **sizes)
+        build_env(node, torch.device("cpu"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slaterl.config.build import make
 from slaterl.errors import UserError
 from slaterl.rankers.embedding_space import EmbeddingRanker, KHeadArgmax, TopK
 from slaterl.seeds import stream
@@ -31,6 +32,12 @@ def unit_norm(items: Tensor) -> Tensor:
 
 def build(kind: type[EmbeddingRanker], items: Tensor, slate_size: int = SLOTS, unique: bool = True) -> Any:
     return kind(item_embeddings=items, slate_size=slate_size, unique=unique)
+
+
+def made(kind: type[EmbeddingRanker], **settings: Any) -> Any:
+    """Build it from a node of the configuration, whose values are checked against the signature."""
+    node = {"_target_": f"{kind.__module__}.{kind.__name__}", **settings}
+    return make(node, "ranker", item_embeddings=some_items(), slate_size=SLOTS)
 
 
 def some_slates(count: int, repeats: bool = True) -> Tensor:
@@ -90,14 +97,16 @@ def test_a_query_in_every_slot_is_the_top_k_where_unique() -> None:
 
 @pytest.mark.parametrize("unique", [False, None, 1])
 def test_top_k_has_no_repeats_to_ask_for(unique: Any) -> None:
-    with pytest.raises(UserError, match=rf"ranker\.unique={unique}"):
-        build(TopK, some_items(), unique=unique)
+    shown = {False: "false", None: "null"}.get(unique, unique)
+    with pytest.raises(UserError, match=rf"ranker\.unique={shown}: .*true"):
+        made(TopK, unique=unique)
 
 
 @pytest.mark.parametrize("unique", ["yes", None, 1])
 def test_unique_is_true_or_false(unique: Any) -> None:
-    with pytest.raises(UserError, match=rf"ranker\.unique={unique}"):
-        build(KHeadArgmax, some_items(), unique=unique)
+    shown = "null" if unique is None else unique
+    with pytest.raises(UserError, match=rf"ranker\.unique={shown}: expected true or false"):
+        made(KHeadArgmax, unique=unique)
 
 
 # --- from slates to actions and back

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import cross_entropy
 
+from slaterl.config.build import make, plain
 from slaterl.errors import UserError
 from slaterl.rankers.gems import GeMS, _ItemCrossEntropy
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData, Slates
 from slaterl.seeds import stream
-from tests.helpers import ITEMS, LATENT, SLOTS, Array, arrays, mlp_forward, tiny_gems, tiny_trajectories
+from tests.helpers import ITEMS, LATENT, SLOTS, Array, arrays, compose_config, mlp_forward, tiny_gems, tiny_trajectories
 
 BATCH = 6
 
@@ -222,12 +223,13 @@ def test_learns_a_handful_of_slates_by_heart() -> None:
 def test_impossible_values_are_named(wrong: dict[str, Any]) -> None:
     ((field, value),) = wrong.items()
     with pytest.raises(UserError, match=rf"ranker\.{field}={value}"):
-        tiny_gems(**wrong)
+        make({**plain(compose_config().ranker), **wrong}, "ranker", num_items=ITEMS, slate_size=SLOTS)
 
 
 def test_slates_are_counted_where_the_last_batch_is_small() -> None:
     learner = SimpleNamespace(step=0)
-    data = SlateData(tiny_trajectories(5), learner, batch_size=5, epochs=2, holdout=0.2, seed=0)  # type: ignore[arg-type]
+    sizes = dict(batch_size=5, epochs=2, seed=0)
+    data = SlateData(tiny_trajectories(5), learner, holdout=0.2, source="log", **sizes)  # type: ignore[arg-type]
     assert data.size % 5
     learner.step = data.max_steps
     assert data.counters == {"epoch": 2, "slates": 2 * data.size}

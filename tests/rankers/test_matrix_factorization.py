@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slaterl.config.build import make
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.rankers.embeddings import initial_factors
@@ -100,7 +101,7 @@ def test_validation_moves_nothing_and_repeats_itself() -> None:
 
 
 def click_data(mf: MatrixFactorization, log: Trajectories, **changes: Any) -> ClickData:
-    return ClickData(log, mf, **(dict(batch_size=8, epochs=2, holdout=0.25, seed=1) | changes))
+    return ClickData(log, mf, **(dict(batch_size=8, epochs=2, holdout=0.25, source="log", seed=1) | changes))
 
 
 def pairs(*parts: Clicks) -> list[tuple[int, int]]:
@@ -158,7 +159,7 @@ def test_held_out_clicks_are_the_seeds() -> None:
 
 @pytest.mark.parametrize("holdout", [1e-6, 1.0])
 def test_a_holdout_that_leaves_nothing_is_refused(holdout: float) -> None:
-    with pytest.raises(UserError, match=rf"item_embeddings\.holdout={holdout}"):
+    with pytest.raises(UserError, match=rf"^log: too few clicks \(\d+\); item_embeddings\.holdout={holdout} keeps"):
         click_data(tiny_mf(), tiny_trajectories(USERS), holdout=holdout)
 
 
@@ -217,4 +218,4 @@ def test_starts_from_small_factors() -> None:
 def test_impossible_values_are_named(wrong: dict[str, Any]) -> None:
     ((field, value),) = wrong.items()
     with pytest.raises(UserError, match=rf"item_embeddings\.{field}={value}"):
-        initial_factors(**(SETTINGS | wrong))
+        make({"_target_": "slaterl.rankers.embeddings.initial_factors", **SETTINGS, **wrong}, "item_embeddings")

@@ -221,6 +221,22 @@ def test_files_of_slaterl_that_do_not_fit(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        (["stage=pretrain"], r"too few trajectories \(1\); pretrain\.holdout=0\.1 keeps 1"),
+        (["stage=mf", "item_embeddings=mf"], r"too few clicks \(0\); item_embeddings\.holdout=0\.1 keeps 0"),
+    ],
+)
+def test_log_of_one_session_without_clicks(stage: list[str], said: str, tmp_path: Path) -> None:
+    """The message names the file that the user gave, not a number of trajectories that nobody set."""
+    file = tmp_path / "log.npz"
+    rows = dict(slates=np.ones((7, 4)), clicks=np.zeros((7, 4)), episode_ids=np.zeros(7), timesteps=np.arange(7))
+    np.savez(file, **rows)
+    with pytest.raises(UserError, match=rf"^dataset\.path={file}: {said} for validation"):
+        make(tmp_path / "home", *stage, "logged_data.source=dataset", "dataset=file", f"dataset.path={file}")
+
+
+@pytest.mark.parametrize(
     ("column", "wrong", "said"),
     [
         ("slates", 60, r"log.npz: slates of .*found 60.0, expected item ids 0..59"),

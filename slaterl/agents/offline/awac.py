@@ -11,7 +11,7 @@ from torch import Tensor
 from slaterl.agents.losses import advantage_weight, bootstrap
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
-from slaterl.config.bounds import Count, Fraction, Positive, Widths
+from slaterl.bounds import Count, Fraction, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import gaussian_action, log_prob_of, mlp, polyak
 from slaterl.rankers.base import Ranker

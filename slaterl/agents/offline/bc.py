@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slaterl.agents.offline.base import MakeBelief, OfflineAgent, gradient_norm
 from slaterl.beliefs.base import states_of
-from slaterl.config.bounds import Positive, Share, Widths
+from slaterl.bounds import Positive, Share, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import gaussian_action, log_prob_of, mlp
 from slaterl.rankers.base import Ranker

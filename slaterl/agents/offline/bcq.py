@@ -14,7 +14,7 @@ from slaterl.agents.losses import bootstrap
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.beliefs.base import JoinedBeliefs
-from slaterl.config.bounds import Count, Fraction, Positive, Widths
+from slaterl.bounds import Count, Fraction, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import frozen, mlp, polyak, target_of
 from slaterl.rankers.base import Ranker

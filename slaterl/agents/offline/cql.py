@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
 from slaterl.agents.offline.actor_critic import OfflineActorCritic, Turns, some_turns
 from slaterl.agents.offline.base import MakeBelief
-from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Widths
+from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import frozen, gaussian_action, mlp, polyak
 from slaterl.rankers.base import Ranker

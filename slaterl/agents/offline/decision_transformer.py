@@ -13,7 +13,7 @@ from torch.nn.functional import embedding
 
 from slaterl.agents.offline.base import OfflineAgent, gradient_norm
 from slaterl.beliefs.base import Belief
-from slaterl.config.bounds import Count, NonNegative, Positive
+from slaterl.bounds import Count, NonNegative, Positive
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation, PrivilegedObservation

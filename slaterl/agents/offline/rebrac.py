@@ -11,7 +11,7 @@ from torch import Tensor
 from slaterl.agents.losses import bootstrap, smoothed
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
-from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Widths
+from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import frozen, mlp, polyak, target_of
 from slaterl.rankers.base import Ranker

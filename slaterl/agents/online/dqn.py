@@ -17,7 +17,7 @@ from torch.nn.functional import mse_loss
 from slaterl.agents.base import ItemAgent
 from slaterl.agents.losses import bootstrap
 from slaterl.beliefs.base import Belief, states_of
-from slaterl.config.bounds import Fraction, Positive, Widths
+from slaterl.bounds import Fraction, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.networks import mlp, polyak, target_of

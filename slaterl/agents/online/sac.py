@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
 from slaterl.beliefs.base import Belief, states_of
-from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Widths
+from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import Critics, frozen, gaussian_action, mlp, polyak, tanh_gaussian, target_of
 from slaterl.rankers.base import Ranker

@@ -15,7 +15,7 @@ from torch import Tensor
 from slaterl.agents.losses import bootstrap
 from slaterl.agents.online.dqn import DQN
 from slaterl.beliefs.base import Belief, states_of
-from slaterl.config.bounds import Fraction, Positive, Widths
+from slaterl.bounds import Fraction, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.envs.topic_rec import TopicRec

@@ -14,7 +14,7 @@ from torch import Tensor
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.losses import bootstrap, smoothed
 from slaterl.beliefs.base import Belief, states_of
-from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Widths
+from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import Critics, frozen, mlp, polyak, target_of
 from slaterl.rankers.base import Ranker

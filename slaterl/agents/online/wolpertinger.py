@@ -17,7 +17,7 @@ from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
 from slaterl.agents.online.sac import SAC
 from slaterl.beliefs.base import Belief, JoinedBeliefs, states_of
-from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Widths
+from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import UserError

@@ -1,0 +1,237 @@
+"""The configuration as classes: the settings of each section, with the types that say which values are allowed.
+
+Values live in conf/. A node with a `_target_` has no class here, because its settings are the arguments of the target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from slaterl.bounds import (
+    Count,
+    Discount,
+    File,
+    Folder,
+    Fraction,
+    Holdout,
+    NonNegative,
+    Positive,
+    Several,
+    Share,
+    Text,
+    Whole,
+)
+
+Policy = Literal["random", "medium", "expert", "replay"]
+Estimator = Literal["simulator", "fqe"]
+DatasetPath = Annotated[str, Field(description="a path, or minari:<dataset id>")]
+AgentFile = Annotated[str, Field(description="one of the files in conf/agent")]
+RankerFile = Annotated[str, Field(description="one of the files in conf/ranker")]
+Device = Annotated[str, Field(description="auto, cpu or cuda")]
+Strings = Annotated[list[str], Field(min_length=1)]
+Runs = Annotated[str | Strings | None, Field(description="folders, globs, or the folder of a sweep")]
+Method = Annotated[str | None, Field(description="a method's name, as the report shows it")]
+MinariId = Annotated[str | None, Field(description="the id of a Minari dataset")]
+
+
+class Section:
+    """A node whose settings are the fields of its class."""
+
+
+@dataclass
+class Part(Section):
+    """A node whose settings are the arguments of its `_target_`."""
+
+
+@dataclass
+class NamedPart(Part):
+    """A part with a name, which appears in the names of runs and in messages."""
+
+    name: Text
+
+
+@dataclass
+class NoRanker(Section):
+    name: Text
+
+
+@dataclass
+class LoggedData(Section):
+    source: Literal["epsilon_oracle", "dataset"]
+    trajectories: Several
+    epsilon: Fraction
+    num_envs: Count
+    seed: Whole
+
+
+@dataclass
+class Pretrain(Section):
+    epochs: Count
+    lr: Positive
+    batch_size: Count
+    holdout: Holdout
+    box_trajectories: Count
+
+
+@dataclass
+class Params(Section):
+    lambda_KL: NonNegative  # noqa: N815 (the paper's name)
+    lambda_click: NonNegative
+
+
+@dataclass
+class Collect(Section):
+    trajectories: Several
+
+
+@dataclass
+class Offline(Section):
+    validation: Estimator
+    max_steps: Count
+    batch_size: Count
+    log_every_n_steps: Count
+    val_every_n_steps: Count
+    val_users: Several
+    test_users: Several
+    save_every_n_steps: Count
+
+
+@dataclass
+class FQE(Section):
+    discount: Discount
+    updates: Count
+    batch_size: Count
+    members: Several
+    hidden: Count
+    lr: Positive
+    tau: Share
+
+
+@dataclass
+class OnlineRun(Section):
+    """The online run that a dataset takes its policies from."""
+
+    agent: AgentFile
+    ranker: RankerFile
+    seed: Whole
+    medium_step: Count
+    train: bool
+
+
+@dataclass
+class Behaviour(Section):
+    """One policy that shows the slates of a dataset."""
+
+    policy: Policy
+    checkpoint: File | None
+    sample: bool
+    noise: Fraction
+    epsilon: Fraction
+
+
+@dataclass
+class WeightedBehaviour(Behaviour):
+    share: Positive
+
+
+@dataclass
+class DatasetFile(Section):
+    name: Text
+    path: DatasetPath
+
+
+@dataclass
+class Dataset(Section):
+    name: Text
+    trajectories: Count
+    num_envs: Count
+    seed: Whole
+    hidden: bool
+    actions: bool
+    run: OnlineRun
+
+
+@dataclass
+class CollectedDataset(Dataset):
+    behaviour: Behaviour
+
+
+@dataclass
+class MixedDataset(Dataset):
+    behaviours: dict[str, WeightedBehaviour]
+
+
+@dataclass
+class Benchmark(Section):
+    repeats: Count
+
+
+@dataclass
+class Report(Section):
+    runs: Runs
+    against: Method
+    users: Several
+
+
+@dataclass
+class Export(Section):
+    minari: MinariId
+
+
+@dataclass
+class Status(Section):
+    sweep: Folder | None
+
+
+@dataclass
+class Paths(Section):
+    root: Folder
+
+
+@dataclass
+class Configuration(Section):
+    """Everything that config.yaml and its groups define."""
+
+    seed: Whole
+    ranker_seed: Whole
+    device: Device
+    threads: Count
+    max_steps: Count
+    random_steps: Whole
+    num_envs: Count
+    batch_size: Count
+    capacity: Count
+    log_every_n_steps: Count
+    val_every_n_steps: Count
+    val_users: Several
+    test_users: Several
+    save_every_n_steps: Count
+    init_from: File | None
+    evaluation: Estimator
+    checkpoint: File | None
+    force: bool
+
+    logged_data: LoggedData
+    pretrain: Pretrain
+    params: Params
+    collect: Collect
+    offline: Offline
+    fqe: FQE
+    benchmark: Benchmark
+    report: Report
+    export: Export
+    status: Status
+    paths: Paths
+
+    click_model: Part
+    env: NamedPart
+    belief: NamedPart
+    item_embeddings: NamedPart
+    ranker: NoRanker | NamedPart
+    agent: NamedPart
+    dataset: DatasetFile | CollectedDataset | MixedDataset
+    stage: NamedPart
+    logger: Any = None  # checked by slaterl.training.loggers
