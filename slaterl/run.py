@@ -21,6 +21,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from slaterl import output
 from slaterl.config.listing import as_help
 from slaterl.paths import CONF
 
@@ -36,6 +37,8 @@ def main(cfg: DictConfig) -> float | None:
     from slaterl.errors import Interrupted, UserError
     from slaterl.runs.signals import handling, requeue
     from slaterl.sweeps.records import recording
+
+    output.set_up()  # also in the processes of a sweep's jobs
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
@@ -94,8 +97,14 @@ def top_level_keys() -> set[str]:
     return {key for key in keys if not key.startswith("override ")} - elsewhere
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run the command line."""
+    output.set_up()
     try:
         main()
     except KeyboardInterrupt:  # while Hydra composes the jobs of a sweep
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    command()

@@ -122,7 +122,7 @@ def _states() -> dict[str, str] | None:
     From squeue rather than sacct, which needs an accounting database.
     """
     command = ["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T"]
-    listed = subprocess.run(command, capture_output=True, text=True)
+    listed = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     return dict(line.split() for line in listed.stdout.splitlines()) if listed.returncode == 0 else None
 
 

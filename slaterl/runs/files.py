@@ -38,6 +38,15 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, whatever the locale. Raises UserError if that is not possible.
+
+    A path that is not in the locale's encoding keeps its bytes (surrogateescape).
+    """
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
 def fingerprint_of(path: Path) -> str:
     """16 hex digits that change with any byte of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -22,7 +22,7 @@ from slaterl.evaluation.evaluate import anchors, evaluate
 from slaterl.rankers.base import Ranker
 from slaterl.rankers.gems import GeMS
 from slaterl.rollout import collect as serve
-from slaterl.runs.files import fingerprint_of, whole_file
+from slaterl.runs.files import fingerprint_of, write_text
 from slaterl.runs.run import Run, versions, write_json
 from slaterl.seeds import stream
 from slaterl.stages.behaviours import (
@@ -131,8 +131,7 @@ def _make(cfg: DictConfig, env: TopicRec, run: Run) -> None:
         described["warnings"].append(f"The anchors are of {env.name}; they mean nothing if the file is from elsewhere.")
     described |= {"title": f"{cfg.dataset.name} on {env.name}", "checksum": metadata["checksum"]}
     write_json(run.path / "card.json", described)
-    with whole_file(run.path / "card.md") as partial:
-        partial.write_text(card.as_markdown(described))
+    write_text(run.path / "card.md", card.as_markdown(described))
     card.draw(described, run.path / "card.png")
     for warning in described["warnings"]:
         note(f"warning: {warning}")

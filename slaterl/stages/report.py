@@ -20,7 +20,7 @@ from slaterl.errors import UserError
 from slaterl.report import figures, tables
 from slaterl.report.episodes import Episodes, watch
 from slaterl.report.records import Record, find, name_methods, name_tasks, without_lambdas
-from slaterl.runs.files import whole_file
+from slaterl.runs.files import whole_file, write_text
 from slaterl.runs.run import Run, write_json
 
 LEGEND = (
@@ -164,10 +164,10 @@ def _write(
             "",
         ]
     parts += [f"![{caption}]({name}.png)\n" for name, (_, caption, _) in pictures.items()]
-    _text(folder / "report.md", "\n".join(parts))
-    _text(folder / "report.tex", text.to_latex(index=False, escape=True).replace("±", r"$\pm$"))
-    _text(folder / "summary.csv", summary.to_csv(index=False))
-    _text(folder / "runs.csv", runs.to_csv(index=False))
+    write_text(folder / "report.md", "\n".join(parts))
+    write_text(folder / "report.tex", text.to_latex(index=False, escape=True).replace("±", r"$\pm$"))
+    write_text(folder / "summary.csv", summary.to_csv(index=False))
+    write_text(folder / "runs.csv", runs.to_csv(index=False))
     shown: list[dict[str, Any]] = []
     for name, (title, caption, figure) in pictures.items():
         buffer = io.BytesIO()
@@ -190,9 +190,4 @@ def _write(
         made=time.strftime("%Y-%m-%d %H:%M"),
         paths=[str(record.path) for record in records],
     )
-    _text(folder / "report.html", page)
-
-
-def _text(path: Path, content: str) -> None:
-    with whole_file(path) as partial:
-        partial.write_text(content)
+    write_text(folder / "report.html", page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import shutil
@@ -82,17 +83,19 @@ def visible_gpus() -> list[str]:
         return list(itertools.takewhile(lambda name: not name.startswith("-"), names))  # as CUDA reads it: -1 is none
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, encoding="utf-8")
     return [str(number) for number, _ in enumerate(listed.stdout.splitlines())] if listed.returncode == 0 else []
 
 
 @contextlib.contextmanager
 def output_to(file: Path) -> Iterator[None]:
-    """For the block, append to the file what this process writes to stdout and stderr, libraries in C included."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Within the block, append stdout and stderr of this process to the file, as UTF-8, libraries in C included."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # whatever the locale
     saved = [os.dup(1), os.dup(2)]
-    with open(file, "a") as log:
+    with open(file, "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:
