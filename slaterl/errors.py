@@ -14,14 +14,29 @@ class UserError(Exception):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived and the state was saved; run.py exits with status 128 + signum.
+    """A signal ended the run; run.py exits with status 128 + signum.
 
     A BaseException, so that no library between the training loop and run.py takes it for an ordinary failure.
+
+    Attributes:
+        signum: the signal's number.
+        saved: whether anything was saved, and how to resume. None if the run was not training.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, saved: str | None = None) -> None:
         super().__init__(f"signal {signum}")
         self.signum = signum
+        self.saved = saved
+
+    @property
+    def outcome(self) -> str:
+        """What the user is told. A second signal can arrive while the first one ends the run, which tells more."""
+        error: BaseException | None = self
+        while error is not None:
+            if isinstance(error, Interrupted) and error.saved:
+                return error.saved
+            error = error.__context__
+        return "finished stages and checkpoints are kept; rerun the same command to resume"
 
 
 def check_positive(**values: float) -> None:

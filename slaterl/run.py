@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> float | None:
             raise CompactHydraException(str(error)) from None  # the other jobs go on, and the launcher tells at the end
         sys.exit(2)
     except Interrupted as error:
-        print(f"interrupted by signal {error.signum}; the same command goes on from here", file=sys.stderr)
+        print(f"interrupted by signal {error.signum}: {error.outcome}", file=sys.stderr)
         if error.signum == signal.SIGUSR2:  # from SLURM
             requeue()
         sys.exit(128 + error.signum)

@@ -66,13 +66,14 @@ class _Queue:
         self.waiting = deque(range(len(configs)))
         self.busy: dict[Future[Any], tuple[Slot, int]] = {}
         self.returns: dict[int, JobReturn] = {}
+        self.signum: int = signal.SIGINT
 
     def run(self) -> list[JobReturn]:
         from concurrent.futures import FIRST_COMPLETED, wait
 
         from slaterl.sweeps.table import Watch
 
-        before = signal.signal(signal.SIGTERM, _as_ctrl_c)
+        before = self._as_ctrl_c()
         numbers = [self.first + index for index in range(len(self.configs))]
         try:
             with Watch(self.folders[0].parent, numbers) as watch:
@@ -85,9 +86,10 @@ class _Queue:
                 except KeyboardInterrupt:
                     self._stop()
         finally:
-            signal.signal(signal.SIGTERM, before)
             for slot in self.slots:
                 slot.end()
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return [self.returns[index] for index in range(len(self.configs))]
 
     def _fill(self) -> None:
@@ -131,8 +133,22 @@ class _Queue:
                 os.kill(read_job(self.folders[self.busy[future][1]]).record["pid"], signal.SIGTERM)
         with contextlib.suppress(KeyboardInterrupt):
             wait(started)
-        note("stopped; the same command does what is missing")
-        sys.exit(128 + signal.SIGINT)
+        note("stopped; rerun the same command to run only the missing jobs")
+        sys.exit(128 + self.signum)
+
+    def _as_ctrl_c(self) -> dict[int, Any]:
+        """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does. Returns the handlers of before."""
+        from slaterl.runs.signals import HANGUP, first_only
+
+        def handle(signum: int, frame: Any) -> None:
+            self.signum = signum
+            raise KeyboardInterrupt
+
+        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, handle)}
+        for number in HANGUP:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                before[number] = signal.signal(number, first_only(handle))
+        return before
 
 
 def _warm_up() -> None:
@@ -159,7 +175,3 @@ def _run(
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
-
-
-def _as_ctrl_c(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt

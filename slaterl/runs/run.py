@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from slaterl.console import note, tell
 from slaterl.errors import Interrupted, UserError
 from slaterl.runs.files import fingerprint_of, write_text
+from slaterl.runs.signals import deferred
 
 WAIT_POLL_SECONDS = (
     0.5  # for another process that makes the same product; on a shared file system each look is a request
@@ -189,7 +190,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write whole or not at all. Raises UserError where that is not possible."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    with deferred():  # a run that is interrupted twice must not stay "running"
+        write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _command() -> list[str]:

@@ -82,7 +82,7 @@ def conclude(launcher: Any, returns: Sequence[JobReturn], first: int) -> Sequenc
         # on a full disk a job could not write down how it ended
         state, reason = (job.state, job.reason) if job.told else ("failed", str(returns[number - first]._return_value))
         note(f"job {number} ({' '.join(job.record['overrides'])}) {state}: {reason}")
-        message = f"{len(failed)} of {len(returns)} jobs failed; the same command does what is missing"
+        message = f"{len(failed)} of {len(returns)} jobs failed; rerun the same command to run only the missing ones"
         returns[number - first].return_value = CompactHydraException(message)
     print(folder)
     return returns

@@ -78,7 +78,7 @@ def fit(
         `best_step`, `best_score`, and `seconds` spent training and validating over all starts.
 
     Raises:
-        Interrupted: on a signal to stop (see slaterl/signals.py), after `last.ckpt` was written.
+        Interrupted: on a signal to stop (see slaterl/runs/signals.py), after `last.ckpt` was written.
         TrainingDiverged: a term of the loss is not finite.
     """
     sign = 1.0 if maximise else -1.0
@@ -124,6 +124,7 @@ class _Loop(L.Callback):
         self.seconds = 0.0
         self.signum = 0
         self.save_asked = False
+        self.saved_step: int | None = None  # of last.ckpt
         self.open = contextlib.ExitStack()
 
     def resume(self, learner: Learner, state: dict[str, Any]) -> None:
@@ -135,6 +136,7 @@ class _Loop(L.Callback):
             learner.load_learner_state(state["learner"])
         self.data.load_state_dict(state["data"])
         self.best, self.seconds = state["best"], state["seconds"]
+        self.saved_step = learner.step
         if learner.step < self.schedule.max_steps:
             note(f"{self.title}: going on from step {learner.step:,}")
 
@@ -152,7 +154,10 @@ class _Loop(L.Callback):
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:  # asked twice: at once
-            raise Interrupted(signum)
+            saved = "nothing was saved; rerun the same command to start again"
+            if self.saved_step is not None:
+                saved = f"nothing new was saved; rerun the same command to resume from step {self.saved_step:,}"
+            raise Interrupted(signum, saved)
         self.signum = signum
 
     def _on_save(self, signum: int, frame: FrameType | None) -> None:
@@ -182,9 +187,9 @@ class _Loop(L.Callback):
         if validating or asked or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
             self.save_asked = False  # before it is done: who asks meanwhile gets another one
             self._save(pl_module, "last.ckpt", data=self.data.state_dict())
-            self.saved = time.perf_counter()
+            self.saved, self.saved_step = time.perf_counter(), step
         if self.signum:
-            raise Interrupted(self.signum)
+            raise Interrupted(self.signum, f"saved at step {step:,}; rerun the same command to resume")
 
     def _validate(self, learner: Learner, step: int) -> dict[str, float]:
         metrics = self.validate()
