@@ -81,7 +81,7 @@ def test_same_command_twice_is_one_run(undisturbed: Path, first: Path) -> None:
     again = run(undisturbed, *SMOKE)
     assert folder(again) == first
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert "finished before" in again.stderr
+    assert "already finished" in again.stderr
     assert "short-term oracle" in again.stderr
 
 
@@ -162,10 +162,7 @@ def test_closed_terminal_saves_and_goes_on(undisturbed: Path, tmp_path: Path) ->
     ("point", "saved"),
     [
         (2, "nothing was saved; rerun the same command to start again"),  # in the first epoch of pretraining
-        (
-            7,
-            "nothing new was saved; rerun the same command to resume from step 5",
-        ),  # after the first epoch's validation
+        (7, "nothing new was saved; rerun the same command to resume from step 5"),  # after its validation
         (37, "nothing new was saved; rerun the same command to resume from step 40"),
     ],
 )

@@ -1,30 +1,27 @@
-"""The runs that a report is about, and what their methods are called."""
+"""A run of a report, and the names of its task and its method."""
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slaterl.errors import UserError
-from slaterl.runs.run import read_json
-from slaterl.sweeps.records import Job, held, jobs
-
-STAGES = ("online", "offline", "evaluate")  # those that end with a policy's return
-# settings that two runs of one method may differ in: they make seeds of it
+# settings in which two runs of one method may differ
 _SEEDS = {"seed", "ranker_seed"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run as its manifest and its result tell.
+    """One run, as read from its manifest and result.
 
     Attributes:
-        status: finished, running, interrupted or failed (of the manifest), waiting or killed (of a sweep's record).
+        status: finished, running, interrupted or failed (manifest); waiting or killed (record of a sweep); damaged, if
+            a file cannot be read.
+        reason: why the run has no result.
+        config: the composed configuration; {} if the manifest is damaged.
         result: result.json of a finished run, else {}.
-        task: all that determines the simulator, see build.env_spec.
+        task: all settings of the simulator, see build.env_spec.
     """
 
     path: Path
@@ -37,85 +34,19 @@ class Record:
 
     @property
     def env(self) -> str:
-        """The environment's name, and that of the data that were learned from."""
+        """Name of the environment, and of the dataset if the run learned from one."""
         # a checkpoint is evaluated in its own environment, which the command need not name
-        name = self.result.get("env", self.config["env"]["name"])
+        name = self.result["env"] if "env" in self.result else self.config["env"]["name"]
         return f"{name}, {self.result['dataset']} data" if "dataset" in self.result else name
 
     @property
     def seed(self) -> int:
-        return self.result.get("seed", self.config["seed"])
+        return self.result["seed"] if "seed" in self.result else self.config["seed"]
 
     @property
     def steps(self) -> int:
-        """Of training; 0 for what does not learn."""
+        """Training steps; 0 for a policy that does not learn."""
         return self.result.get("steps", 0)
-
-
-def find(runs: str | Sequence[str] | None, root: Path) -> list[Record]:
-    """Every run in folders, globs or sweeps, each once; by default all below `root`.
-
-    Raises:
-        UserError: a pattern that matches no run.
-    """
-    if runs is None:
-        patterns = [str(root / stage / "*" / "*") for stage in STAGES]
-        return _unique(record for pattern in patterns for path in _matches(pattern) for record in _read(path))
-    found = []
-    for pattern in [runs] if isinstance(runs, str) else runs:
-        records = [record for path in _matches(pattern) for record in _read(path)]
-        if not records:
-            raise UserError(f"report.runs={pattern}: no run of stage {', '.join(STAGES)} there")
-        found += records
-    return _unique(found)
-
-
-def _matches(pattern: str) -> list[Path]:
-    return [Path(path) for path in sorted(glob.glob(str(Path(pattern).expanduser())))]  # noqa: PTH207 (absolute ones)
-
-
-def _unique(records: Iterable[Record]) -> list[Record]:
-    return list({record.path.resolve(): record for record in records}.values())
-
-
-def _read(path: Path) -> list[Record]:
-    """The runs in a folder: itself, those of a sweep, or all below it."""
-    if (path / "manifest.json").is_file():
-        manifest = read_json(path / "manifest.json")
-        of_policy = manifest["stage"] in STAGES and manifest["config"].get("evaluation") != "fqe"
-        return [_of_manifest(path, manifest)] if of_policy else []
-    if found := jobs(path):
-        return [_of_job(job) for job in found if _stage_of(job) in STAGES]
-    return [record for file in sorted(path.rglob("manifest.json")) for record in _read(file.parent)]
-
-
-def _of_manifest(path: Path, manifest: Mapping[str, Any]) -> Record:
-    finished = manifest["status"] == "finished" and (path / "result.json").is_file()
-    status, reason = manifest["status"], manifest.get("reason", "")
-    if status == "running" and not held(path / ".lock"):
-        status, reason = "killed", "its process is gone without a word"
-    return Record(
-        path=path,
-        status=status,
-        reason=reason,
-        command=manifest["command"][1:],
-        config=manifest["config"],
-        result=read_json(path / "result.json") if finished else {},
-        task=manifest["spec"].get("env", manifest["config"]["env"]),
-    )
-
-
-def _stage_of(job: Job) -> str:
-    """The stage's name; that of a job which could not even be composed is taken for the usual one."""
-    return job.record.get("config", {}).get("stage", {}).get("name", STAGES[0])
-
-
-def _of_job(job: Job) -> Record:
-    """A job of a sweep: its run, or, where it has none yet, what the sweep wrote down of it."""
-    record = job.record
-    if "run" in record and (Path(record["run"]) / "manifest.json").is_file():
-        return _of_manifest(Path(record["run"]), read_json(Path(record["run"]) / "manifest.json"))
-    return Record(job.folder, job.state, job.reason, record["overrides"], record["config"], {}, record["config"]["env"])
 
 
 def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -141,14 +72,14 @@ def name_tasks(records: Sequence[Record]) -> list[str]:
     plain = [record.env for record in records]
     names = []
     for record, name in zip(records, plain, strict=True):
-        alike = [_task(other) for other, its in zip(records, plain, strict=True) if its == name]
-        own = _task(record)
+        alike = [task_of(other) for other, its in zip(records, plain, strict=True) if its == name]
+        own = task_of(record)
         differing = sorted(key for key in own if any(other.get(key, own[key]) != own[key] for other in alike))
         names.append(", ".join([name, *(f"{key}={own[key]}" for key in differing)]))
     return names
 
 
-def _task(record: Record) -> dict[str, Any]:
+def task_of(record: Record) -> dict[str, Any]:
     settings = {key: value for key, value in record.task.items() if key not in ("name", "item_embeddings")}
     return _flat({"env": settings, "dataset": record.result.get("dataset_run")})
 
@@ -161,8 +92,8 @@ def name_methods(records: Sequence[Record]) -> list[str]:
     plain = [method_of(record.config, record.result) for record in records]
     names = []
     for record, name in zip(records, plain, strict=True):
-        alike = [_settings(other) for other, its in zip(records, plain, strict=True) if its == name]
-        own = _settings(record)
+        alike = [settings_of(other) for other, its in zip(records, plain, strict=True) if its == name]
+        own = settings_of(record)
         differing = sorted(
             key for key in own if any(other.get(key) != own[key] for other in alike) and own[key] is not None
         )
@@ -176,7 +107,7 @@ def without_lambdas(record: Record) -> Record:
     return replace(record, config={**record.config, "ranker": {**ranker, "name": "gems"}})
 
 
-def _settings(record: Record) -> dict[str, Any]:
+def settings_of(record: Record) -> dict[str, Any]:
     """What the configuration says of the method, flat: not the seeds, the environment, or where and how it ran."""
     if "checkpoint" in record.result:  # what the command says of agents is not what the file holds
         file = Path(record.result["checkpoint"])

@@ -144,10 +144,10 @@ def unfinished(records: Sequence[Record]) -> pd.DataFrame:
     rows = [
         {
             "run": record.path.name,
-            "environment": record.env,
+            "environment": record.env if record.config else "",  # a damaged manifest does not tell
             "status": record.status,
             "reason": " ".join(record.reason.split()),
-            "command": "python -m slaterl.run " + shlex.join(record.command),
+            "command": "python -m slaterl.run " + shlex.join(record.command) if record.command else "",
         }
         for record in records
         if not record.result

@@ -20,7 +20,8 @@ from slaterl.data import trajectories
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
-from slaterl.report.records import find, name_methods
+from slaterl.report.find import find
+from slaterl.report.records import name_methods
 from slaterl.run import run_stage
 from slaterl.runs.files import fingerprint_of
 from slaterl.stages.collect import dataset_run
