@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 
 
 class LocalGpus(Launcher):
-    """Queues the jobs of a sweep for `gpus` x `jobs_per_gpu` slots, or `cpu_slots` where there is no GPU.
+    """Queue the jobs of a sweep for `gpus` x `jobs_per_gpu` slots, or for `cpu_slots` slots without a GPU.
 
-    The processes are loky's. One that dies ends its job only: a new process takes the next job.
+    The processes are loky's. A process that dies ends only its own job, and a new process takes the next one.
     """
 
     def __init__(self, gpus: str | int, jobs_per_gpu: int, cpu_slots: int | None) -> None:
         self.gpus, self.jobs_per_gpu, self.cpu_slots = gpus, jobs_per_gpu, cpu_slots
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from slaterl.sweeps.launch import check_folder
+
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        check_folder(self)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from slaterl.errors import UserError
@@ -46,8 +49,8 @@ class LocalGpus(Launcher):
             refuse(self, error)
         slots = slots[: len(job_overrides)]
         for slot in slots:
-            slot.submit(_warm_up)  # takes as long as composing the configurations does
-        # before the user's own, which may say otherwise
+            slot.submit(_warm_up)  # imports torch while the configurations are composed
+        # first, so that the user's own settings can override it
         job_overrides = [[f"threads={threads}", *overrides] for overrides in job_overrides]
         configs = compose_jobs(self, job_overrides, initial_job_idx)
         announce_jobs(self, configs, initial_job_idx)
@@ -56,7 +59,7 @@ class LocalGpus(Launcher):
 
 
 class _Queue:
-    """Gives every free slot the next job until all are done."""
+    """Give the next job to every free slot until all jobs are done."""
 
     def __init__(self, launcher: LocalGpus, slots: list[Slot], configs: list[DictConfig], first: int) -> None:
         from slaterl.sweeps.launch import sweep_folder
@@ -117,16 +120,16 @@ class _Queue:
                 mark_killed(self.folders[index], reason)
                 self.returns[index] = lost(self.configs[index], reason)
             if error is not None or self.returns[index].status.name != "COMPLETED":
-                slot.end()  # after a crash, or an error of the GPU, the process is not to be trusted
+                slot.end()  # after a crash or a GPU error, do not trust the process
 
     def _stop(self) -> None:
-        """Let the jobs that run save and end; a second Ctrl-C kills them."""
+        """Let running jobs save and end. A second Ctrl-C kills them."""
         from concurrent.futures import wait
 
         from slaterl.console import note
         from slaterl.sweeps.records import read_job
 
-        note("stopping: the jobs that run save a checkpoint; Ctrl-C again kills them")
+        note("stopping: running jobs save a checkpoint; Ctrl-C again kills them")
         started = [future for future, (_, index) in self.busy.items() if "pid" in read_job(self.folders[index]).record]
         for future in started:
             with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
@@ -137,7 +140,7 @@ class _Queue:
         sys.exit(128 + self.signum)
 
     def _as_ctrl_c(self) -> dict[int, Any]:
-        """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does. Returns the handlers of before."""
+        """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does. Returns the previous handlers."""
         from slaterl.runs.signals import HANGUP, first_only
 
         def handle(signum: int, frame: Any) -> None:
@@ -162,7 +165,7 @@ def _run(
     task_function: TaskFunction,
     singletons: dict[Any, Any],
 ) -> JobReturn:
-    """One job, in the worker's process."""
+    """Run one job in the worker's process."""
     from slaterl.sweeps.slots import output_to
 
     setup_globals()

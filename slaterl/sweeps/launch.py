@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,25 @@ MANY = 50  # jobs; composing more than these takes long enough for a message
 
 def sweep_folder(launcher: Any) -> Path:
     return Path(launcher.config.hydra.sweep.dir)
+
+
+def check_folder(launcher: Any) -> None:
+    """End the command with one message if the sweep's folder cannot be made or written. Leave no folder behind.
+
+    Hydra makes the folder after the launcher's `setup`, and shows a traceback if it cannot.
+    """
+    folder = sweep_folder(launcher)
+    there = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # on a full disk an empty file can still be made
+    except OSError as error:
+        refuse(launcher, UserError(f"hydra.sweep.dir={folder}: cannot be written ({error.strerror})"))
+    finally:
+        if not there:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def refuse(launcher: Any, error: UserError) -> NoReturn:
@@ -49,8 +69,11 @@ def compose_jobs(launcher: Any, job_overrides: Sequence[Sequence[str]], first: i
 
 def announce_jobs(launcher: Any, configs: Sequence[DictConfig], first: int) -> None:
     """Write a record for every job, so that stage=status shows those that did not start."""
-    for number, config in enumerate(configs, start=first):
-        announce(sweep_folder(launcher), number, config.hydra.overrides.task, config)
+    try:
+        for number, config in enumerate(configs, start=first):
+            announce(sweep_folder(launcher), number, config.hydra.overrides.task, config)
+    except UserError as error:
+        refuse(launcher, error)
 
 
 def mark_killed(folder: Path, reason: str) -> None:

@@ -153,7 +153,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: damaged: no field status")
     for key, kind in _KINDS.items():
         if key in record and not isinstance(record[key], kind):
-            raise UserError(f"{file}: damaged: {key} is a {type(record[key]).__name__}")
+            raise UserError(f"{file}: damaged: field {key} is no {kind.__name__}")
     return record
 
 

@@ -13,14 +13,8 @@ from rich.table import Table
 from slaterl.console import console, note
 from slaterl.sweeps.records import Job, jobs
 
-_STYLES = {
-    "running": "cyan",
-    "finished": "green",
-    "failed": "red",
-    "killed": "red",
-    "damaged": "red",
-    "interrupted": "yellow",
-}
+_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow"}
+_STYLES |= dict.fromkeys(("failed", "killed", "damaged"), "red")
 _FRAME_LINES = 5  # title, header and borders of the table
 
 
