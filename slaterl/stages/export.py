@@ -19,6 +19,10 @@ def export(cfg: DictConfig) -> Run:
     run = collect(cfg)
     env = build_env(cfg.env, resolve_device(cfg.device))
     data, metadata = load_dataset(run, env)
+    folder = minari.exported(cfg.export.minari, metadata["checksum"])
+    if folder is not None:
+        note(f"already exported: {folder}")
+        return run
     folder = minari.export(data, metadata, cfg.export.minari, env.num_items)
     note(f"minari.load_dataset({cfg.export.minari!r}) reads it, from {folder}")
     return run
