@@ -50,7 +50,7 @@ class Record:
 
 
 def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """What a run's method is called: agent, ranker, item embeddings, a belief that is not the default."""
+    """Name of a run's method: agent, ranker, item embeddings, and a belief that is not the default."""
     if "checkpoint" in result:
         return f"{result['agent']} (checkpoint, step {result['step']:,})"
     parts = [config["agent"]["name"]]
@@ -67,8 +67,11 @@ def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 
 
 def name_tasks(records: Sequence[Record]) -> list[str]:
-    """One name for what each record's runs are compared in: environment and data, with what differs between those
-    of one name, such as `env.boredom_threshold=3`. Items of another catalogue are told apart elsewhere."""
+    """Name the task of each record: environment and dataset.
+
+    Settings that differ between tasks of one name are added, such as `env.boredom_threshold=3`. Different item
+    embeddings are told apart by `tables.by_catalogue`.
+    """
     plain = [record.env for record in records]
     names = []
     for record, name in zip(records, plain, strict=True):
@@ -85,9 +88,9 @@ def task_of(record: Record) -> dict[str, Any]:
 
 
 def name_methods(records: Sequence[Record]) -> list[str]:
-    """One name for each record: equal for the seeds of one method, different where any other setting differs.
+    """Name the method of each record: equal for the seeds of one method, different if any other setting differs.
 
-    What differs between runs of one plain name is added to it, such as `agent.gamma=0`.
+    Settings that differ between runs of one plain name are added to it, such as `agent.gamma=0`.
     """
     plain = [method_of(record.config, record.result) for record in records]
     names = []
@@ -102,14 +105,14 @@ def name_methods(records: Sequence[Record]) -> list[str]:
 
 
 def without_lambdas(record: Record) -> Record:
-    """The record of a run with GeMS as that of its method whatever the weights lambda_KL and lambda_click."""
+    """Copy the record of a run with GeMS without the weights lambda_KL and lambda_click."""
     ranker = {key: value for key, value in record.config["ranker"].items() if key not in ("lambda_KL", "lambda_click")}
     return replace(record, config={**record.config, "ranker": {**ranker, "name": "gems"}})
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """What the configuration says of the method, flat: not the seeds, the environment, or where and how it ran."""
-    if "checkpoint" in record.result:  # what the command says of agents is not what the file holds
+    """Settings of the method by their dotted keys, without seeds, environment, device and paths."""
+    if "checkpoint" in record.result:  # the agent is the checkpoint's, not the command's
         file = Path(record.result["checkpoint"])
         return {"checkpoint": f"{file.parent.name}/{file.name}"}
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
@@ -122,9 +125,9 @@ def settings_of(record: Record) -> dict[str, Any]:
     if record.steps:
         parts |= {key: record.config[key] for key in sizes if key in record.config}
     if not record.result.get("compared_by") and not record.result.get("ranker_run"):
-        parts.pop("ranker", None)  # beside a method that does not use it
+        parts.pop("ranker", None)  # the method does not use it
         parts.pop("params", None)
-    # the lambdas are the ranker's; params only sets them
+    # the lambdas belong to the ranker; params only sets them
     return {key: value for key, value in _flat(parts).items() if not key.startswith("params.")}
 
 
