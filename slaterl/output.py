@@ -22,9 +22,9 @@ def set_up() -> None:
 class _Descriptor(io.FileIO):
     """A file descriptor that discards what is written after its pipe or terminal is closed."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Any) -> Any:
         try:
-            return super().write(data) or 0
+            return super().write(data)
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal is closed
                 raise
@@ -41,9 +41,10 @@ def _robust(stream: Any) -> Any:
     if type(raw) is not io.FileIO or raw.fileno() not in (1, 2):
         return stream
     stream.flush()
+    descriptor = _Descriptor(raw.fileno(), "wb", closefd=False)
     plain = codecs.lookup(stream.encoding).name in ("ascii", "utf-8")
     return io.TextIOWrapper(
-        io.BufferedWriter(_Descriptor(raw.fileno(), "wb", closefd=False)),
+        descriptor if raw is buffer else io.BufferedWriter(descriptor),  # type: ignore[arg-type]
         encoding="utf-8" if plain else stream.encoding,
         errors="surrogateescape" if plain else "backslashreplace",  # the bytes of a path stay what they are
         line_buffering=stream.line_buffering,

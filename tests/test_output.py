@@ -145,6 +145,24 @@ def test_reader_that_leaves(stream: str, unbuffered: list[str]) -> None:
     assert process.returncode == 7, "its own status"
 
 
+def test_unbuffered_stays_so() -> None:
+    """submitit starts jobs with `python -u`, and people follow their logs."""
+    script = (
+        "import sys\n"
+        "from slaterl import output\n"
+        "output.set_up()\n"
+        "output.set_up()\n"  # the second one changes nothing
+        "print('no end of line', end='')\n"
+        "sys.stdin.readline()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen([sys.executable, "-u", "-c", script], env=environment, **pipes) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.read(14) == b"no end of line"
+        process.stdin.close()
+
+
 def test_run_into_a_closed_pipe_is_a_good_run(tmp_path: Path) -> None:
     home = tmp_path / "home"
     run = [sys.executable, "-m", "slaterl.run", *RANDOM]
