@@ -147,7 +147,7 @@ class _Queue:
             self.signum = signum
             raise KeyboardInterrupt
 
-        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, handle)}
+        before: dict[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, handle)}
         for number in HANGUP:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 before[number] = signal.signal(number, first_only(handle))

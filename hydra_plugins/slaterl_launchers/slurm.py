@@ -107,7 +107,7 @@ def _check(launcher: Slurm, configs: Sequence[DictConfig], params: Mapping[str, 
     try:
         check_times(**{name: params[name] for name in ("timeout_min", "signal_delay_s")})
         for config in configs:
-            own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             check_config(own, top_level_keys(), keys_of(config.hydra.overrides.task))
     except UserError as error:
         refuse(launcher, error)

@@ -163,7 +163,8 @@ def lambda_grid(grid: pd.DataFrame) -> Figure:
         image = axis.imshow(table, cmap="viridis", origin="lower", aspect="auto")
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             if not np.isnan(value):
-                ink = "black" if image.norm(value) > 0.6 else "white"  # the best cells are bright
+                shade = float(np.asarray(image.norm(value)))
+                ink = "black" if shade > 0.6 else "white"  # the best cells are bright
                 axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=9)
         axis.set_xticks(range(len(table.columns)), [f"{value:g}" for value in table.columns])
         axis.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])

@@ -120,7 +120,15 @@ def settings_of(record: Record) -> dict[str, Any]:
         parts["item_embeddings"] = record.config["item_embeddings"]
     if record.result.get("init_from"):
         parts["init_from"] = record.result["init_from"]
-    sizes = ("max_steps", "random_steps", "num_envs", "batch_size", "capacity", "logged_data", "pretrain")
+    sizes: tuple[str, ...] = (
+        "max_steps",
+        "random_steps",
+        "num_envs",
+        "batch_size",
+        "capacity",
+        "logged_data",
+        "pretrain",
+    )
     sizes = ("offline", "logged_data", "pretrain") if "dataset" in record.result else sizes
     if record.steps:
         parts |= {key: record.config[key] for key in sizes if key in record.config}

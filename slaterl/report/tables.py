@@ -61,8 +61,8 @@ def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
     rows = []
     # other items make another environment, even under the same name
     for (env, catalogue), group in runs.groupby(["env", "catalogue"], sort=True):
-        values = {method: part["test"].tolist() for method, part in group.groupby("method")}
-        tests = welch_holm(values, against) if against in values else {}
+        values: dict[str, list[float]] = {str(name): part["test"].tolist() for name, part in group.groupby("method")}
+        tests = welch_holm(values, against) if against is not None and against in values else {}
         for method, part in group.groupby("method"):
             found = summarise(part["test"].tolist())
             rows.append(
@@ -134,8 +134,8 @@ def warnings(runs: pd.DataFrame) -> list[str]:
             steps = ", ".join(f"{value:,}" for value in sorted(learning["steps"].unique()))
             found.append(f"{env}: trained for different numbers of steps: {steps}.")
     double = runs[runs.duplicated(["env", "catalogue", "method", "seed"], keep=False)]
-    for (env, method, seed), group in double.groupby(["env", "method", "seed"]):
-        found.append(f"{env}: {method} has {len(group)} runs of seed {seed}, which are not independent.")
+    for (name, method, seed), group in double.groupby(["env", "method", "seed"]):
+        found.append(f"{name}: {method} has {len(group)} runs of seed {seed}, which are not independent.")
     return found
 
 

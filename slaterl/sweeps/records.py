@@ -105,7 +105,7 @@ class _Record:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "job.json"
         announced = read_json(self.file) if self.file.is_file() else {}
-        kept = {key: announced[key] for key in ("overrides", "config", "slot") if key in announced}
+        kept: dict[str, Any] = {key: announced[key] for key in ("overrides", "config", "slot") if key in announced}
         self.entries: dict[str, Any] = {"status": "running", **kept, "host": socket.gethostname(), "pid": os.getpid()}
         self._write()
 
@@ -154,6 +154,9 @@ def _read(file: Path) -> dict[str, Any]:
     for key, kind in _KINDS.items():
         if key in record and not isinstance(record[key], kind):
             raise UserError(f"{file}: damaged: field {key} is no {kind.__name__}")
+    for key in ("done", "total", "speed", "score"):
+        if not isinstance(record.get(key, 0), int | float | None):
+            raise UserError(f"{file}: damaged: field {key} is no number")
     return record
 
 

@@ -65,7 +65,7 @@ def make_slots(gpus: str | int, jobs_per_gpu: int, cpu_slots: int | None) -> tup
     if gpus != "auto" and (isinstance(gpus, bool) or not isinstance(gpus, int) or not 0 <= gpus <= len(visible)):
         raise UserError(f"hydra.launcher.gpus={gpus}: expected auto or a number up to {len(visible)}, the GPUs here")
     check_counts(jobs_per_gpu=jobs_per_gpu, cpu_slots=cores if cpu_slots is None else cpu_slots)
-    used = visible if gpus == "auto" else visible[:gpus]
+    used = visible if isinstance(gpus, str) else visible[:gpus]
     if used:
         names = [(f"gpu {gpu}", gpu) for _ in range(jobs_per_gpu) for gpu in used]
     else:

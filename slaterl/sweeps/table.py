@@ -99,11 +99,11 @@ def describe(job: Job, label: str) -> str:
 def _progress(record: dict[str, Any]) -> list[str]:
     """The columns stage, step, steps/s, val and left."""
     done, total, speed, score = (record.get(name) for name in ("done", "total", "speed", "score"))
-    running = record["status"] == "running" and speed and total
+    left = (total - done) / speed / 60 if record["status"] == "running" and total and speed else None  # minutes
     return [
         record.get("title", ""),
         f"{done:,} / {total:,}" if total else "",
-        f"{speed:,.1f}" if running else "",
+        "" if left is None else f"{speed:,.1f}",
         "" if score is None else f"{score:.4g}",
-        f"{(total - done) / speed / 60:,.1f} min" if running else "",
+        "" if left is None else f"{left:,.1f} min",
     ]

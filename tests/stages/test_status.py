@@ -42,7 +42,16 @@ def test_what_is_missing_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\x00", b"[]", b'{"status": 3}', b'{"status": "x", "overrides": 5}']
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\x00",
+        b"[]",
+        b'{"status": 3}',
+        b'{"status": "x", "overrides": 5}',
+        b'{"status": "x", "total": [], "done": 3}',
+    ],
 )
 def test_damaged_record_is_listed(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = a_sweep(tmp_path / "sweep", "seed=range(0,3)")
