@@ -114,6 +114,24 @@ def test_log_of_a_job_is_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "9.4 ± 1.4 输出\n"
 
 
+def test_log_of_the_next_job_of_a_worker(tmp_path: Path) -> None:
+    """The streams of a worker change between its pipe, which cannot seek, and one log after the other."""
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from slaterl import output\n"
+        "from slaterl.sweeps.slots import output_to\n"
+        "for name in 'ab':\n"
+        "    with output_to(Path(sys.argv[1], name)):\n"
+        "        output.set_up()\n"
+        "        print('\\u00b1 1')\n"
+        "print('end')\n"
+    )
+    done = python("-c", script, str(tmp_path), home=tmp_path, **ASCII)
+    assert (done.returncode, done.stdout) == (0, b"end\n"), done.stderr.decode()
+    assert [(tmp_path / name).read_text(encoding="utf-8") for name in "ab"] == ["± 1\n", "± 1\n"]
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("unbuffered", [[], ["-u"]], ids=["buffered", "unbuffered"])
 def test_reader_that_leaves(stream: str, unbuffered: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import itertools
@@ -92,7 +93,7 @@ def output_to(file: Path) -> Iterator[None]:
     """Within the block, append stdout and stderr of this process to the file, as UTF-8, libraries in C included."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # whatever the locale
     saved = [os.dup(1), os.dup(2)]
     with open(file, "ab") as log:
