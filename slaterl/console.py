@@ -1,4 +1,4 @@
-"""What is shown while a stage runs. All of it goes to stderr: stdout's last line is the run's folder."""
+"""Messages, progress bars and tables. All go to stderr, because the last line on stdout is the run's folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _listeners: list[Callable[[dict[str, Any]], None]] = []
 
 
 class Show(Protocol):
-    """Shows that `done` of a total are done; `score` is that of the last validation."""
+    """Show that `done` of a total are done. `score` is the score of the last validation."""
 
     def __call__(self, done: int, *, score: float | None = None) -> None: ...
 
 
 @contextlib.contextmanager
 def listening(listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """For the block, give the listener what `tell` is told: a job of a sweep is followed so."""
+    """Within the block, pass all facts of `tell` to the listener. A sweep follows its jobs this way."""
     _listeners.append(listener)
     try:
         yield
@@ -32,7 +32,7 @@ def listening(listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
 
 
 def tell(**facts: Any) -> None:
-    """What has become known of the run, for whoever follows it: its folder; title, done, total and unit; score."""
+    """Tell all listeners new facts about the run: its folder; title, done, total and unit; score."""
     for listener in _listeners:
         listener(facts)
 
@@ -49,11 +49,11 @@ class _Speed(ProgressColumn):
 
 @contextlib.contextmanager
 def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Show]:
-    """A bar with speed and time left. Yields `show(done)`.
+    """Show a bar with speed and remaining time. Yields `show(done)`.
 
     Args:
-        unit: plural, of what is counted ("steps").
-        start: how much was done before, in a run that goes on.
+        unit: what is counted, in the plural ("steps").
+        start: how much a resumed run had done before.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -74,15 +74,15 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Show
 
 
 def note(message: str) -> None:
-    """One line about what happens."""
-    console.print(message, markup=False, soft_wrap=True)  # a path in it can be copied
+    """Print one line."""
+    console.print(message, markup=False, soft_wrap=True)  # an unbroken path can be copied
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; the first column on the left, all others on the right."""
+    """Print a table. The first column is aligned left, all others right."""
     shown = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
-        # however narrow the terminal, what a row is about can be read
+        # the first column stays readable in a narrow terminal
         shown.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, min_width=None if i else 12)
     for row in rows:
         shown.add_row(*row)

@@ -11,11 +11,26 @@ class UserError(Exception):
 
 
 class Interrupted(BaseException):
-    """A signal arrived and the state was saved. run.py exits with status 128 + signum.
+    """A signal ended the run. run.py exits with status 128 + signum.
 
     It derives from BaseException, so that no library between the training loop and run.py handles it as a failure.
+
+    Attributes:
+        signum: the signal's number.
+        saved: whether anything was saved, and how to resume. None if the run was not training.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, saved: str | None = None) -> None:
         super().__init__(f"signal {signum}")
         self.signum = signum
+        self.saved = saved
+
+    @property
+    def outcome(self) -> str:
+        """The message for the user. A second signal says less than the one that is ending the run."""
+        error: BaseException | None = self
+        while error is not None:
+            if isinstance(error, Interrupted) and error.saved:
+                return error.saved
+            error = error.__context__
+        return "finished stages and checkpoints are kept; rerun the same command to resume"

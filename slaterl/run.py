@@ -21,6 +21,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from slaterl import output
 from slaterl.config.listing import as_help
 from slaterl.config.quoting import explain_quoting
 from slaterl.paths import CONF
@@ -39,6 +40,8 @@ def main(cfg: DictConfig) -> float | None:
     from slaterl.runs.signals import handling, requeue
     from slaterl.sweeps.records import recording
 
+    output.set_up()  # also in the processes of a sweep's jobs
+
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
@@ -56,7 +59,7 @@ def main(cfg: DictConfig) -> float | None:
             raise CompactHydraException(str(error)) from None  # the other jobs go on, and the launcher tells at the end
         sys.exit(2)
     except Interrupted as error:
-        print(f"interrupted by signal {error.signum}; the same command goes on from here", file=sys.stderr)
+        print(f"interrupted by signal {error.signum}: {error.outcome}", file=sys.stderr)
         if error.signum == signal.SIGUSR2:  # from SLURM
             requeue()
         sys.exit(128 + error.signum)
@@ -88,8 +91,14 @@ def run_stage(cfg: DictConfig) -> float | None:
     return run.result().get("val_return")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run the command line."""
+    output.set_up()
     try:
         main()
     except KeyboardInterrupt:  # while Hydra composes the jobs of a sweep
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    command()

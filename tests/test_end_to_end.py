@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_same_command_twice_is_one_run(undisturbed: Path, first: Path) -> None:
     again = run(undisturbed, *SMOKE)
     assert folder(again) == first
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert "finished before" in again.stderr
+    assert "already finished" in again.stderr
     assert "short-term oracle" in again.stderr
 
 
@@ -141,6 +142,42 @@ def test_sigterm_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     assert "resuming from step 32" in again.stderr
     folder(again)
     assert same_results(home, undisturbed)
+
+
+def test_closed_terminal_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGHUP arrives twice, from the kernel and from the shell; the second must not hurry the first."""
+    home = tmp_path / "home"
+    done = run(home, *SMOKE, script=[KILLER, "hup:27"])
+    assert done.returncode == 128 + signal.SIGHUP, done.stderr
+    assert "interrupted by signal 1: saved at step 32; rerun the same command to resume" in done.stderr
+    online = next(home.glob("online/*/*"))
+    assert json.loads((online / "manifest.json").read_text())["status"] == "interrupted"
+    again = run(home, *SMOKE)
+    assert "going on from step 32" in again.stderr
+    folder(again)
+    assert same_results(home, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("point", "saved"),
+    [
+        (2, "nothing was saved; rerun the same command to start again"),  # in the first epoch of pretraining
+        (7, "nothing new was saved; rerun the same command to resume from step 5"),  # after its validation
+        (37, "nothing new was saved; rerun the same command to resume from step 40"),
+    ],
+)
+def test_two_quick_ctrl_c_say_what_is_saved(point: int, saved: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    heeding = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    done = run(home, *SMOKE, script=[KILLER, f"int_int:{point}"], preexec_fn=heeding)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert done.stderr.splitlines()[-1] == f"interrupted by signal 2: {saved}"
+    manifests = [json.loads(file.read_text()) for file in home.glob("*/*/*/manifest.json")]
+    assert "running" not in [manifest["status"] for manifest in manifests]
+    again = run(home, *SMOKE)
+    assert folder(again)
+    step = saved.rpartition("step ")[2] if "step" in saved else None
+    assert (f"going on from step {step}" in again.stderr) == (step is not None)
 
 
 @pytest.mark.parametrize(

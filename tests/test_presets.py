@@ -42,6 +42,14 @@ def test_all_jobs_are_sound(preset: str, count: int) -> None:
         assert (cfg.max_steps, cfg.save_every_n_steps) == (100_000, 50_000)
 
 
+def test_fitted_q_evaluation_is_small_at_the_smallest_scale_only() -> None:
+    """2,000 updates of 5 members take 100 s, where everything else at scale=smoke takes seconds."""
+    sizes = {scale: compose_config(f"scale={scale}").fqe for scale in ("smoke", "demo", "paper")}
+    assert sizes["smoke"].updates * sizes["smoke"].members * sizes["smoke"].batch_size <= 1_000
+    for scale in ("demo", "paper"):
+        assert (sizes[scale].updates, sizes[scale].members, sizes[scale].batch_size) == (2_000, 5, 64)
+
+
 @pytest.mark.parametrize(("preset", "part", "count"), [(preset[0], *preset[2:]) for preset in PRESETS])
 def test_runs_at_the_smallest_scale(preset: str, part: list[str], count: int, tmp_path: Path) -> None:
     arguments = [f"experiment={preset}", "scale=smoke", "device=cpu", "threads=1", f"hydra.sweep.dir={tmp_path}/sweep"]

@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 
 
 class LocalGpus(Launcher):
-    """Queues the jobs of a sweep for `gpus` x `jobs_per_gpu` slots, or `cpu_slots` where there is no GPU.
+    """Queue the jobs of a sweep for `gpus` x `jobs_per_gpu` slots, or for `cpu_slots` slots without a GPU.
 
-    The processes are loky's. One that dies ends its job only: a new process takes the next job.
+    The processes are loky's. A process that dies ends only its own job, and a new process takes the next one.
     """
 
     def __init__(self, gpus: str | int, jobs_per_gpu: int, cpu_slots: int | None) -> None:
         self.gpus, self.jobs_per_gpu, self.cpu_slots = gpus, jobs_per_gpu, cpu_slots
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from slaterl.sweeps.launch import check_folder
+
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        check_folder(self)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from slaterl.errors import UserError
@@ -46,8 +49,8 @@ class LocalGpus(Launcher):
             refuse(self, error)
         slots = slots[: len(job_overrides)]
         for slot in slots:
-            slot.submit(_warm_up)  # takes as long as composing the configurations does
-        # before the user's own, which may say otherwise
+            slot.submit(_warm_up)  # imports torch while the configurations are composed
+        # first, so that the user's own settings can override it
         job_overrides = [[f"threads={threads}", *overrides] for overrides in job_overrides]
         configs = compose_jobs(self, job_overrides, initial_job_idx)
         announce_jobs(self, configs, initial_job_idx)
@@ -56,7 +59,7 @@ class LocalGpus(Launcher):
 
 
 class _Queue:
-    """Gives every free slot the next job until all are done."""
+    """Give the next job to every free slot until all jobs are done."""
 
     def __init__(self, launcher: LocalGpus, slots: list[Slot], configs: list[DictConfig], first: int) -> None:
         from slaterl.sweeps.launch import sweep_folder
@@ -66,13 +69,14 @@ class _Queue:
         self.waiting = deque(range(len(configs)))
         self.busy: dict[Future[Any], tuple[Slot, int]] = {}
         self.returns: dict[int, JobReturn] = {}
+        self.signum: int = signal.SIGINT
 
     def run(self) -> list[JobReturn]:
         from concurrent.futures import FIRST_COMPLETED, wait
 
         from slaterl.sweeps.table import Watch
 
-        before = signal.signal(signal.SIGTERM, _as_ctrl_c)
+        before = self._as_ctrl_c()
         numbers = [self.first + index for index in range(len(self.configs))]
         try:
             with Watch(self.folders[0].parent, numbers) as watch:
@@ -85,9 +89,10 @@ class _Queue:
                 except KeyboardInterrupt:
                     self._stop()
         finally:
-            signal.signal(signal.SIGTERM, before)
             for slot in self.slots:
                 slot.end()
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return [self.returns[index] for index in range(len(self.configs))]
 
     def _fill(self) -> None:
@@ -115,24 +120,38 @@ class _Queue:
                 mark_killed(self.folders[index], reason)
                 self.returns[index] = lost(self.configs[index], reason)
             if error is not None or self.returns[index].status.name != "COMPLETED":
-                slot.end()  # after a crash, or an error of the GPU, the process is not to be trusted
+                slot.end()  # after a crash or a GPU error, do not trust the process
 
     def _stop(self) -> None:
-        """Let the jobs that run save and end; a second Ctrl-C kills them."""
+        """Let running jobs save and end. A second Ctrl-C kills them."""
         from concurrent.futures import wait
 
         from slaterl.console import note
         from slaterl.sweeps.records import read_job
 
-        note("stopping: the jobs that run save a checkpoint; Ctrl-C again kills them")
+        note("stopping: running jobs save a checkpoint; Ctrl-C again kills them")
         started = [future for future, (_, index) in self.busy.items() if "pid" in read_job(self.folders[index]).record]
         for future in started:
             with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
                 os.kill(read_job(self.folders[self.busy[future][1]]).record["pid"], signal.SIGTERM)
         with contextlib.suppress(KeyboardInterrupt):
             wait(started)
-        note("stopped; the same command does what is missing")
-        sys.exit(128 + signal.SIGINT)
+        note("stopped; rerun the same command to run only the missing jobs")
+        sys.exit(128 + self.signum)
+
+    def _as_ctrl_c(self) -> dict[int, Any]:
+        """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does. Returns the previous handlers."""
+        from slaterl.runs.signals import HANGUP, first_only
+
+        def handle(signum: int, frame: Any) -> None:
+            self.signum = signum
+            raise KeyboardInterrupt
+
+        before: dict[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, handle)}
+        for number in HANGUP:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                before[number] = signal.signal(number, first_only(handle))
+        return before
 
 
 def _warm_up() -> None:
@@ -146,7 +165,7 @@ def _run(
     task_function: TaskFunction,
     singletons: dict[Any, Any],
 ) -> JobReturn:
-    """One job, in the worker's process."""
+    """Run one job in the worker's process."""
     from slaterl.sweeps.slots import output_to
 
     setup_globals()
@@ -159,7 +178,3 @@ def _run(
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
-
-
-def _as_ctrl_c(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt

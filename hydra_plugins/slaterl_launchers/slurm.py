@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm_gpu and slurm_cpu: a job array of submitit's, watched to its end whatever happens to a job."""
+"""hydra/launcher=slurm_gpu and slurm_cpu: a SLURM job array, watched until every job has ended."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from omegaconf import DictConfig, OmegaConf
 
 POLL_SECONDS = 2.0
 _GOING_ON = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD"}
-# How long a job without a result is over before it counts as lost. One that is requeued shows its old state for a
-# while; a result of another machine can show a minute late on a shared file system; SLURM forgets jobs that ended.
+# How long after its end a job without a result counts as lost. A requeued job shows its old state for a while. On a
+# shared file system a result of another machine can appear a minute late. SLURM forgets jobs that ended.
 _PATIENCE_SECONDS = {"COMPLETED": 120.0, "UNKNOWN": 120.0}
 _PATIENCE_SECONDS_ELSE = 15.0
 
 
 class Slurm(SlurmLauncher):
-    """hydra-submitit-launcher's, which stops watching all jobs as soon as one of them is killed."""
+    """hydra-submitit-launcher's, but a killed job does not end the watching of the others."""
+
+    def setup(self, **context: Any) -> None:
+        from slaterl.sweeps.launch import check_folder
+
+        super().setup(**context)
+        check_folder(self)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from slaterl.console import note
@@ -43,7 +49,7 @@ class Slurm(SlurmLauncher):
             [Singleton.get_state()] * count,
         )
         array, folder = jobs[0].job_id.split("_")[0], sweep_folder(self)
-        note(f"{count} jobs submitted to SLURM as {array}; their output is in {folder / '.submitit'}")
+        note(f"{count} jobs submitted to SLURM as {array}; see their output in {folder / '.submitit'}")
         try:
             returns = self._watch(jobs, configs, initial_job_idx)
         except KeyboardInterrupt:
@@ -62,7 +68,7 @@ class Slurm(SlurmLauncher):
         return executor
 
     def _watch(self, jobs: Sequence[Any], configs: Sequence[DictConfig], first: int) -> list[JobReturn]:
-        """Wait for every job's result, or for SLURM to say that there will be none."""
+        """Wait for every job's result, or until SLURM says that there will be none."""
         from slaterl.sweeps.launch import lost, mark_killed, sweep_folder
         from slaterl.sweeps.table import Watch
 
@@ -92,7 +98,7 @@ class Slurm(SlurmLauncher):
 
 
 def _check(launcher: Slurm, configs: Sequence[DictConfig], params: Mapping[str, Any]) -> None:
-    """Mistakes are told now rather than after hours in a queue."""
+    """Report mistakes now rather than after hours in a queue."""
     from slaterl.config.check import check_config, keys_of
     from slaterl.errors import UserError
     from slaterl.sweeps.launch import refuse
@@ -100,14 +106,14 @@ def _check(launcher: Slurm, configs: Sequence[DictConfig], params: Mapping[str, 
     try:
         check_times(**{name: params[name] for name in ("timeout_min", "signal_delay_s")})
         for config in configs:
-            own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             check_config(own, keys_of(config.hydra.overrides.task))
     except UserError as error:
         refuse(launcher, error)
 
 
 def check_times(timeout_min: int, signal_delay_s: int) -> None:
-    """Raise UserError where SLURM would announce the time limit as soon as a job starts, and each start end there."""
+    """Raise UserError if SLURM would announce the time limit as soon as a job starts, which would end every start."""
     from slaterl.errors import UserError
 
     if signal_delay_s >= 60 * timeout_min:
@@ -116,12 +122,12 @@ def check_times(timeout_min: int, signal_delay_s: int) -> None:
 
 
 def _states() -> dict[str, str] | None:
-    """The state of each of the user's jobs by id, also of those that ended a while ago; None if SLURM does not answer.
+    """States of the user's jobs by id, recently ended ones included; None if SLURM does not answer.
 
-    From squeue rather than sacct, which needs an accounting database.
+    Read from squeue, since sacct needs an accounting database.
     """
     command = ["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T"]
-    listed = subprocess.run(command, capture_output=True, text=True)
+    listed = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     return dict(line.split() for line in listed.stdout.splitlines()) if listed.returncode == 0 else None
 
 

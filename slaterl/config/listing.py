@@ -18,7 +18,7 @@ def choices(group: str) -> dict[str, str]:
     """Return the files of a group, each with its first comment line."""
     found = {}
     for file in sorted((CONF / group).glob("*.yaml")):
-        lines = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
         found[file.stem] = lines[0].removeprefix("# ")
     return found
 

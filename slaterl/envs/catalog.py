@@ -78,9 +78,13 @@ def read(path: str, shape: tuple[int, int]) -> Tensor:
         raise
     except Exception as error:  # each reader has its own exceptions for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "Weights only load failed" in reason:  # torch goes on with advice that does not apply here
+            reason = "it holds other classes than plain tensors"
         raise UserError(f"{where}: cannot be read ({reason})") from error
     if not isinstance(found, Tensor):
         raise UserError(f"{where}: expected a tensor, found {type(found).__name__}")
+    if odd := _oddity(found):
+        raise UserError(f"{where}: expected a dense tensor of floats, found {odd}")
     if tuple(found.shape) != shape or not found.is_floating_point():
         raise UserError(
             f"{where}: found {list(found.shape)} {found.dtype}, expected {list(shape)} floats "
@@ -90,6 +94,21 @@ def read(path: str, shape: tuple[int, int]) -> Tensor:
     if not torch.isfinite(found).all():
         raise UserError(f"{where}: {int((~torch.isfinite(found)).sum())} of its values are not finite")
     return found
+
+
+def _oddity(tensor: Tensor) -> str | None:
+    """What makes a tensor unfit as a plain matrix; None for strided views and tensors that require gradients."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"a {type(tensor).__name__}"
+    if tensor.is_nested:  # it has no shape
+        return "a nested one"
+    if tensor.is_quantized:
+        return f"a quantised one ({tensor.dtype})"
+    if tensor.layout != torch.strided:
+        return f"one of layout {tensor.layout}"
+    if tensor.is_meta:
+        return "one on the meta device, which has no values"
+    return None
 
 
 def fingerprint(embeddings: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The report's pictures: each a function from data to a matplotlib figure."""
+"""Figures of a report: each function draws one from data."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ WIDTH = 9.0  # inches
 
 
 def learning_curves(runs: pd.DataFrame) -> Figure:
-    """Validation return over steps: the mean over a method's seeds, and its 95 % interval as a band."""
-
+    """Validation return over steps: the mean over a method's seeds, with its 95 % interval as a band."""
     colours = _colours(runs["method"])
 
     def draw(axis: Axes, env: str) -> None:
@@ -32,10 +31,10 @@ def learning_curves(runs: pd.DataFrame) -> Figure:
             colour = colours[str(method)]
             curves = [pd.Series(dict(zip(*_curve(path), strict=True))) for path in group["path"]]
             curves = [curve for curve in curves if len(curve)]
-            if not curves:  # it does not learn: a level
+            if not curves:  # without learning: a level
                 axis.axhline(group["test"].mean(), label=method, linestyle=":", color=colour)
                 continue
-            table = pd.concat(curves, axis=1).dropna()  # where all seeds have been
+            table = pd.concat(curves, axis=1).dropna()  # steps that all seeds have reached
             middle = table.mean(axis=1).to_numpy()
             axis.plot(table.index, middle, label=method, color=colour, linewidth=1.4)
             if len(curves) > 1:
@@ -75,7 +74,7 @@ def return_per_turn(episodes: Mapping[str, Episodes], methods: Iterable[str] = (
     """Draw the reward in each turn of the episode, mean over users with its 95 % interval.
 
     Args:
-        methods: all of the report, so that each has the colour that it has in the learning curves.
+        methods: all methods of the report, so that the colours are those of the learning curves.
     """
     colours = _colours([*episodes, *methods])
     figure = _figure(3.4)
@@ -96,7 +95,7 @@ def return_per_turn(episodes: Mapping[str, Episodes], methods: Iterable[str] = (
 
 
 def slate_heat_map(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figure:
-    """One user's episode: how many items of each topic the slates held, clicks as dots, boredom hatched."""
+    """One user's episode: items of each topic on the slates, clicks as dots, bored topics hatched."""
 
     def draw(axis: Axes, method: str) -> None:
         found = episodes[method]
@@ -128,7 +127,7 @@ def slate_heat_map(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figu
 
 
 def slate_ranks(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figure:
-    """One user's episode: the topic at each rank, turn after turn."""
+    """One user's episode: the topic at each rank in each turn."""
 
     def draw(axis: Axes, method: str) -> None:
         found = episodes[method]
@@ -164,7 +163,8 @@ def lambda_grid(grid: pd.DataFrame) -> Figure:
         image = axis.imshow(table, cmap="viridis", origin="lower", aspect="auto")
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             if not np.isnan(value):
-                ink = "black" if image.norm(value) > 0.6 else "white"  # the best cells are bright
+                shade = float(np.asarray(image.norm(value)))
+                ink = "black" if shade > 0.6 else "white"  # the best cells are bright
                 axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=9)
         axis.set_xticks(range(len(table.columns)), [f"{value:g}" for value in table.columns])
         axis.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])
@@ -188,7 +188,7 @@ def _colours(methods: Iterable[str]) -> dict[str, tuple[float, ...]]:
 
 
 def _with_legend(figure: Figure) -> Figure:
-    """One legend for all panels, below them."""
+    """Add one legend for all panels, below them."""
     labelled = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
     entries = {label: handle for axis in labelled for handle, label in axis}
     columns = 3 if max(map(len, entries)) < 30 else 2
@@ -207,7 +207,7 @@ def _figure(height: float) -> Figure:
 
 
 def _panels(names: Sequence[str], draw: Callable[[Axes, str], None], columns: int = 2, height: float = 3.4) -> Figure:
-    """One panel for each name."""
+    """Draw one panel for each name."""
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     figure = _figure(height * rows)
@@ -220,7 +220,7 @@ def _panels(names: Sequence[str], draw: Callable[[Axes, str], None], columns: in
 
 
 def _from_turn_1(rows: NDArray[np.int64]) -> tuple[float, float, float, float]:
-    """Where an image of rows by turns lies, so that its first turn is 1, as in the other pictures."""
+    """Extent of an image [rows, turns] whose first turn is 1, as in the other pictures."""
     return 0.5, rows.shape[1] + 0.5, len(rows) - 0.5, -0.5
 
 

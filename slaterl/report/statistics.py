@@ -1,4 +1,4 @@
-"""What some seeds tell: means with intervals, robust means, and tests against another method."""
+"""Statistics over seeds: means with intervals, robust means, and tests against another method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Summary:
-    """Returns over seeds. An interval needs two seeds; where there is one it is None."""
+    """Returns over seeds. Intervals need two seeds; with one seed they are None."""
 
     seeds: int
     mean: float
@@ -28,7 +28,7 @@ class Summary:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Summary of one value a seed."""
+    """Summarise one value per seed."""
     array = np.asarray(values, dtype=float)
     low = high = interval = None
     if len(array) > 1:
@@ -57,12 +57,12 @@ def iqm(values: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def half_width(values: np.ndarray) -> float:
-    """Of Student's 95 % interval of the mean of at least two values."""
+    """Half-width of Student's 95 % interval of the mean of at least two values."""
     return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def welch_holm(values: Mapping[str, Sequence[float]], against: str) -> dict[str, float]:
-    """p of Welch's t-test of each other method against one, after Holm's correction for their number.
+    """p-values of Welch's t-test of each other method against one, after Holm's correction.
 
     Methods with one seed cannot be tested and are left out.
     """
@@ -71,9 +71,9 @@ def welch_holm(values: Mapping[str, Sequence[float]], against: str) -> dict[str,
     if not testable:
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of equal values; what it then returns is looked at below
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal values give NaN, which is handled below
         raw = [stats.ttest_ind(values[name], base, equal_var=False).pvalue for name in testable]
-    # no spread at all on both sides: equal means are no difference, others a certain one
+    # without any spread on both sides, equal means give p = 1 and different means p = 0
     raw = [
         (1.0 if np.mean(values[name]) == np.mean(base) else 0.0) if math.isnan(p) else float(p)
         for name, p in zip(testable, raw, strict=True)

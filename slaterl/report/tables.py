@@ -1,4 +1,4 @@
-"""The report's tables: one row for each environment and method."""
+"""Tables of a report: one row for each environment and method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slaterl.training import metrics
 def results(records: Sequence[Record]) -> pd.DataFrame:
     """One row for each finished run: env, method, seed, test, best, last, score, steps, catalogue (of items), path.
 
-    The score of an offline run is 100 * (test - random) / (expert - random), where an expert is known.
+    The score of an offline run is 100 * (test - random) / (expert - random), if the expert's return is known.
     """
     finished = [record for record in records if record.result]
     rows = []
@@ -44,13 +44,13 @@ def results(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def by_catalogue(env: pd.Series, catalogue: pd.Series) -> pd.Series:
-    """Environments with their item embeddings, where those of one differ."""
+    """Add the fingerprint of the item embeddings to the environments that have several."""
     several = catalogue.groupby(env).transform("nunique") > 1
     return env.where(~several, env + ", items " + catalogue)
 
 
 def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
-    """One row for each environment and method, by falling mean, with numbers.
+    """Summarise each method in each environment, as numbers, sorted by falling mean.
 
     Raises:
         UserError: there is no method called `against`.
@@ -59,10 +59,10 @@ def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
     if against is not None and against not in methods:
         raise UserError(f"report.against={against}: no such method here; there are {'; '.join(methods)}")
     rows = []
-    # items of another catalogue are another environment, whatever its name
+    # other items make another environment, even under the same name
     for (env, catalogue), group in runs.groupby(["env", "catalogue"], sort=True):
-        values = {method: part["test"].tolist() for method, part in group.groupby("method")}
-        tests = welch_holm(values, against) if against in values else {}
+        values: dict[str, list[float]] = {str(name): part["test"].tolist() for name, part in group.groupby("method")}
+        tests = welch_holm(values, against) if against is not None and against in values else {}
         for method, part in group.groupby("method"):
             found = summarise(part["test"].tolist())
             rows.append(
@@ -89,7 +89,7 @@ def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame, against: str | None) -> pd.DataFrame:
-    """The summary as text, as people read it: absent where a number is."""
+    """Format the summary for people. Missing numbers become empty cells."""
 
     def number(value: float | None, form: str = ".1f") -> str:
         return "" if value is None or math.isnan(value) else format(value, form)
@@ -121,12 +121,12 @@ def shown(table: pd.DataFrame, against: str | None) -> pd.DataFrame:
 
 
 def warnings(runs: pd.DataFrame) -> list[str]:
-    """What in these runs does not compare, in sentences."""
+    """Sentences about runs that cannot be compared."""
     found = []
     for env, group in runs.groupby("env"):
         if group["catalogue"].nunique() > 1:
             found.append(f"{env}: its runs are of {group['catalogue'].nunique()} different sets of item embeddings.")
-        users = sorted(group["test_users"].dropna().astype(int).unique())  # none where the data alone tell
+        users = sorted(group["test_users"].dropna().astype(int).unique())  # none for estimates from data alone
         if len(users) > 1:
             found.append(f"{env}: different numbers of test users: {', '.join(map(str, users))}.")
         learning = group[group["steps"] > 0]
@@ -134,20 +134,20 @@ def warnings(runs: pd.DataFrame) -> list[str]:
             steps = ", ".join(f"{value:,}" for value in sorted(learning["steps"].unique()))
             found.append(f"{env}: trained for different numbers of steps: {steps}.")
     double = runs[runs.duplicated(["env", "catalogue", "method", "seed"], keep=False)]
-    for (env, method, seed), group in double.groupby(["env", "method", "seed"]):
-        found.append(f"{env}: {method} has {len(group)} runs of seed {seed}, which are not independent.")
+    for (name, method, seed), group in double.groupby(["env", "method", "seed"]):
+        found.append(f"{name}: {method} has {len(group)} runs of seed {seed}, which are not independent.")
     return found
 
 
 def unfinished(records: Sequence[Record]) -> pd.DataFrame:
-    """Runs without a result: what became of them, and the command that goes on."""
+    """Runs without a result: status, reason, and the command that resumes them."""
     rows = [
         {
             "run": record.path.name,
-            "environment": record.env,
+            "environment": record.env if record.config else "",  # a damaged manifest does not tell
             "status": record.status,
             "reason": " ".join(record.reason.split()),
-            "command": "python -m slaterl.run " + shlex.join(record.command),
+            "command": "" if record.status == "damaged" else f"python -m slaterl.run {shlex.join(record.command)}",
         }
         for record in records
         if not record.result

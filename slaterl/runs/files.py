@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ import hashlib
 import json
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from slaterl.errors import UserError
+from slaterl.runs.signals import deferred
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a name beside the target to write to; what is there at the end is renamed to the target.
+    """Yield a temporary path next to the target. At the end of the block it is renamed to the target.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written. What was there before stays.
+        UserError: the disk is full or the folder cannot be written. An existing file stays as it was.
     """
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        partial.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone; inputs are shared
+        partial.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         with open(partial, "rb") as file:
-            os.fsync(file.fileno())  # a manifest must not outlive a power cut that its product does not
+            os.fsync(file.fileno())  # else a power cut could keep the manifest and lose the files it lists
         os.replace(partial, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer on a full disk
@@ -43,24 +44,33 @@ def whole_file(path: Path) -> Iterator[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file. Raises UserError if it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove its folder to make it again") from error
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all. Raises UserError if it cannot be written."""
+    with deferred():  # a run that is interrupted twice must not stay "running"
+        write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, whatever the locale. Raises UserError if that is not possible.
+
+    A path that is not in the locale's encoding keeps its bytes (surrogateescape).
+    """
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def fingerprint_of(path: Path) -> str:
-    """16 hex digits that change with any byte of a file."""
+    """16 hex digits that change with any byte of the file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line: the operating system's words where it was the cause."""
+    """The first line of an error's message, or the operating system's message if that was the cause."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -70,7 +80,7 @@ def first_line(error: BaseException) -> str:
 
 
 def in_short(error: BaseException) -> str:
-    """All that a library says in several lines, in one of them."""
+    """An error's message of several lines, shortened to one."""
     return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
 
 

@@ -112,7 +112,7 @@ class Run:
             for run in (self, *inputs.values()):
                 run._tell_changed_code()
             if self.finished:
-                note(f"finished before, {before['ended']}: {self.path}")
+                note(f"already finished {before['ended']}: {self.path}")
                 yield False
                 return
             entry = {

@@ -1,4 +1,4 @@
-"""Signals: which end a run, and which only make it save."""
+"""Signals: which ones end a run, and which ones only make it save."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 Handler = Callable[[int, "FrameType | None"], None]
 
+# of a terminal that is closed; Windows has none
+HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+
 
 @contextlib.contextmanager
 def handling(*, stop: Handler, save: Handler) -> Iterator[None]:
-    """Install the handlers for the block: `stop` for SIGINT and SIGTERM.
+    """Install handlers for the block: `stop` for SIGINT, SIGTERM and SIGHUP.
 
-    In a SLURM job of submitit's (which handles USR2 there), USR2 announces a preemption or the time limit and is the
-    one to stop at; SIGTERM is only a reason to save. SLURM puts a job that it preempts back into the queue if the job
-    is still there when its time of grace ends; one that left at the SIGTERM before counts as failed. A job that is
-    cancelled or requeued by hand is killed soon after the signal, whatever it does.
+    submitit handles USR2 in a SLURM job. There, USR2 announces a preemption or the time limit and calls `stop`, while
+    SIGTERM and SIGHUP call `save`. SLURM requeues a preempted job only if the job lives until its grace time ends. A
+    job that left at the earlier SIGTERM counts as failed. A job that is cancelled or requeued by hand is killed soon
+    after the signal, whatever it does.
+
+    A closed terminal sends SIGHUP twice, by the kernel and by the shell, so the second one is ignored. `nohup` has
+    SIGHUP ignored from the start, and it stays so.
     """
     in_slurm = callable(signal.getsignal(signal.SIGUSR2))
     handlers = {signal.SIGINT: stop, signal.SIGTERM: save if in_slurm else stop}
+    for number in HANGUP:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            handlers[number] = save if in_slurm else first_only(stop)
     if in_slurm:
         handlers[signal.SIGUSR2] = stop
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -30,15 +40,48 @@ def handling(*, stop: Handler, save: Handler) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
+            if number not in HANGUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+def first_only(handler: Handler) -> Handler:
+    """Wrap a handler to ignore the signal from its first arrival on."""
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_IGN)
+        handler(signum, frame)
+
+    return handle
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Hold back SIGINT, SIGTERM and SIGHUP until the block ends, so that a file in it is written.
+
+    A mask would not do: it is one thread's, and the process has others. Only the main thread can set handlers, and
+    only there handlers run, so the block of another thread needs nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, *HANGUP) if callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, lambda signum, frame: arrived.append(signum)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def requeue() -> None:
-    """Let submitit's handler of USR2 put this job of SLURM's back into the queue.
+    """Let submitit's handler of USR2 put this SLURM job back into the queue.
 
-    SLURM ends a job as soon as it is told to requeue it, and `scontrol` as one of its processes, often before that can
-    say so. If it did fail, SLURM has the job as failed; an exception would be this job's result, and end the watching
-    of one that goes on.
+    SLURM ends a job as soon as it requeues it, and `scontrol` with it, often before `scontrol` can report success. If
+    requeueing did fail, SLURM has the job as failed. An exception here would become the job's result and end the
+    watching of a job that goes on.
     """
     try:
         signal.raise_signal(signal.SIGUSR2)

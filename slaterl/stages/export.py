@@ -23,6 +23,10 @@ def export(cfg: DictConfig) -> Product:
     def show(run: Run) -> None:
         dataset.show(run)
         data, metadata = trajectories.load(run.path / trajectories.FILE, num_items=cfg.env.num_items)
+        folder = minari.exported(cfg.export.minari, metadata["checksum"])
+        if folder is not None:
+            note(f"already exported: {folder}")
+            return
         folder = minari.export(data, metadata, cfg.export.minari, cfg.env.num_items)
         note(f"minari.load_dataset({cfg.export.minari!r}) reads it, from {folder}")
 

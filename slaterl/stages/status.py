@@ -1,4 +1,4 @@
-"""stage=status: how the jobs of a sweep stand, and the command that does what is missing."""
+"""stage=status: the state of a sweep's jobs, and the command that runs the missing ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from slaterl.console import console, note
 from slaterl.errors import UserError
+from slaterl.runs.files import first_line
 from slaterl.sweeps.records import jobs
-from slaterl.sweeps.table import jobs_table, label_jobs
+from slaterl.sweeps.table import describe, jobs_table, label_jobs
 
 
 def status(cfg: DictConfig) -> None:
@@ -30,9 +33,9 @@ def status(cfg: DictConfig) -> None:
     labels = label_jobs(found)
     for job in found:
         if job.reason:
-            note(f"job {job.number} ({labels[job.number]}) {job.state}: {job.reason}")
+            note(describe(job, labels[job.number]))
     if any(job.state != "finished" for job in found):
-        note("what is missing is done, and only that, by")
+        note("run only the missing jobs with:")
         print(command_of(sweep))
 
 
@@ -45,7 +48,15 @@ def newest(root: Path) -> Path:
 
 
 def command_of(sweep: Path) -> str:
-    """The command that launched the sweep, as Hydra recorded it."""
-    overrides = OmegaConf.load(sweep / "multirun.yaml").hydra.overrides
-    given = [*overrides.task, *(entry for entry in overrides.hydra if not entry.startswith("hydra.mode="))]
+    """The command that launched the sweep, as Hydra recorded it.
+
+    Raises:
+        UserError: the record is missing or damaged.
+    """
+    file = sweep / "multirun.yaml"
+    try:
+        overrides = OmegaConf.load(file).hydra.overrides
+        given = [*overrides.task, *(entry for entry in overrides.hydra if not entry.startswith("hydra.mode="))]
+    except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file}: cannot be read ({first_line(error)})") from error
     return shlex.join([Path(sys.executable).name, "-m", "slaterl.run", "-m", *given])

@@ -1,10 +1,11 @@
-"""What all launchers have in common: jobs are announced before they start, and one message tells how it went."""
+"""Shared by all launchers: announce the jobs before they start, and report the failed ones at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,15 +19,34 @@ from slaterl.errors import UserError
 from slaterl.runs.run import record_death
 from slaterl.sweeps.records import announce, end_killed, read_job
 
-MANY = 50  # jobs, from which on composing them takes long enough to be said
+MANY = 50  # jobs; composing more than these takes long enough for a message
 
 
 def sweep_folder(launcher: Any) -> Path:
     return Path(launcher.config.hydra.sweep.dir)
 
 
+def check_folder(launcher: Any) -> None:
+    """End the command with one message if the sweep's folder cannot be made or written. Leave no folder behind.
+
+    Hydra makes the folder after the launcher's `setup`, and shows a traceback if it cannot.
+    """
+    folder = sweep_folder(launcher)
+    there = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # on a full disk an empty file can still be made
+    except OSError as error:
+        refuse(launcher, UserError(f"hydra.sweep.dir={folder}: cannot be written ({error.strerror})"))
+    finally:
+        if not there:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def refuse(launcher: Any, error: UserError) -> NoReturn:
-    """End the command before there is a job; a folder without any would be taken for the newest sweep."""
+    """End the command before there is a job. stage=status would take a folder without jobs for the newest sweep."""
     folder = sweep_folder(launcher)
     if folder.is_dir() and [file.name for file in folder.iterdir()] == ["multirun.yaml"]:
         shutil.rmtree(folder)
@@ -35,7 +55,7 @@ def refuse(launcher: Any, error: UserError) -> NoReturn:
 
 
 def compose_jobs(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:
-    """The configuration of every job, `hydra` included. `first` is the number of the first one."""
+    """Compose the configuration of every job, `hydra` included. `first` is the number of the first job."""
     configs = []
     if len(job_overrides) > MANY:
         note(f"composing {len(job_overrides)} jobs")
@@ -48,32 +68,35 @@ def compose_jobs(launcher: Any, job_overrides: Sequence[Sequence[str]], first: i
 
 
 def announce_jobs(launcher: Any, configs: Sequence[DictConfig], first: int) -> None:
-    """Write a record for every job, so that stage=status knows of those that did not start."""
-    for number, config in enumerate(configs, start=first):
-        announce(sweep_folder(launcher), number, config.hydra.overrides.task, config)
+    """Write a record for every job, so that stage=status shows those that did not start."""
+    try:
+        for number, config in enumerate(configs, start=first):
+            announce(sweep_folder(launcher), number, config.hydra.overrides.task, config)
+    except UserError as error:
+        refuse(launcher, error)
 
 
 def mark_killed(folder: Path, reason: str) -> None:
-    """Write down, in the job's record and its run's manifest, what ended a job that could not do so itself."""
+    """Record in job.json and in the run's manifest why a job ended that could not record it itself."""
     job = read_job(folder)
     if not job.told:
-        with contextlib.suppress(UserError):  # a full disk; the launcher itself still tells the reason
+        with contextlib.suppress(UserError):  # a full disk; the launcher still prints the reason
             end_killed(folder, reason)
             if "run" in job.record:
                 record_death(Path(job.record["run"]), reason)
 
 
 def lost(config: DictConfig, reason: str) -> JobReturn:
-    """What Hydra is to be told of a job that never answered."""
+    """The result that Hydra gets for a job that returned none."""
     overrides = list(config.hydra.overrides.task)
     return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=RuntimeError(reason))
 
 
 def conclude(launcher: Any, returns: Sequence[JobReturn], first: int) -> Sequence[JobReturn]:
-    """Tell what failed and why; the sweep's folder is the last line on stdout.
+    """Print which jobs failed and why. The last line on stdout is the sweep's folder.
 
-    Hydra raises the exception of the first job that failed, and exits with status 1: it is made one that tells of
-    all, and is shown without a traceback.
+    Hydra raises the exception of the first failed job and exits with status 1. Replace it by one that counts all failed
+    jobs and is shown without a traceback.
     """
     folder = sweep_folder(launcher)
     failed = [number for number, job in enumerate(returns, start=first) if job.status != JobStatus.COMPLETED]
@@ -81,8 +104,8 @@ def conclude(launcher: Any, returns: Sequence[JobReturn], first: int) -> Sequenc
         job = read_job(folder / str(number))
         # on a full disk a job could not write down how it ended
         state, reason = (job.state, job.reason) if job.told else ("failed", str(returns[number - first]._return_value))
-        note(f"job {number} ({' '.join(job.record['overrides'])}) {state}: {reason}")
-        message = f"{len(failed)} of {len(returns)} jobs failed; the same command does what is missing"
+        note(f"job {number} ({' '.join(job.record.get('overrides', []))}) {state}: {reason}")
+        message = f"{len(failed)} of {len(returns)} jobs failed; rerun the same command to run only the missing ones"
         returns[number - first].return_value = CompactHydraException(message)
     print(folder)
     return returns

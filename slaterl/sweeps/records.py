@@ -1,7 +1,7 @@
-"""What a sweep leaves in its folder: `<number>/job.json` of each job, written by its launcher and then by itself.
+"""Records of a sweep's jobs: `<number>/job.json`, written first by the launcher and then by the job itself.
 
-The live table and stage=status are made from these files alone, so that they work across machines that share the
-file system, and after all processes are gone.
+The live table and stage=status read these files alone. So they work on every machine that shares the file system, and
+after all processes have ended.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from slaterl.errors import Interrupted, UserError
 from slaterl.runs.files import read_json, write_json
 
 WRITE_EVERY_SECONDS = 1.0
+DIED = "the process died without reporting an error"
+_KINDS: dict[str, type] = {"status": str, "overrides": list, "config": dict}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep, as its record tells.
+    """One job of a sweep.
 
     Attributes:
-        state: waiting, running, finished, failed, interrupted (saved; goes on with the next start), or killed.
+        state: waiting, running, finished, failed, interrupted (resumes if it is started again), killed, or damaged (its
+            record cannot be read).
+        record: the contents of job.json; only the reason if the job is damaged.
     """
 
     folder: Path
@@ -45,36 +49,35 @@ class Job:
 
     @property
     def told(self) -> bool:
-        """Whether its record says how it ended."""
+        """Whether the record says how the job ended."""
         return self.state not in ("waiting", "running", "killed")
 
     @property
     def reason(self) -> str:
-        died = "its process is gone without a word" if self.state == "killed" else ""
-        return self.record.get("reason", died)
+        return self.record.get("reason", DIED if self.state == "killed" else "")
 
 
 def announce(sweep: Path, number: int, overrides: Iterable[str], config: DictConfig) -> None:
-    """Write down a job before it starts, with the configuration that it is to have."""
+    """Write the record of a job before it starts, with the configuration that it must have."""
     folder = sweep / str(number)
     plain = {key: value for key, value in _container(config).items() if key != "hydra"}
     write_json(folder / "job.json", {"status": "waiting", "overrides": list(overrides), "config": plain})
 
 
 def assign(folder: Path, slot: str) -> None:
-    """Write down where a job will run."""
-    with contextlib.suppress(UserError):  # the job itself meets the full disk and says so
+    """Record in which slot a job will run."""
+    with contextlib.suppress(UserError):  # the job itself will report a full disk
         write_json(folder / "job.json", {**read_json(folder / "job.json"), "slot": slot})
 
 
 @contextlib.contextmanager
 def recording(sweep: Path, number: int, config: DictConfig) -> Iterator[None]:
-    """Keep a job's record up to date while the block makes it.
+    """Keep a job's record up to date while the block runs the job.
 
-    A lock is held meanwhile: a record that says "running" without anyone holding it is that of a killed process.
+    The block holds a lock. If a record says "running" and nobody holds its lock, the process was killed.
 
     Raises:
-        UserError: the configuration is not the one that was announced: jobs compose it from conf/ when they start.
+        UserError: the configuration differs from the announced one. Jobs compose it from conf/ when they start.
     """
     folder = sweep / str(number)
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,17 +100,17 @@ def recording(sweep: Path, number: int, config: DictConfig) -> Iterator[None]:
 
 
 class _Record:
-    """job.json of a running job; written when something changes, progress at most once a second."""
+    """job.json of a running job. It is written after each change; progress is written at most once a second."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "job.json"
         announced = read_json(self.file) if self.file.is_file() else {}
-        kept = {key: announced[key] for key in ("overrides", "config", "slot") if key in announced}
+        kept: dict[str, Any] = {key: announced[key] for key in ("overrides", "config", "slot") if key in announced}
         self.entries: dict[str, Any] = {"status": "running", **kept, "host": socket.gethostname(), "pid": os.getpid()}
         self._write()
 
     def hear(self, facts: dict[str, Any]) -> None:
-        if "run" in facts:  # the first is the job's own, the others are its inputs
+        if "run" in facts:  # the first run is the job's own, the others are its inputs
             facts = {"run": self.entries.get("run", facts["run"])}
         unknown = {key: None for key, value in facts.items() if isinstance(value, float) and not math.isfinite(value)}
         self.entries |= facts | unknown  # JSON has no NaN
@@ -119,33 +122,52 @@ class _Record:
         self._write()
 
     def _write(self) -> None:
-        with contextlib.suppress(UserError):  # the run itself meets the full disk and says so
+        with contextlib.suppress(UserError):  # the run itself will report a full disk
             write_json(self.file, self.entries)
         self.written = time.monotonic()
 
 
 def jobs(sweep: Path) -> list[Job]:
     """All jobs of the sweep in a folder, by number."""
-    folders = sorted((file.parent for file in sweep.glob("*/job.json")), key=lambda folder: int(folder.name))
-    return [read_job(folder) for folder in folders]
+    folders = [file.parent for file in sweep.glob("*/job.json") if file.parent.name.isdecimal()]
+    return [read_job(folder) for folder in sorted(folders, key=lambda folder: int(folder.name))]
 
 
 def read_job(folder: Path) -> Job:
-    record = read_json(folder / "job.json")
-    state = record["status"]
-    if state == "running" and not held(folder / ".lock"):
-        record = read_json(folder / "job.json")  # it may have ended between the two looks
-        state = "killed" if record["status"] == "running" else record["status"]
+    """Read a job's record. A record that cannot be read gives a damaged job, so that the others are shown."""
+    try:
+        record = _read(folder / "job.json")
+        state = record["status"]
+        if state == "running" and not held(folder / ".lock"):
+            record = _read(folder / "job.json")  # the job may have ended meanwhile
+            state = "killed" if record["status"] == "running" else record["status"]
+    except UserError as error:
+        return Job(folder, "damaged", {"status": "damaged", "reason": str(error)})
     return Job(folder, state, record)
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """Raises UserError if the file cannot be read or is not a job's record."""
+    record = read_json(file)
+    if not isinstance(record, dict) or "status" not in record:
+        raise UserError(f"{file}: damaged: no field status")
+    for key, kind in _KINDS.items():
+        if key in record and not isinstance(record[key], kind):
+            raise UserError(f"{file}: damaged: field {key} is no {kind.__name__}")
+    for key in ("done", "total", "speed", "score"):
+        if not isinstance(record.get(key, 0), int | float | None):
+            raise UserError(f"{file}: damaged: field {key} is no number")
+    return record
+
+
 def end_killed(folder: Path, reason: str) -> None:
-    """Give the record of a job that did not end by itself the reason of its death."""
+    """Record why a job ended that could not record it itself."""
     record = read_json(folder / "job.json")
     write_json(folder / "job.json", {**record, "status": "failed", "reason": reason})
 
 
 def held(file: Path) -> bool:
+    """Whether a process holds the lock."""
     try:
         with FileLock(file).acquire(timeout=0):
             return False
@@ -162,7 +184,7 @@ def _through_json(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
-    """The dotted keys under which two plain values differ."""
+    """Yield the dotted keys under which two plain values differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in a.keys() | b.keys():
             yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))

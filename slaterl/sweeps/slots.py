@@ -1,8 +1,10 @@
-"""Places for jobs on this machine. Each is a process of its own with one GPU, or none, and its share of the cores."""
+"""Slots for jobs on this machine: each is a process with one GPU or none, and its share of the cores."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import itertools
 import os
 import shutil
@@ -18,14 +20,14 @@ from loky import BrokenProcessPool, ProcessPoolExecutor
 from slaterl.bounds import Count, check_arguments
 from slaterl.errors import UserError
 
-# after which a worker without a job ends: nobody else would end it where the launcher was killed or lost its terminal
+# A worker without a job ends after this time. If the launcher is killed, nobody else ends its workers.
 IDLE_SECONDS = 60.0
 
 
 class Slot:
-    """A worker process for one job after the other, which thus imports torch once; a new one after a crash.
+    """A worker process that runs one job after the other, so that it imports torch once. A crash makes a new worker.
 
-    Every slot has an executor of its own, since one worker that dies takes all jobs of its executor with it.
+    Every slot has its own executor, because a worker that dies ends all jobs of its executor.
     """
 
     def __init__(self, name: str, env: dict[str, str]) -> None:
@@ -36,29 +38,29 @@ class Slot:
         if self.executor is not None:
             try:
                 return self.executor.submit(function, *arguments)
-            except BrokenProcessPool:  # the worker died while it had nothing to do
+            except BrokenProcessPool:  # the worker died while it was idle
                 self.end()
-        # without a group of its own, Ctrl-C in a terminal would reach the worker at the same time as the launcher
+        # in the launcher's process group, the worker would receive Ctrl-C at the same time as the launcher
         settings = {"max_workers": 1, "timeout": IDLE_SECONDS, "env": self.env}
         self.executor = ProcessPoolExecutor(**settings, initializer=os.setpgid, initargs=(0, 0))
         return self.executor.submit(function, *arguments)
 
     def end(self) -> None:
-        """Kill the worker, whatever it is at. The next job gets a new one."""
+        """Kill the worker, even during a job. The next job gets a new one."""
         if self.executor is not None:
             self.executor.shutdown(wait=True, kill_workers=True)
             self.executor = None
 
 
 def make_slots(gpus: str | int, jobs_per_gpu: Count, cpu_slots: Count | None) -> tuple[list[Slot], int]:
-    """The slots of this machine, and the threads that each job may use.
+    """Make the slots of this machine, and say how many threads each job may use.
 
     Args:
-        gpus: how many to use, or "auto" for all; without any, there are `cpu_slots` slots.
-        cpu_slots: None for one a core.
+        gpus: how many to use, or "auto" for all. Without a GPU there are `cpu_slots` slots.
+        cpu_slots: None for one per core.
 
     Raises:
-        UserError: not that many GPUs here, or a number that is none.
+        UserError: this machine has fewer GPUs, or a number is out of range.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     visible = visible_gpus()
@@ -66,35 +68,37 @@ def make_slots(gpus: str | int, jobs_per_gpu: Count, cpu_slots: Count | None) ->
         raise UserError(f"hydra.launcher.gpus={gpus}: expected auto or a number up to {len(visible)}, the GPUs here")
     numbers = {"jobs_per_gpu": jobs_per_gpu, "cpu_slots": cpu_slots}
     jobs_per_gpu, cpu_slots = check_arguments("hydra.launcher", make_slots, numbers).values()
-    used = visible if gpus == "auto" else visible[:gpus]
+    used = visible if isinstance(gpus, str) else visible[:gpus]
     if used:
         names = [(f"gpu {gpu}", gpu) for _ in range(jobs_per_gpu) for gpu in used]
     else:
         names = [(f"cpu {number}", "") for number in range(cores if cpu_slots is None else cpu_slots)]
     threads = max(1, cores // len(names))
-    # of all that count threads for themselves; torch is told by the job's own setting `threads`
+    # for libraries that start threads of their own; torch follows the job's setting `threads`
     pools = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
     return [Slot(name, {"CUDA_VISIBLE_DEVICES": gpu, **pools}) for name, gpu in names], threads
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES allows, else all that the driver lists; torch would take seconds to be imported."""
+    """GPUs in CUDA_VISIBLE_DEVICES, else all GPUs that the driver lists. Importing torch would take seconds."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         names = [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
         return list(itertools.takewhile(lambda name: not name.startswith("-"), names))  # as CUDA reads it: -1 is none
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, encoding="utf-8")
     return [str(number) for number, _ in enumerate(listed.stdout.splitlines())] if listed.returncode == 0 else []
 
 
 @contextlib.contextmanager
 def output_to(file: Path) -> Iterator[None]:
-    """For the block, append to the file what this process writes to stdout and stderr, libraries in C included."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Within the block, append stdout and stderr of this process to the file, as UTF-8, libraries in C included."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # whatever the locale
     saved = [os.dup(1), os.dup(2)]
-    with open(file, "a") as log:
+    with open(file, "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep as a table: live while they run, or once."""
+"""Show the jobs of a sweep as a table: live while they run, or once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from rich.table import Table
 from slaterl.console import console, note
 from slaterl.sweeps.records import Job, jobs
 
-_STYLES = {"running": "cyan", "finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow"}
+_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow"}
+_STYLES |= dict.fromkeys(("failed", "killed", "damaged"), "red")
 _FRAME_LINES = 5  # title, header and borders of the table
 
 
 class Watch:
-    """The table of a sweep while it runs, below whatever else is printed; one line for each start and end in a log."""
+    """Show a running sweep: in a terminal a live table below all other output, in a log one line per start and end."""
 
     def __init__(self, sweep: Path, numbers: Sequence[int]) -> None:
         self.sweep, self.numbers = sweep, set(numbers)
@@ -39,16 +40,13 @@ class Watch:
             self.live.stop()
 
     def refresh(self, whole: bool = False) -> None:
-        """Read the records. `whole`: show all jobs, not only as many as the terminal has lines for."""
+        """Read the records and show them. `whole`: all jobs, even if the terminal has too few lines."""
         found = [job for job in jobs(self.sweep) if job.number in self.numbers]
         labels = label_jobs(found)
         for job in found:
             if self.states.get(job.number) != job.state and job.state != "waiting":
                 if not self.live or job.state not in ("running", "finished"):
-                    note(
-                        f"job {job.number} ({labels[job.number]}) {job.state}"
-                        + (f": {job.reason}" if job.reason else "")
-                    )
+                    note(describe(job, labels[job.number]))
                 self.states[job.number] = job.state
         if self.live:
             rows = None if whole else max(1, console.height - _FRAME_LINES)
@@ -56,10 +54,10 @@ class Watch:
 
 
 def jobs_table(found: Sequence[Job], rows: int | None = None) -> Table:
-    """One row a job: where it runs, what it is at, how fast, how long this stage still takes.
+    """One row per job: its slot, stage, progress, speed and remaining time.
 
     Args:
-        rows: how many there is room for. Jobs that run go first, those that are finished last.
+        rows: show at most this many jobs: first those that run, last those that are finished.
     """
     states = [job.state for job in found]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -79,27 +77,33 @@ def jobs_table(found: Sequence[Job], rows: int | None = None) -> Table:
 
 
 def _most_telling(found: Sequence[Job], count: int) -> list[Job]:
-    """So many of the jobs, in their order."""
+    """Choose the jobs to show, and keep their order."""
     ranks = {"running": 0, "waiting": 2, "finished": 3}
     chosen = sorted(found, key=lambda job: ranks.get(job.state, 1))[:count]  # sorted keeps the order of equals
     return sorted(chosen, key=lambda job: job.number)
 
 
 def label_jobs(found: Sequence[Job]) -> dict[int, str]:
-    """What tells each job from the others: the overrides that not all have."""
+    """Label each job with the overrides that not all jobs have."""
     overrides = {job.number: job.record.get("overrides", []) for job in found}
-    common = set.intersection(*(set(own) for own in overrides.values())) if len(found) > 1 else set()
+    known = [set(own) for own in overrides.values() if own]  # a damaged record has none
+    common = set.intersection(*known) if len(known) > 1 else set()
     return {number: " ".join(entry for entry in own if entry not in common) for number, own in overrides.items()}
 
 
+def describe(job: Job, label: str) -> str:
+    """One line: number, label, state and reason."""
+    return f"job {job.number}{f' ({label})' if label else ''} {job.state}{f': {job.reason}' if job.reason else ''}"
+
+
 def _progress(record: dict[str, Any]) -> list[str]:
-    """stage, step, steps/s, val, left."""
+    """The columns stage, step, steps/s, val and left."""
     done, total, speed, score = (record.get(name) for name in ("done", "total", "speed", "score"))
-    running = record["status"] == "running" and speed and total
+    left = (total - done) / speed / 60 if record["status"] == "running" and total and speed else None  # minutes
     return [
         record.get("title", ""),
         f"{done:,} / {total:,}" if total else "",
-        f"{speed:,.1f}" if running else "",
+        "" if left is None else f"{speed:,.1f}",
         "" if score is None else f"{score:.4g}",
-        f"{(total - done) / speed / 60:,.1f} min" if running else "",
+        "" if left is None else f"{left:,.1f} min",
     ]

@@ -128,6 +128,7 @@ class _Loop(L.Callback):
         self.seconds = 0.0
         self.signum = 0
         self.save_asked = False
+        self.saved_step: int | None = None  # of last.ckpt
         self.open = contextlib.ExitStack()
 
     def resume(self, learner: Learner, state: dict[str, Any]) -> None:
@@ -139,6 +140,7 @@ class _Loop(L.Callback):
             learner.load_learner_state(state["learner"])
         self.data.load_state_dict(state["data"])
         self.best, self.seconds = state["best"], state["seconds"]
+        self.saved_step = learner.step
         if learner.step < self.schedule.max_steps:
             note(f"{self.title}: resuming from step {learner.step:,}")
 
@@ -156,7 +158,10 @@ class _Loop(L.Callback):
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:  # the second signal stops at once
-            raise Interrupted(signum)
+            saved = "nothing was saved; rerun the same command to start again"
+            if self.saved_step is not None:
+                saved = f"nothing new was saved; rerun the same command to resume from step {self.saved_step:,}"
+            raise Interrupted(signum, saved)
         self.signum = signum
 
     def _on_save(self, signum: int, frame: FrameType | None) -> None:
@@ -186,9 +191,9 @@ class _Loop(L.Callback):
         if validating or asked or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
             self.save_asked = False  # reset first, so that a signal during the save causes another one
             self._save(pl_module, "last.ckpt", data=self.data.state_dict())
-            self.saved = time.perf_counter()
+            self.saved, self.saved_step = time.perf_counter(), step
         if self.signum:
-            raise Interrupted(self.signum)
+            raise Interrupted(self.signum, f"saved at step {step:,}; rerun the same command to resume")
 
     def _validate(self, learner: Learner, step: int) -> dict[str, float]:
         metrics = self.validate()

@@ -25,11 +25,11 @@ class MetricsFile:
             rows = [row for row in read(path) if int(row["step"]) <= resume_step] if path.exists() else []
         except (KeyError, ValueError) as error:
             raise UserError(f"{path}: not a metrics file of slaterl; remove it to continue") from error
-        with whole_file(path) as partial, open(partial, "w", newline="") as file:
+        with whole_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        self.file = open(path, "a", newline="")  # noqa: SIM115 (stays open during the run)
+        self.file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 (stays open during the run)
         self.writer = csv.DictWriter(self.file, self.columns)
 
     def append(self, row: Mapping[str, float]) -> None:
@@ -48,7 +48,7 @@ class MetricsFile:
 
 def read(path: Path) -> list[dict[str, str]]:
     """All complete rows of a metrics.csv, without a last line that a kill cut off."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if line.endswith("\n")))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,61 @@ def refused(file: Path, said: str) -> None:
     """The file is refused with an error that begins with the setting and the file, and goes on with `said`."""
     with pytest.raises(UserError, match=rf"^env\.item_embeddings\.path={file}: {said}"):
         env_with(f"env.item_embeddings.path={file}")
+
+
+def quantised() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(ROWS, 0.1, 0, torch.quint8)
+
+
+class Subclass(Tensor):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested|prototype|beta|TypedStorage)")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (ROWS.to_sparse, "found one of layout torch.sparse_coo"),
+        (ROWS.to_sparse_csr, "found one of layout torch.sparse_csr"),
+        (ROWS.to_sparse_csc, "found one of layout torch.sparse_csc"),
+        (lambda: ROWS.to_sparse_bsr((2, 2)), "found one of layout torch.sparse_bsr"),
+        (lambda: torch.nested.nested_tensor(list(ROWS)), "found a nested one"),
+        (lambda: torch.nested.nested_tensor(list(ROWS), layout=torch.jagged), "found a NestedTensor"),
+        (lambda: ROWS.to("meta"), "found one on the meta device"),
+        (quantised, r"found a quantised one \(torch.quint8\)"),
+    ],
+    ids=["coo", "csr", "csc", "bsr", "nested", "jagged", "meta", "quantised"],
+)
+def test_odd_tensors_are_refused(make: Callable[[], Tensor], said: str, tmp_path: Path) -> None:
+    torch.save(make(), tmp_path / "items.pt")
+    refused(tmp_path / "items.pt", f"expected a dense tensor of floats, {said}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (ROWS.to(torch.complex64), "found .* torch.complex64, expected .* floats"),
+        (ROWS.as_subclass(Subclass), r"cannot be read \(it holds other classes than plain tensors\)$"),
+    ],
+    ids=["complex", "subclass"],
+)
+def test_tensors_of_other_kinds_are_refused(rows: Tensor, said: str, tmp_path: Path) -> None:
+    torch.save(rows, tmp_path / "items.pt")
+    refused(tmp_path / "items.pt", said)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS.clone().requires_grad_(), torch.nn.Parameter(ROWS), ROWS.T.contiguous().T, ROWS.repeat(2, 2)[:20, :6]],
+    ids=["requires_grad", "parameter", "transposed view", "part of a larger one"],
+)
+def test_harmless_tensors_are_taken(rows: Tensor, tmp_path: Path) -> None:
+    torch.save(rows, tmp_path / "items.pt")
+    env = env_with(f"env.item_embeddings.path={tmp_path / 'items.pt'}")
+    assert torch.equal(env.item_embeddings, ROWS) and not env.item_embeddings.requires_grad
+    assert env.fingerprint == fingerprint(ROWS)
 
 
 @pytest.mark.parametrize("suffix", WRITERS)

@@ -22,7 +22,7 @@ from slaterl.evaluation.show import show_result
 from slaterl.report.episodes import TopicEpisodes, watch
 from slaterl.rollout import Decision, rollout
 from slaterl.run import run_stage
-from slaterl.runs.run import read_json
+from slaterl.runs.files import read_json
 from slaterl.seeds import stream
 from slaterl.training import metrics
 from tests.envs.toy import Toy

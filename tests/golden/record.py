@@ -93,7 +93,7 @@ def results(home: Path) -> dict[str, Any]:
     commands += [["stage=collect", f"dataset={dataset}"] for dataset in DATASETS]
     commands += [["stage=offline", f"agent={agent}"] for agent in OFFLINE]
     commands += [["stage=offline", "agent=td3_bc", "ranker=top_k", "dataset=mixed"]]
-    fqe = ["fqe.updates=20", "fqe.batch_size=8"]
+    fqe = ["fqe.updates=20", "fqe.batch_size=8", "fqe.members=5"]
     commands += [["stage=offline", "agent=iql", "offline.validation=fqe", *fqe]]
     commands += [["logged_data.source=dataset", "dataset=random"]]
     with contextlib.redirect_stdout(sys.stderr):

@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 
 from slaterl.errors import UserError
-from slaterl.report.records import find
+from slaterl.report.find import find
+from slaterl.report.pictures import best_episodes, lambda_grid
 from slaterl.run import run_stage
 from slaterl.runs.products import find_or_make
-from slaterl.stages.report import _episodes, _lambdas, report
+from slaterl.stages.report import report
 from tests.report import made
 
 # enough to learn from and to be bored in, and no more
@@ -132,7 +133,7 @@ def test_page_has_every_picture(page: Page, folder: Path) -> None:
     files = [file.read_bytes() for file in folder.glob("*.png")]
     assert sorted(inlined) == sorted(files) and len(set(files)) == 5
     assert all(picture.startswith(b"\x89PNG") for picture in inlined)
-    for title in ("Learning curves", "Return per turn", "How well items suit, by boredom"):
+    for title in ("Learning curves", "Return per turn", "Scores of recommended items, by boredom"):
         assert any(heading.startswith(title) for heading in page.headings)
 
 
@@ -220,8 +221,8 @@ def test_all_methods_serve_the_same_users(tmp_path: Path, monkeypatch: pytest.Mo
         (path / "best.ckpt").touch()
         rows.append({"method": method, "seed": seed, "test": test, "path": path})
     served: list[tuple[str, int]] = []
-    monkeypatch.setattr("slaterl.stages.report.watch", lambda file, _, seed: served.append((file.parent.name, seed)))
-    _episodes(pd.DataFrame(rows), 7)
+    monkeypatch.setattr("slaterl.report.pictures.watch", lambda file, _, seed: served.append((file.parent.name, seed)))
+    best_episodes(pd.DataFrame(rows), 7)
     assert served == [("a3", 2), ("b5", 2)]
 
 
@@ -247,7 +248,7 @@ def test_grid_of_lambdas_is_of_one_method(tmp_path: Path) -> None:
     for choices, gamma, kl, test in chosen:
         cfg = made.config_of(tmp_path, *choices, **{"agent.gamma": gamma, "ranker.lambda_KL": kl})
         made.finished(cfg, test, (5.0,), ranker_run="abc", ranker=cfg.ranker.name)
-    grid = _lambdas(find(None, tmp_path))
+    grid = lambda_grid(find(None, tmp_path))
     assert grid is not None
     found = {method: group.sort_values("lambda_KL")["test"].tolist() for method, group in grid.groupby("method")}
     assert found == {"sac + gems, agent.gamma=0.8": [10.0, 30.0], "td3 + gems": [70.0, 50.0]}
@@ -280,6 +281,27 @@ def test_mistakes_leave_no_folder(arguments: list[str], message: str, home: Path
 def test_nothing_finished_yet(tmp_path: Path) -> None:
     made.failed(made.config_of(tmp_path, *SMALL), "out of luck")
     with pytest.raises(UserError, match="none of 1 runs there is finished"):
+        find_or_make(report(made.config_of(tmp_path, "stage=report")))
+
+
+def test_damaged_runs_are_listed_with_their_reasons(tmp_path: Path) -> None:
+    """They do not end the report on the others."""
+    made.finished(made.config_of(tmp_path, *SMALL), 10.0, (5.0,))
+    files = ["manifest.json", "result.json", "metrics.csv"]
+    for seed, name in enumerate(files, start=2):
+        (made.finished(made.config_of(tmp_path, *SMALL, seed=seed), 10.0, (5.0,)) / name).write_bytes(b"\xff{")
+    found = find_or_make(report(made.config_of(tmp_path, "stage=report"))).path
+    results, damaged = Page((found / "report.html").read_text(encoding="utf-8")).tables
+    assert len(results) == 2 and len(damaged) == 1 + 3
+    for name in files:
+        (row,) = [row for row in damaged if name in row[3]]
+        assert row[2] == "damaged" and row[1] == ("" if name == "manifest.json" else "focused_topdown")
+
+
+def test_only_damaged_runs(tmp_path: Path) -> None:
+    folder = made.finished(made.config_of(tmp_path, *SMALL), 10.0, (5.0,))
+    (folder / "result.json").write_bytes(b"{")
+    with pytest.raises(UserError, match=r"none of 1 runs there is finished; .*result\.json: cannot be read"):
         find_or_make(report(made.config_of(tmp_path, "stage=report")))
 
 

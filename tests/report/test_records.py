@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from omegaconf import DictConfig
 
 from slaterl.errors import UserError
-from slaterl.report.records import Record, find, name_methods
+from slaterl.report.find import find
+from slaterl.report.records import Record, name_methods
 from slaterl.sweeps.records import announce, recording
 from tests.report import made
 
@@ -99,7 +101,7 @@ def test_jobs_of_a_sweep_with_and_without_runs(tmp_path: Path) -> None:
         ("failed", "UserError: loss/critic is not finite"),
         ("interrupted", "signal 15"),
         ("waiting", ""),
-        ("killed", "its process is gone without a word"),
+        ("killed", "the process died without reporting an error"),
     ]
     assert [record.seed for record in found] == list(range(6))
     assert {record.env for record in found} == {"focused_topdown"}
@@ -116,7 +118,7 @@ def test_killed_job_with_a_run(tmp_path: Path) -> None:
     (sweep / "0" / "job.json").write_text(record)
     (found,) = find(str(sweep), tmp_path)
     assert found.path == folder and found.result == {}
-    assert (found.status, found.reason) == ("killed", "its process is gone without a word")
+    assert (found.status, found.reason) == ("killed", "the process died without reporting an error")
 
 
 def test_each_run_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,12 +194,57 @@ def test_by_default_all_and_none_is_no_error_here(tmp_path: Path) -> None:
     assert find(None, tmp_path / "nowhere") == []
 
 
+DAMAGE = [b"", b'{"status": ', b"\xff\x00\x00", b"[]", b'"text"', b"null", b'{"status": "finished"}']
+
+
+def a_damaged_run(root: Path, name: str, content: bytes) -> tuple[Path, Path]:
+    """A good run, and one of which a file is damaged."""
+    good, bad = (made.finished(dqn(root, seed), 10.0 + seed, (5.0,)) for seed in (1, 2))
+    (bad / name).write_bytes(content)
+    return good, bad
+
+
+@pytest.mark.parametrize("content", DAMAGE)
 @pytest.mark.parametrize("name", ["manifest.json", "result.json"])
-def test_damaged_file_is_named(name: str, tmp_path: Path) -> None:
-    folder = made.finished(dqn(tmp_path), 12.5, (5.0,))
-    (folder / name).write_text('{"status": ')
-    with pytest.raises(UserError, match=name):
-        find(str(folder), tmp_path)
+def test_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    """Instead of ending the report on the others."""
+    good, bad = a_damaged_run(tmp_path, name, content)
+    found = {record.path: record for record in find(None, tmp_path)}
+    assert found[good].result["test_return"] == 11.0
+    assert (found[bad].status, found[bad].result) == ("damaged", {})
+    assert found[bad].reason.startswith(str(bad / name)) and "\n" not in found[bad].reason
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("test_return", None), ("test_return", "many"), ("item_embeddings", 5), ("steps", []), ("val_return", {})],
+)
+def test_damaged_value_of_a_result(key: str, value: Any, tmp_path: Path) -> None:
+    good, bad = a_damaged_run(tmp_path, "note.txt", b"")
+    (bad / "result.json").write_text(json.dumps({**json.loads((good / "result.json").read_text()), key: value}))
+    assert {record.path: record.status for record in find(None, tmp_path)} == {good: "finished", bad: "damaged"}
+
+
+@pytest.mark.parametrize("content", [b"step,val/return\n1,many\n", b"\xff\x00\n\n", b"val/return\n7\n", None])
+def test_damaged_metrics(content: bytes | None, tmp_path: Path) -> None:
+    good, bad = a_damaged_run(tmp_path, "metrics.csv", content or b"")
+    if content is None:
+        (bad / "metrics.csv").unlink()
+    found = {record.path: record for record in find(None, tmp_path)}
+    assert found[good].status == "finished" and found[bad].status == "damaged"
+    assert str(bad / "metrics.csv") in found[bad].reason
+
+
+@pytest.mark.parametrize("content", [*DAMAGE, b'{"status": "waiting", "overrides": [], "config": {"stage": 3}}'])
+def test_damaged_record_of_a_job(content: bytes, tmp_path: Path) -> None:
+    sweep = a_sweep(tmp_path / "sweep", tmp_path / "home")
+    (sweep / "4" / "job.json").write_bytes(content)
+    found = find(str(sweep), tmp_path)
+    assert [record.status for record in found if record.path != sweep / "4"] == [
+        *("finished", "failed", "failed", "interrupted", "killed")
+    ]
+    (damaged,) = [record for record in found if record.path == sweep / "4"]
+    assert damaged.status == "damaged" and damaged.reason.startswith(str(sweep / "4" / "job.json"))
 
 
 def names(*runs: tuple[DictConfig, dict[str, Any]], root: Path) -> list[str]:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from slaterl.errors import UserError
 from slaterl.report import tables
-from slaterl.report.records import find
+from slaterl.report.find import find
 from slaterl.runs.products import find_or_make
 from slaterl.stages.report import report
 from tests.report import made

@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from slaterl.errors import Interrupted, UserError
 from slaterl.runs import run as runs
-from slaterl.runs.files import write_json
+from slaterl.runs.files import write_json, write_text
 from slaterl.runs.run import Run
+from slaterl.runs.signals import handling
 
 CONFIG = OmegaConf.create({"seed": 7, "twice": "${seed}", "agent": {"name": "sac", "q_hidden": [8, 8]}})
 SPEC: dict[str, Any] = {
@@ -180,6 +181,22 @@ def test_what_is_no_exception_is_a_failure_too(run: Run, error: BaseException) -
     assert run.manifest["status"] == "failed"
 
 
+def test_second_signal_while_the_first_is_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two quick Ctrl-C: the manifest must not stay "running"."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise Interrupted(signum)
+
+    def interrupted(path: Path, text: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        write_text(path, text)
+
+    with pytest.raises(Interrupted), handling(stop=stop, save=stop), run.making(CONFIG, {}):
+        monkeypatch.setattr("slaterl.runs.files.write_text", interrupted)
+        raise Interrupted(signal.SIGINT, "saved")
+    assert run.manifest["status"] == "interrupted"
+
+
 def test_interruption_is_recorded(run: Run) -> None:
     with pytest.raises(Interrupted), run.making(CONFIG, {}):
         raise Interrupted(signal.SIGTERM)
@@ -220,7 +237,7 @@ def test_json_is_replaced_in_one_piece(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "result.json"
     write_json(path, {"a": 1})
 
-    def write_half(self: Path, text: str) -> None:
+    def write_half(self: Path, text: str, **how: str) -> None:
         with open(self, "w") as file:
             file.write(text[:3])
         raise OSError(28, "No space left on device")

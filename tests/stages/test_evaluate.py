@@ -10,7 +10,8 @@ import torch
 
 from slaterl.agents.loading import load_policy, policy_of
 from slaterl.config.build import build_env, plain
-from slaterl.report.records import find, name_methods
+from slaterl.report.find import find
+from slaterl.report.records import name_methods
 from slaterl.run import run_stage
 from slaterl.runs.files import read_json
 from slaterl.stages.evaluate import _env_node

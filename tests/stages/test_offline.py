@@ -20,7 +20,8 @@ from slaterl.data import trajectories
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
-from slaterl.report.records import find, name_methods
+from slaterl.report.find import find
+from slaterl.report.records import name_methods
 from slaterl.run import run_stage
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import product_of
@@ -252,7 +253,9 @@ def test_logs_that_are_wrong(column: str, wrong: float, said: str, tmp_path: Pat
         make(tmp_path / "home", "stage=collect", "dataset=file", f"dataset.path={tmp_path}/log.npz")
 
 
-def test_out_by_minari_and_in_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_by_minari_and_in_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     minari = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(home / "minari"))
     make(home, "stage=export", "dataset=mixed", "dataset.hidden=true", "export.minari=slaterl/mixed-v0")
@@ -266,8 +269,13 @@ def test_out_by_minari_and_in_again(home: Path, monkeypatch: pytest.MonkeyPatch)
         make(
             home, "stage=collect", "dataset=file", "dataset.path=minari:slaterl/mixed-v0", "env.item_embeddings.seed=5"
         )
-    with pytest.raises(UserError, match=r"slaterl/mixed-v0: already exists"):
-        make(home, "stage=export", "dataset=mixed", "dataset.hidden=true", "export.minari=slaterl/mixed-v0")
+    exported = {file: file.stat().st_mtime_ns for file in (home / "minari").rglob("*")}
+    capsys.readouterr()
+    make(home, "stage=export", "dataset=mixed", "dataset.hidden=true", "export.minari=slaterl/mixed-v0")
+    assert f"already exported: {home / 'minari' / 'slaterl' / 'mixed-v0'}" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"slaterl/mixed-v0: already exists"):  # of other data
+        make(home, "stage=export", "dataset=random", "export.minari=slaterl/mixed-v0")
+    assert {file: file.stat().st_mtime_ns for file in (home / "minari").rglob("*")} == exported
 
 
 def test_rankers_learn_from_a_dataset(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""stage=status: what it shows of a sweep, and the command that does what is missing."""
+"""stage=status: what it shows of a sweep, and the command that runs the missing jobs."""
 
 from __future__ import annotations
 
@@ -35,9 +35,45 @@ def test_what_is_missing_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[s
     status(compose_config("stage=status", f"status.sweep={sweep}"))
     shown = capsys.readouterr()
     assert "3 jobs: 1 finished, 1 failed, 1 waiting" in shown.err
+    assert shown.err.endswith("run only the missing jobs with:\n")
     assert "job 1 (seed=1) failed: ZeroDivisionError: a tenth of nothing" in shown.err
     command = "-m slaterl.run -m env=focused_mix 'seed=range(0,3)' 'logger=[csv,swanlab]' hydra/launcher=local_gpus"
     assert shown.out.endswith(f"{command} hydra.launcher.cpu_slots=2\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\x00",
+        b"[]",
+        b'{"status": 3}',
+        b'{"status": "x", "overrides": 5}',
+        b'{"status": "x", "total": [], "done": 3}',
+    ],
+)
+def test_damaged_record_is_listed(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = a_sweep(tmp_path / "sweep", "seed=range(0,3)")
+    (sweep / "2" / "job.json").write_bytes(content)
+    (sweep / "notes").mkdir()
+    (sweep / "notes" / "job.json").write_text("no job")
+    status(compose_config("stage=status", f"status.sweep={sweep}"))
+    shown = capsys.readouterr()
+    assert "3 jobs: 1 finished, 1 failed, 1 damaged" in shown.err
+    assert f"job 2 damaged: {sweep / '2' / 'job.json'}: " in shown.err
+    assert "job 1 (seed=1) failed" in shown.err and "seed=range(0,3)" in shown.out
+
+
+@pytest.mark.parametrize("content", [None, b"", b"a: [", b"hydra: 3", b"\xff"])
+def test_damaged_command_is_one_message(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = a_sweep(tmp_path / "sweep")
+    (sweep / "multirun.yaml").unlink() if content is None else (sweep / "multirun.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"multirun\.yaml: cannot be read"):
+        status(compose_config("stage=status", f"status.sweep={sweep}"))
+    assert "job 1 (seed=1) failed" in capsys.readouterr().err
 
 
 def test_nothing_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -58,6 +63,43 @@ def test_a_refused_launch_leaves_no_sweep(tmp_path: Path) -> None:
     refused = launch(tmp_path / "home", *JOBS, LOCAL[0], "hydra.launcher.gpus=999", "seed=1,2", sweep=sweep)
     code, _, stderr = finish(refused)
     assert code == 2 and "hydra.launcher.gpus=999" in stderr and not sweep.exists()
+
+
+def test_closed_terminal_saves_and_ends_all(tmp_path: Path) -> None:
+    """A real one: the kernel sends SIGHUP, and nothing more can be printed."""
+    home, sweep = tmp_path / "home", tmp_path / "sweep"
+    terminal, inside = pty.openpty()
+
+    def on_the_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(inside, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    command = [sys.executable, "-m", "slaterl.run", "-m", *JOBS, *LOCAL, "seed=1,2", f"hydra.sweep.dir={sweep}"]
+    streams = {"stdin": inside, "stdout": inside, "stderr": inside}
+    environment = {**os.environ, "SLATERL_HOME": str(home), "TERM": "xterm"}
+    launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, preexec_fn=on_the_terminal, **streams)
+    os.close(inside)
+    closing = threading.Event()
+    shown = threading.Thread(target=_read, args=(terminal, closing))
+    shown.start()
+    until(lambda: len(training(sweep)) == 2, launcher)
+    workers = [job.record["pid"] for job in training(sweep)]
+    launcher.send_signal(signal.SIGHUP)  # by the shell; the kernel's comes with the end of the terminal
+    closing.set()
+    shown.join()
+    os.close(terminal)
+    assert launcher.wait(timeout=120) == 128 + signal.SIGHUP
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    for job in jobs(sweep):
+        assert job.state == "interrupted" and manifest(job)["status"] == "interrupted"
+        assert (Path(job.record["run"]) / "last.ckpt").is_file()
+
+
+def _read(terminal: int, closing: threading.Event) -> None:
+    while not closing.is_set():
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 4096)
 
 
 def test_failed_killed_stopped_and_launched_again(tmp_path: Path) -> None:

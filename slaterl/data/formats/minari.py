@@ -76,6 +76,26 @@ def export(data: Trajectories, metadata: dict[str, Any], dataset_id: str, num_it
     return target
 
 
+def exported(dataset_id: str, checksum: str) -> Path | None:
+    """Folder of the Minari dataset that was exported from the trajectories with this checksum; None if there is none.
+
+    A dataset of that name that has other data, another origin, or cannot be read is none either: `export` refuses to
+    replace it.
+
+    Raises:
+        UserError: Minari or h5py is not installed.
+    """
+    minari = _minari(f"minari:{dataset_id}")
+    from minari.storage import get_dataset_path
+
+    try:
+        header = minari.load_dataset(dataset_id).storage.metadata
+        same = json.loads(header["slaterl"])["checksum"] == checksum
+        return get_dataset_path(dataset_id) if same else None
+    except Exception:  # h5py, json and Minari each have their own for a damaged dataset
+        return None
+
+
 def _header(data: Trajectories, metadata: dict[str, Any], dataset_id: str, version: str) -> dict[str, Any]:
     header = {"dataset_id": dataset_id, "minari_version": version, "description": DESCRIPTION}
     header["slaterl"] = json.dumps(metadata)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from slaterl.data.formats import minari as minari_export
-from slaterl.data.formats.minari import export, fingerprint
+from slaterl.data.formats.minari import export, exported, fingerprint
 from slaterl.data.formats.read import FRAME_0_RECORDED, read
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
@@ -125,6 +125,34 @@ def test_an_existing_dataset_stays(minari: Any, root: Path) -> None:
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     export(make(2), {}, NAME.replace("v0", "v1"), ITEMS)
     assert len(minari.list_local_datasets()) == 2
+
+
+def test_own_dataset_is_found_again(minari: Any, root: Path) -> None:
+    """By the checksum of the trajectories, which its metadata keep."""
+    assert exported(NAME, "abc") is None
+    folder = export(make(), {**METADATA, "checksum": "abc"}, NAME, ITEMS)
+    assert exported(NAME, "abc") == folder
+    assert exported(NAME, "other") is None
+
+
+@pytest.mark.parametrize("slaterl", [None, "{", "[]", '{"seed": 3}', '{"checksum": "other"}'])
+def test_foreign_dataset_of_that_name(minari: Any, root: Path, slaterl: str | None) -> None:
+    folder = export(make(), {**METADATA, "checksum": "abc"}, NAME, ITEMS)
+    file = folder / "data" / "metadata.json"
+    header = json.loads(file.read_text())
+    assert header.pop("slaterl")
+    file.write_text(json.dumps(header if slaterl is None else {**header, "slaterl": slaterl}))
+    assert exported(NAME, "abc") is None
+
+
+def test_damaged_dataset_of_that_name(minari: Any, root: Path) -> None:
+    folder = export(make(), {**METADATA, "checksum": "abc"}, NAME, ITEMS)
+    (folder / "data" / "metadata.json").write_text("{")
+    assert exported(NAME, "abc") is None
+
+
+def test_no_id_is_no_dataset(minari: Any) -> None:
+    assert exported("no id", "abc") is None
 
 
 @pytest.mark.parametrize("name", ["medium", "", "/medium-v0", "../medium-v0", "medium v0", "topic_rec/medium"])
@@ -272,6 +300,11 @@ def test_fingerprint(minari: Any) -> None:
 def test_without_the_packages(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     for name in ("minari", "h5py"):
         monkeypatch.setitem(sys.modules, name, None if name == package else minari_export)  # any module
-    for attempt in (lambda: export(make(), {}, NAME, ITEMS), back, lambda: fingerprint(NAME)):
+    for attempt in (
+        lambda: export(make(), {}, NAME, ITEMS),
+        back,
+        lambda: fingerprint(NAME),
+        lambda: exported(NAME, ""),
+    ):
         with pytest.raises(UserError, match=rf"needs the package {package}: pip install 'slaterl\[minari\]'"):
             attempt()

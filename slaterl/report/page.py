@@ -1,0 +1,108 @@
+"""Write a report: the page with all of it, the same in Markdown and LaTeX, the numbers as CSV, the pictures as PNG."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from slaterl.report import tables
+from slaterl.report.pictures import Picture
+from slaterl.report.records import Record
+from slaterl.runs.files import whole_file, write_text
+
+LEGEND = (
+    "Test return: mean over seeds ± Student's 95 % interval. IQM: mean of the middle half, with a bootstrapped 95 % "
+    "interval. best val, last val: best and final validation return, mean over seeds. Normalised: 100 is the expert of "
+    "the data, 0 is random slates."
+)
+
+
+def write(
+    folder: Path,
+    records: Sequence[Record],
+    runs: pd.DataFrame,
+    summary: pd.DataFrame,
+    against: str | None,
+    pictures: Sequence[Picture],
+) -> None:
+    """Write all files of a report.
+
+    Args:
+        runs, summary: see `tables.results` and `tables.summary`.
+        against: the method that the others are tested against.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    text = tables.shown(summary, against)
+    warnings, unfinished = tables.warnings(runs), tables.unfinished(records)
+    images = {picture.name: _png(picture) for picture in pictures}
+    for name, image in images.items():
+        with whole_file(folder / f"{name}.png") as partial:
+            partial.write_bytes(image)
+    write_text(folder / "report.md", _markdown(text, warnings, unfinished, pictures))
+    write_text(folder / "report.tex", text.to_latex(index=False, escape=True).replace("±", r"$\pm$"))
+    write_text(folder / "summary.csv", summary.to_csv(index=False))
+    write_text(folder / "runs.csv", runs.to_csv(index=False))
+    about = f"{len(records)} runs, {len(runs)} of them with a result."
+    paths = [str(record.path) for record in records]
+    write_text(folder / "report.html", _html(about, text, warnings, unfinished, pictures, images, paths))
+
+
+def _png(picture: Picture) -> bytes:
+    buffer = io.BytesIO()
+    picture.figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
+
+
+def _markdown(
+    text: pd.DataFrame, warnings: Sequence[str], unfinished: pd.DataFrame, pictures: Sequence[Picture]
+) -> str:
+    parts = ["# Report", "", *[f"*{warning}*\n" for warning in warnings]]
+    parts += [text.to_markdown(index=False, disable_numparse=True), "", LEGEND, ""]
+    if len(unfinished):
+        escaped = unfinished.replace(r"\|", r"\\|", regex=True)
+        parts += ["## Runs without a result", "", escaped.to_markdown(index=False), ""]
+    parts += [f"![{picture.caption}]({picture.name}.png)\n" for picture in pictures]
+    return "\n".join(parts)
+
+
+def _html(
+    about: str,
+    text: pd.DataFrame,
+    warnings: Sequence[str],
+    unfinished: pd.DataFrame,
+    pictures: Sequence[Picture],
+    images: dict[str, bytes],
+    paths: Sequence[str],
+) -> str:
+    """The page, which needs no other file: its pictures are part of it."""
+    shown = [
+        {
+            "title": picture.title,
+            "caption": picture.caption,
+            "data": base64.b64encode(images[picture.name]).decode("ascii"),
+        }
+        for picture in pictures
+    ]
+    environment = Environment(loader=PackageLoader("slaterl.report", ""), autoescape=select_autoescape())
+    return environment.get_template("page.html").render(
+        title="slaterl: report",
+        about=about,
+        warnings=warnings,
+        table=Markup(text.to_html(index=False, border=0)),  # pandas escapes the cells
+        legend=LEGEND,
+        unfinished=Markup(unfinished.to_html(index=False, border=0)) if len(unfinished) else "",
+        pictures=shown,
+        version=importlib.metadata.version("slaterl"),
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        paths=paths,
+    )
