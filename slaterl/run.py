@@ -70,7 +70,7 @@ def run_stage(cfg: DictConfig) -> float | None:
 
     from slaterl.config.check import check_config, given_keys
     from slaterl.runtime import prepare
-    from slaterl.training.loggers import check_loggers
+    from slaterl.training.logger_settings import check_loggers
 
     check_loggers(cfg)
     check_config(cfg, known=top_level_keys(), given=given_keys())
@@ -95,7 +95,14 @@ def top_level_keys() -> set[str]:
 
 
 if __name__ == "__main__":
+    from slaterl.errors import UserError
+    from slaterl.training.logger_settings import check_overrides
+
     try:
+        check_overrides(sys.argv[1:])
         main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:  # while Hydra composes the jobs of a sweep
         sys.exit(130)
