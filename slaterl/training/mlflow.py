@@ -16,6 +16,7 @@ from mlflow.entities import RunStatus
 from slaterl.errors import UserError
 from slaterl.training.run_logger import Ending, Labels, Name, RunDetails, RunLogger
 
+_SERVER = os.environ.get("MLFLOW_TRACKING_URI") or None  # read once: MLflow sets it to the address of the last run
 _ID = "slaterl_id"  # the tag by which a resumed run is found
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports each table that it creates
 _STATES = {"finished": RunStatus.FINISHED, "aborted": RunStatus.KILLED, "crashed": RunStatus.FAILED}
@@ -78,4 +79,4 @@ class MLFlowLogger(RunLogger, loggers.MLFlowLogger):
 
 
 def _server(tracking_uri: str | None) -> str | None:
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    return tracking_uri or _SERVER

@@ -20,6 +20,7 @@ pytest.importorskip("sqlalchemy")
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("slaterl.training.mlflow._SERVER", None)
     for folder in ("home", "work"):
         (tmp_path / folder).mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -75,6 +76,21 @@ def test_resumed_run_continues_the_same_run(tmp_path: Path) -> None:
     assert found.info.status == "FINISHED"
     points = client.get_metric_history(found.info.run_id, "start")
     assert {point.step: point.value for point in points} == {1: 0, 2: 0, 3: 0, 4: 3, 5: 3}
+
+
+def test_two_trainings_in_one_process_do_not_mix(tmp_path: Path) -> None:
+    cfg = compose_config("logger=mlflow")
+    first, second = train(cfg, a_run(tmp_path, seed=1)), train(cfg, a_run(tmp_path, seed=2), updates=5)
+    for run, rows in ((first, 3), (second, 5)):
+        client, found = logged(run)
+        assert found.info.run_name == run.path.name
+        assert len(client.get_metric_history(found.info.run_id, "start")) == rows
+
+
+def test_server_of_the_environment_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slaterl.training.mlflow._SERVER", f"sqlite:///{tmp_path / 'shared.db'}")
+    run = train(compose_config("logger=mlflow"), a_run(tmp_path))
+    assert not (run.path / "mlflow").exists() and (tmp_path / "shared.db").is_file()
 
 
 def test_server_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
