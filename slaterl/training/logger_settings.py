@@ -80,7 +80,9 @@ def class_of(name: str, address: str) -> Any:
             wanted = f"'slaterl[{name}]'" if module.startswith("slaterl.") else package
             raise UserError(f"logger={name} needs the package {package}: pip install {wanted}") from error
         raise UserError(f"logger.{name}._target_={address}: no such class ({error})") from error
-    except (ImportError, AttributeError, ValueError) as error:
+    except ImportError as error:
+        raise UserError(f"logger={name}: {module} cannot be imported ({error})") from error
+    except (AttributeError, ValueError) as error:
         raise UserError(f"logger.{name}._target_={address}: no such class ({error})") from error
 
 

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import RunStatus
 
 from slaterl.errors import UserError
+from slaterl.runs.files import in_short
 from slaterl.training.run_logger import Ending, Labels, Name, RunDetails, RunLogger
 
 _SERVER = os.environ.get("MLFLOW_TRACKING_URI") or None  # read once: MLflow sets it to the address of the last run
@@ -38,7 +39,7 @@ class MLFlowLogger(RunLogger, loggers.MLFlowLogger):
         run: RunDetails,
         experiment_name: Name = "slaterl",
         tracking_uri: Name | None = None,
-        tags: Labels = MappingProxyType({}),  # type: ignore[assignment],
+        tags: Labels = MappingProxyType({}),  # type: ignore[assignment]
     ) -> None:
         uri, artifacts = _server(tracking_uri), None
         if uri is None:
@@ -63,8 +64,15 @@ class MLFlowLogger(RunLogger, loggers.MLFlowLogger):
 
     @classmethod
     def check(cls, path: str, settings: Mapping[str, Any]) -> None:
+        server = _server(settings.get("tracking_uri"))
+        if server:
+            try:
+                MlflowClient(server).search_experiments(max_results=1)
+            except Exception as error:
+                raise UserError(f"logger=mlflow: {server} does not answer ({in_short(error)})") from error
+            return
         missing = [name for name in ("sqlalchemy", "alembic") if importlib.util.find_spec(name) is None]
-        if missing and _server(settings.get("tracking_uri")) is None:
+        if missing:
             todo = f"pip install 'slaterl[mlflow]', or give {path}.tracking_uri=<address of a server>"
             raise UserError(f"logger=mlflow needs the package {missing[0]} to write to a file: {todo}")
 

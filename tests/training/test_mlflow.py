@@ -96,8 +96,16 @@ def test_server_of_the_environment_is_used(tmp_path: Path, monkeypatch: pytest.M
 def test_server_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     cfg = compose_config("logger=mlflow", "logger.mlflow.tracking_uri='http://127.0.0.1:9'")
+    with pytest.raises(UserError, match=r"logger=mlflow: http://127\.0\.0\.1:9 does not answer"):
+        check_loggers(cfg)
     with pytest.raises(UserError, match="logger=mlflow cannot start"):
         train(cfg, a_run(tmp_path))
+
+
+def test_file_needs_a_database_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the package sqlalchemy to write to a file: pip install 'slaterl\[mlfl"):
+        check_loggers(compose_config("logger=mlflow"))
 
 
 def test_mistakes_are_named() -> None:
