@@ -76,7 +76,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     from slaterl.config.check import check_config, given_keys
     from slaterl.runs.products import find_or_make
     from slaterl.runtime import prepare
-    from slaterl.training.loggers import check_loggers
+    from slaterl.training.logger_settings import check_loggers
 
     check_loggers(cfg)
     check_config(cfg, given=given_keys())
@@ -93,9 +93,16 @@ def run_stage(cfg: DictConfig) -> float | None:
 
 def command() -> None:
     """Run the command line."""
+    from slaterl.errors import UserError
+    from slaterl.training.logger_settings import check_overrides
+
     output.set_up()
     try:
+        check_overrides(sys.argv[1:])
         main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:  # while Hydra composes the jobs of a sweep
         sys.exit(130)
 

@@ -338,7 +338,7 @@ def test_swanlab_offline_beside_csv(undisturbed: Path, monkeypatch: pytest.Monke
     """Another logger changes neither metrics.csv nor the result, and writes in the run's folder alone."""
     home = undisturbed.parent / "swanlab"
     monkeypatch.chdir(undisturbed.parent)
-    found = in_process(home, monkeypatch, "logger=[csv,swanlab]", "logger.mode=offline")
+    found = in_process(home, monkeypatch, "logger=[csv,swanlab]", "logger.swanlab.mode=offline")
     assert list(found.glob("swanlog/run-*"))
     assert not (undisturbed.parent / "swanlog").exists()
     assert same_results(home, undisturbed)

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any, Protocol
 
 import lightning as L
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from slaterl.console import note, progress
@@ -21,7 +20,7 @@ from slaterl.errors import Interrupted, UserError
 from slaterl.runs.signals import handling
 from slaterl.training import checkpoints
 from slaterl.training.learner import Learner
-from slaterl.training.loggers import logging_to
+from slaterl.training.loggers import ChosenLogger, LogRow, logging_to
 from slaterl.training.metrics import MetricsFile
 
 AUTOSAVE_SECONDS = 120  # the most that a kill may cost between two validations
@@ -63,7 +62,7 @@ def fit(
     validated: Sequence[str],
     score: str,
     maximise: bool,
-    loggers: Sequence[Logger],
+    loggers: Sequence[ChosenLogger],
     title: str,
 ) -> dict[str, Any]:
     """Train to the end of the schedule. Resumes from `last.ckpt` if `folder` has one.
@@ -93,7 +92,7 @@ def fit(
             accelerator="gpu" if learner.device.type == "cuda" else "cpu",
             devices=[learner.device.index or 0] if learner.device.type == "cuda" else 1,
             max_epochs=1,
-            logger=list(loggers) or False,
+            logger=False,  # logging_to opens and closes the loggers, so that they get the reason of the end
             callbacks=[loop],
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -101,13 +100,15 @@ def fit(
             plugins=[LightningEnvironment()],  # one process, even inside a SLURM job
             default_root_dir=folder,
         )
-        with logging_to(loggers, folder / "metrics.csv", learner.step):
+        with logging_to(loggers, folder / "metrics.csv", learner.step) as loop.log_row:
             trainer.fit(learner, datamodule=data)
     return {"best_step": loop.best["step"], "best_score": loop.best["score"], "seconds": loop.seconds}
 
 
 class _Loop(L.Callback):
     """Logs, validates and saves after each update. Counts `learner.step`, not Lightning's batches."""
+
+    log_row: LogRow  # of the loggers, while they are open
 
     def __init__(
         self,
@@ -183,8 +184,7 @@ class _Loop(L.Callback):
             row |= self._validate(pl_module, step)
         if row:
             self.metrics.append(row)
-            for logger in trainer.loggers:
-                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
+            self.log_row({k: v for k, v in row.items() if k != "step"}, step)
         if schedule.save_every_n_steps and due(schedule.save_every_n_steps):
             self._save(pl_module, f"step{step}.ckpt")
         asked = self.signum or self.save_asked

@@ -1,16 +1,17 @@
-"""Loggers beside metrics.csv, which every run writes whatever is chosen.
+"""The loggers of conf/logger: Lightning loggers that follow a run next to metrics.csv, which every run writes.
 
-`logger=swanlab` goes through SwanLab's own Lightning integration. SwanLab is imported only where it is chosen, and all
-it writes lies in the run's folder: runs side by side that share one folder lose data in its local mode.
+A logger is a node with a `_target_` under `logger`, so that another one needs a YAML file and no code here. Its library
+is imported only if it is chosen. A logger that fails while a run trains loses rows; the run goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,201 +19,163 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from slaterl.console import note
 from slaterl.errors import Interrupted, UserError
+from slaterl.runs.files import first_line
 from slaterl.runs.run import Run
 from slaterl.training import metrics
+from slaterl.training.logger_settings import class_of, nodes_of
 
-if TYPE_CHECKING:  # Lightning takes seconds to import, and checking a configuration does not need it
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a run with metrics.csv alone does not need it here
     from lightning.pytorch.loggers import Logger
-    from swanlab import Settings
 
-_MODES = ("cloud", "local", "offline", "disabled")
-_KEYS = ("mode", "project", "workspace", "tags")
+LogRow = Callable[[Mapping[str, float], int], None]
 
 
-def check_loggers(cfg: DictConfig) -> None:
-    """Refuse, before anything starts, what would stop the loggers once there is something to log.
+@dataclass(frozen=True)
+class ChosenLogger:
+    """A logger that `logging_to` makes.
 
-    Raises:
-        UserError: a setting below `logger` that nothing reads or SwanLab refuses, a mode that is none, mode=cloud
-            without a login or with one that the server does not accept, mode=local without the package it needs.
+    Attributes:
+        name: of the node: wandb for logger.wandb.
+        config: what it records as hyperparameters.
     """
-    settings = _settings(cfg)
-    if not settings:
-        return
-    for key in settings:
-        if key not in _KEYS:
-            raise UserError(f"logger.{key}: no such setting; there are {', '.join(_KEYS)}")
-    if len(settings) < len(_KEYS):
-        raise UserError(f"logger.{next(iter(settings))}: only SwanLab has settings; add logger=swanlab")
-    mode, tags = settings["mode"], settings["tags"]
-    if mode not in _MODES:
-        raise UserError(f"logger.mode={mode}: expected {', '.join(_MODES[:-1])} or {_MODES[-1]}")
-    if not isinstance(tags, list):
-        raise UserError(f"logger.tags={tags}: expected a list, as in logger.tags=[{tags}]")
-    if settings["project"] is None:
-        raise UserError("logger.project=null: expected a name")
-    _for_swanlab(settings)
-    if mode == "cloud":
-        _log_in()
-    if mode == "local" and importlib.util.find_spec("swanboard") is None:
-        todo = "pip install 'swanlab[dashboard]', or use logger.mode=offline"
-        raise UserError(f"logger.mode=local needs the package swanboard; {todo}")
+
+    name: str
+    make: Callable[[], Logger]
+    config: Mapping[str, Any]
 
 
-def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
-    """The chosen loggers of a run, for `fit`. Nothing is opened or written before `logging_to`."""
-    settings = _settings(cfg)
-    if not settings:
+def make_loggers(cfg: DictConfig, run: Run) -> list[ChosenLogger]:
+    """Prepare the chosen loggers of a run, for `fit`. Nothing is opened or written before `logging_to`.
+
+    Besides its settings a constructor gets those of these arguments that its signature names and the YAML file leaves
+    out or sets to null: `save_dir` (the run's folder), `name` and `run_name` (name of that folder), `version` and `id`
+    (the same each time the run is resumed). A RunLogger gets `run`, a RunDetails, instead.
+    """
+    nodes = nodes_of(cfg)
+    if not nodes:
         return []
-    from swanlab.integration.pytorch_lightning import SwanLabLogger
+    from slaterl.training.run_logger import RunDetails
 
-    class RunLogger(SwanLabLogger):
-        def finalize(self, status: str | None = None) -> None:
-            """Lightning does not say why it ends; `logging_to` knows."""
-
-    seed = run.spec.get("seed", cfg.seed)
-    labels: dict[str, Any] = {"stage": run.stage, "env": run.env, "ranker": cfg.ranker.name, "seed": seed}
+    labels: dict[str, Any] = {"stage": run.stage, "env": run.env, "ranker": cfg.ranker.name}
+    labels["seed"] = run.spec.get("seed", cfg.seed)
     if "agent" in run.spec:  # a ranker is pretrained for all agents
         labels["agent"] = cfg.agent.name
     if HydraConfig.initialized():
         labels["params"] = HydraConfig.get().runtime.choices.params
-    tags = [*settings["tags"], *(f"seed{value}" if name == "seed" else value for name, value in labels.items())]
-    return [
-        RunLogger(
-            settings=_for_swanlab(settings),
-            tags=list(dict.fromkeys(str(tag) for tag in tags)),
-            experiment_name=run.path.name,
-            config={**OmegaConf.to_container(cfg, resolve=True), "run": {**labels, "digest": run.digest}},
-            save_dir=run.path,
-            log_dir=str(run.path / "swanlog"),
-            group=_sweep_name(),
-            job_type=run.stage,
-            id=_swanlab_id(run),
-            resume="allow",
-        )
-    ]
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config = {**values, "run": {**labels, "digest": run.digest}}
+    details = RunDetails(run.path, run.path.name, _id_of(run), labels, _sweep_name(), config)
+    offers = {"save_dir": str(run.path), "version": details.id, "id": details.id, "run": details}
+    offers |= dict.fromkeys(("name", "run_name"), details.name)
+
+    def maker(name: str, node: Mapping[str, Any]) -> Callable[[], Logger]:
+        target = class_of(name, node["_target_"])
+        settings = {key: value for key, value in node.items() if key != "_target_"}
+        takes = inspect.signature(target).parameters
+        supplied = {key: value for key, value in offers.items() if key in takes and settings.get(key) is None}
+        return lambda: target(**{**settings, **supplied})
+
+    return [ChosenLogger(name, maker(name, node), config) for name, node in nodes.items()]
 
 
 @contextlib.contextmanager
-def logging_to(loggers: Sequence[Logger], metrics_file: Path, step: int) -> Iterator[None]:
-    """Open the loggers for the block, and end them with what ended it: finished, aborted or crashed, and why.
+def logging_to(chosen: Sequence[ChosenLogger], metrics_file: Path, step: int) -> Iterator[LogRow]:
+    """Open the loggers for the block, and close them with the reason why it ended. Yields `log_row(values, step)`.
 
     Args:
-        metrics_file, step: a training that goes on from `step` first repeats what metrics.csv holds up to there.
-            SwanLab drops the steps it has; offline and local, where it starts a new folder, that folder is complete.
+        metrics_file, step: a run that resumes after `step`, and its metrics.csv.
 
     Raises:
-        UserError: SwanLab cannot start.
+        UserError: a logger cannot start.
     """
-    if not loggers:
-        yield
+    if not chosen:
+        yield lambda values, at: None
         return
-    import swanlab
+    from slaterl.training.run_logger import Ending
 
-    state, reason = "success", None
-    with _on_stderr():
+    opened: dict[str, Logger] = {}
+    failed: set[str] = set()
+
+    def log_row(values: Mapping[str, float], at: int) -> None:
+        for name in [name for name in opened if name not in failed]:
+            try:
+                opened[name].log_metrics(dict(values), at)
+                opened[name].save()
+            except Exception as error:
+                failed.add(name)
+                note(f"warning: logger={name}: {_shown(error)}; from step {at:,} on, only metrics.csv has the rows")
+
+    state: Ending = "finished"
+    reason: str | None = None
+    with contextlib.redirect_stdout(sys.stderr):  # the last line of stdout is the run's folder
         try:
-            _open(loggers)
-            _repeat(loggers, metrics_file, step)
-            yield
+            for one in chosen:
+                _open(one, opened, metrics_file, step)
+            yield log_row
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
             state, reason = "aborted" if stopped else "crashed", f"{type(error).__name__}: {error}"
             raise
         finally:
-            if swanlab.has_run():  # the next training of this process would log into a run that is left open
-                swanlab.finish(state=state, error=reason)
+            for name, logger in opened.items():
+                _close(name, logger, state, reason)
 
 
-def _open(loggers: Sequence[Logger]) -> None:
-    from swanlab.exceptions import AuthenticationError
+def _open(one: ChosenLogger, opened: dict[str, Logger], metrics_file: Path, step: int) -> None:
+    from slaterl.training.run_logger import RunLogger
+
+    logger: Logger | None = None
+    try:
+        logger = one.make()
+        _ = logger.experiment  # type: ignore[attr-defined]  # most loggers start when this is read
+        opened[one.name] = logger
+        logger.log_hyperparams(dict(one.config))  # type: ignore[arg-type]
+        if isinstance(logger, RunLogger) and step > 0:
+            logger.resume(step, list(_rows(metrics_file, step)))
+    except Exception as error:
+        advice = f"; {logger.ADVICE}" if isinstance(logger, RunLogger) and logger.ADVICE else ""
+        raise UserError(f"logger={one.name} cannot start ({_shown(error)}){advice}") from error
+
+
+def _close(name: str, logger: Logger, state: Any, reason: str | None) -> None:
+    from slaterl.training.run_logger import RunLogger
 
     try:
-        for logger in loggers:
-            _ = logger.experiment  # it is this access that starts SwanLab's run
-    except (OSError, RuntimeError, ValueError, ImportError, AuthenticationError) as error:
-        todo = "logger.mode=offline needs neither network nor account"
-        raise UserError(f"logger=swanlab: SwanLab cannot start ({error}); {todo}") from error
+        if isinstance(logger, RunLogger):
+            logger.end(state, reason)
+        else:
+            logger.finalize("success" if state == "finished" else "failed")
+    except Exception as error:  # what was trained is as good as before
+        note(f"warning: logger={name} cannot be closed ({_shown(error)})")
 
 
-def _repeat(loggers: Sequence[Logger], metrics_file: Path, step: int) -> None:
-    """Log the rows of metrics.csv up to `step`."""
-    rows = metrics.read(metrics_file) if step > 0 and metrics_file.is_file() else []
-    for row in rows:
+def _rows(metrics_file: Path, step: int) -> Iterator[tuple[int, dict[str, float]]]:
+    for row in metrics.read(metrics_file) if metrics_file.is_file() else []:
         at = int(row.pop("step"))
         if at <= step:
-            for logger in loggers:
-                logger.log_metrics({name: float(value) for name, value in row.items() if value}, at)
+            yield at, {name: float(value) for name, value in row.items() if value}
 
 
-def _on_stderr() -> contextlib.redirect_stdout:
-    """SwanLab prints to stdout, from threads of its own, too; there the run's folder is to be found."""
-    return contextlib.redirect_stdout(sys.stderr)
-
-
-def _settings(cfg: DictConfig) -> dict[str, Any]:
-    """What stands below `logger`: nothing with csv alone."""
-    return OmegaConf.to_container(cfg.get("logger") or OmegaConf.create({}), resolve=True)  # type: ignore[return-value]
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _sweep_name() -> str | None:
-    """One name for all runs of a sweep, from the command that launched it: launched again, it has the same."""
+    """One name for all runs of a sweep, from the command that launched it, so that a second launch has the same."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     hydra = OmegaConf.load(Path(HydraConfig.get().sweep.dir) / "multirun.yaml").hydra
-    command = sorted(entry for entry in hydra.overrides.task if not entry.startswith("logger"))
+    command = sorted(entry for entry in hydra.overrides.task if not entry.lstrip("+~").startswith("logger"))
     digest = hashlib.sha256("\n".join(command).encode()).hexdigest()[:6]
     return f"{hydra.runtime.choices.experiment or 'sweep'}-{digest}"
 
 
-def _swanlab_id(run: Run) -> str:
-    """The same for every start of one run, another for a run made anew: SwanLab keeps the old points of an id.
+def _id_of(run: Run) -> str:
+    """The same whenever the run is resumed, another if its folder was removed: SwanLab keeps the old points of an id.
 
-    Older servers of SwanLab take no id but one of 21 lower-case letters and digits.
+    Older servers of SwanLab accept only ids of 21 lower-case letters and digits.
     """
     born = hashlib.sha256(run.manifest.get("started", "").encode()).hexdigest()
     return run.digest + born[: 21 - len(run.digest)]
-
-
-def _for_swanlab(settings: dict[str, Any]) -> Settings:
-    """As SwanLab wants it: no questions asked, no copy of the terminal, and nothing looked up that the manifest has.
-
-    Raises:
-        UserError: SwanLab refuses a value.
-    """
-    from pydantic import ValidationError
-    from swanlab import Settings
-
-    probes = ("hardware", "runtime", "requirements", "conda", "git", "swanlab", "monitor")
-    try:
-        return Settings(
-            mode=settings["mode"],
-            interactive=False,
-            project=Settings.Project(name=settings["project"], workspace=settings["workspace"]),
-            experiment=Settings.Experiment(tags=[str(tag) for tag in settings["tags"]]),
-            terminal=Settings.Terminal(proxy_type="none"),
-            probe=Settings.Probe(**dict.fromkeys(probes, False)),
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0]).replace("name", "project")
-        where = f"logger.{key}={settings[key]}" if key in settings else f"SwanLab's setting {key}"
-        raise UserError(f"{where}: {first['msg']}") from error
-
-
-def _log_in() -> None:
-    """Raises UserError where SwanLab's server does not accept the login of this machine, or there is none."""
-    import swanlab
-    from swanlab.exceptions import AuthenticationError
-
-    with _on_stderr():
-        try:
-            swanlab.login()
-        except AuthenticationError as error:
-            instead = "or use logger.mode=offline and upload later"
-            if swanlab.Settings().api_key is None:
-                todo = f"run `swanlab login`, set SWANLAB_API_KEY, {instead}"
-                raise UserError(f"logger.mode=cloud: there is no login to SwanLab; {todo}") from error
-            todo = f"check the network and `swanlab login --relogin`, {instead}"
-            raise UserError(f"logger.mode=cloud: SwanLab did not answer or refused the login; {todo}") from error

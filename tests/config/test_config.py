@@ -25,7 +25,7 @@ from slaterl.runs.products import product_of
 from tests.helpers import compose_config
 
 CPU = torch.device("cpu")
-# experiments and methods set what others define, and hydra checks it; loggers are checked by slaterl.training.loggers
+# experiments and methods set what others define, and hydra checks it; training.logger_settings checks loggers
 ELSEWHERE = {"experiment", "method", "hydra", "logger"}
 GROUPS = sorted({folder.name for folder in CONF.iterdir() if folder.is_dir()} - ELSEWHERE)
 PRESETS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
