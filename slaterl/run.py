@@ -94,8 +94,13 @@ def top_level_keys() -> set[str]:
     return {key for key in keys if not key.startswith("override ")} - elsewhere
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console command `slaterl`: the same as `python -m slaterl.run`."""
     try:
         main()
     except KeyboardInterrupt:  # while Hydra composes the jobs of a sweep
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    command()
