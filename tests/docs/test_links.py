@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -45,6 +44,5 @@ def test_every_page_is_linked() -> None:
 
 def test_console_command() -> None:
     """What pip installs as `slaterl` exists."""
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    module, _, function = scripts["slaterl"].partition(":")
-    assert callable(getattr(import_module(module), function))
+    script = re.search(r'^slaterl = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert script and callable(getattr(import_module(script[1]), script[2]))
