@@ -69,6 +69,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     from hydra.utils import get_object
 
     from slaterl.config.check import check_config, given_keys
+    from slaterl.runs.products import find_or_make
     from slaterl.runtime import prepare
     from slaterl.training.loggers import check_loggers
 
@@ -77,9 +78,10 @@ def run_stage(cfg: DictConfig) -> float | None:
     # an empty SLATERL_HOME is none
     cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
     prepare(cfg.threads)
-    run = get_object(cfg.stage["_target_"])(cfg)
-    if run is None:  # stage=status makes nothing
+    product = get_object(cfg.stage["_target_"])(cfg)
+    if product is None:  # stage=status makes nothing
         return None
+    run = find_or_make(product)
     print(run.path)
     return run.result().get("val_return")
 

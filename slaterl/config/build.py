@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.config.bounds import check_arguments
+from slaterl.envs.catalog import fingerprint
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
@@ -79,9 +82,31 @@ def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **obje
     return make(node, "env", device=device, **objects)
 
 
-def env_spec(node: DictConfig | Mapping[str, Any], env: TopicRec) -> dict[str, Any]:
-    """All that determines the simulator, with the item embeddings by their fingerprint, wherever they came from."""
-    return {**plain(node), "item_embeddings": env.fingerprint}
+def simulator(cfg: DictConfig) -> TopicRec:
+    """The simulator of a configuration; configurations that agree on it share one in a process."""
+    return _simulator(json.dumps(plain(cfg.env), sort_keys=True), resolve_device(cfg.device))
+
+
+@lru_cache(maxsize=8)
+def _simulator(node: str, device: torch.device) -> TopicRec:
+    return build_env(json.loads(node), device)
+
+
+def env_spec(node: DictConfig | Mapping[str, Any], env: TopicRec | None = None) -> dict[str, Any]:
+    """Everything that determines an environment, with its item embeddings by their fingerprint.
+
+    Args:
+        env: the built environment, if there is one; else only its item embeddings are made.
+    """
+    settings = plain(node)
+    if env is not None:
+        return {**settings, "item_embeddings": env.fingerprint}
+    return {**settings, "item_embeddings": _fingerprint_of(json.dumps(settings["item_embeddings"], sort_keys=True))}
+
+
+@lru_cache(maxsize=64)
+def _fingerprint_of(item_embeddings: str) -> str:
+    return fingerprint(make(json.loads(item_embeddings), "env.item_embeddings"))
 
 
 def build_agent(config: Mapping[str, Any], env: TopicRec, seed: int) -> Any:

@@ -17,6 +17,7 @@ from slaterl.errors import UserError
 from slaterl.runs.files import first_line, whole_file
 
 SCHEMA = 1
+FILE = "trajectories.safetensors"  # in the folder of every run that makes trajectories
 
 
 @dataclass

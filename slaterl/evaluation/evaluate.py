@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from slaterl.agents.heuristics import EpsilonOracle
+from slaterl.agents.heuristics import ConstantSlate, EpsilonOracle
 from slaterl.envs.topic_rec import TopicRec
+from slaterl.rankers.base import Ranker
+from slaterl.rankers.gems import GeMS
 from slaterl.rollout import Policy, rollout
 from slaterl.seeds import stream
 
@@ -58,3 +60,11 @@ def anchors(env: TopicRec, users: int, seed: int) -> dict[str, float]:
         policy = EpsilonOracle(epsilon=epsilon, num_items=env.num_items, slate_size=env.slate_size, generator=generator)
         flat |= evaluate(policy, env, users, seed, "test").named(name)
     return flat
+
+
+def constant_slate_return(env: TopicRec, ranker: Ranker | None, users: int, seed: int) -> float | None:
+    """Return of GeMS' decode of latent 0 shown to the test users; None for other rankers, which do not decode it."""
+    if not isinstance(ranker, GeMS):
+        return None
+    policy = ConstantSlate(slate=None, num_items=env.num_items, slate_size=env.slate_size, ranker=ranker)
+    return evaluate(policy, env, users, seed, "test").mean_return

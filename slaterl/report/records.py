@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slaterl.errors import UserError
-from slaterl.runs.run import read_json
+from slaterl.runs.files import read_json
 from slaterl.sweeps.records import Job, held, jobs
 
 STAGES = ("online", "offline", "evaluate")  # those that end with a policy's return

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import note, tell
 from slaterl.errors import Interrupted, UserError
-from slaterl.runs.files import fingerprint_of, whole_file
+from slaterl.runs.files import fingerprint_of, read_json, write_json
 
 WAIT_POLL_SECONDS = (
     0.5  # for another process that makes the same product; on a shared file system each look is a request
@@ -177,20 +177,6 @@ def record_death(folder: Path, reason: str) -> None:
         manifest = read_json(folder / "manifest.json")
         if manifest["status"] == "running":
             write_json(folder / "manifest.json", {**manifest, "status": "failed", "reason": reason, "ended": _now()})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError where the file is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove its folder to make it anew") from error
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write whole or not at all. Raises UserError where that is not possible."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _command() -> list[str]:

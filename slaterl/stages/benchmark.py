@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.offline.base import OfflineAgent
-from slaterl.config.build import AGENT_NODES, build_agent, build_env, make, plain, resolve_device
+from slaterl.config.build import make, resolve_device
 from slaterl.console import note, table
 from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
@@ -26,8 +26,10 @@ from slaterl.evaluation.evaluate import evaluate
 from slaterl.rankers.gems import GeMS
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.rollout import collect, rollout
-from slaterl.runs.run import Run, write_json
+from slaterl.runs.products import Make, Product
+from slaterl.runs.run import Run
 from slaterl.seeds import stream
+from slaterl.stages.agent import begin_agent
 
 SIMULATED_USERS = 1024
 # The published code on 2 CPU cores of this class of machine, in the units below.
@@ -43,30 +45,32 @@ PUBLISHED_SIZES = {"num_items": 1000, "slate_size": 10, "episode_length": 100, "
 UPDATES = 10  # in one measurement
 
 
-def benchmark(cfg: DictConfig) -> Run:
-    """Measure the simulator and every stage; medians of `benchmark.repeats` after one that warms up."""
-    device = resolve_device(cfg.device)
-    env = build_env(cfg.env, device)
-    agent = build_agent({name: plain(cfg[name]) for name in AGENT_NODES}, env, cfg.seed)
-    if not isinstance(agent, torch.nn.Module):
-        raise UserError(f"agent={cfg.agent.name} does not learn; stage=benchmark measures learning agents")
-    machine = {"host": platform.node(), "device": _device_name(device), "cores": os.cpu_count()}
-    machine |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+def benchmark(cfg: DictConfig) -> Product:
+    """Speed of the simulator and of every stage: medians of `benchmark.repeats` after one repeat to warm up."""
+    machine = {
+        "host": platform.node(),
+        "device": _device_name(resolve_device(cfg.device)),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     spec = {"machine": machine, "time": time.time()}  # every benchmark is a product of its own
-    run = Run(Path(cfg.paths.root), "benchmark", env.name, f"{cfg.agent.name}-{cfg.ranker.name}", spec)
-    with run.making(cfg, inputs={}):
-        note(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads")
-        sizes = {name: cfg[name] for name in ("num_envs", "batch_size", "capacity", "max_steps", "random_steps")}
-        sizes |= {
-            "num_items": env.num_items,
-            "slate_size": env.slate_size,
-            "episode_length": env.episode_length,
-            "agent": cfg.agent.name,
-        }
-        result = {"stage": "benchmark", "env": env.name, **machine, **sizes, **_measure(cfg, env, agent)}
-        write_json(run.path / "result.json", result)
-    _show(result)
-    return run
+    run = Run(Path(cfg.paths.root), "benchmark", cfg.env.name, f"{cfg.agent.name}-{cfg.ranker.name}", spec)
+
+    def begin() -> Make:
+        env, agent = begin_agent(cfg, {})
+        if not isinstance(agent, torch.nn.Module):
+            raise UserError(f"agent={cfg.agent.name} does not learn; stage=benchmark measures learning agents")
+
+        def make() -> dict[str, Any]:
+            note(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads")
+            sizes = {name: cfg[name] for name in ("num_envs", "batch_size", "capacity", "max_steps", "random_steps")}
+            sizes |= {name: cfg.env[name] for name in ("num_items", "slate_size", "episode_length")}
+            return {**machine, **sizes, "agent": cfg.agent.name, **_measure(cfg, env, agent)}
+
+        return make
+
+    return Product(run, cfg, begin, show=lambda made: _show(made.result()))
 
 
 def _measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:

@@ -3,88 +3,116 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from slaterl.agents.heuristics import ConstantSlate
-from slaterl.agents.loading import LoadedPolicy, policy_of
-from slaterl.config.build import AGENT_NODES, build_agent, build_env, env_spec, plain, resolve_device, settings_of
+from slaterl.agents.loading import policy_of
+from slaterl.config.build import AGENT_NODES, build_env, env_spec, parameters_of, plain, resolve_device, settings_of
 from slaterl.config.check import given_keys
+from slaterl.envs.catalog import fingerprint
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
+from slaterl.evaluation.estimates import estimates
 from slaterl.evaluation.evaluate import anchors
 from slaterl.evaluation.evaluate import evaluate as serve
 from slaterl.evaluation.show import show_result
 from slaterl.rollout import Policy
 from slaterl.runs.files import fingerprint_of
-from slaterl.runs.run import Run, write_json
-from slaterl.stages.fqe import fqe
-from slaterl.stages.inputs import inputs_of, make_inputs, provenance, ranker_spec
+from slaterl.runs.products import Make, Product
+from slaterl.runs.run import Run
+from slaterl.stages.agent import agent_inputs, begin_agent, give_inputs, provenance, ranker_spec
 from slaterl.training import checkpoints
-from slaterl.training.learner import Learner
 
 
-def evaluate(cfg: DictConfig) -> Run:
-    """Find or make the evaluation of `checkpoint`, or of `agent` where none is given.
+def evaluate(cfg: DictConfig) -> Product:
+    """The evaluation of `checkpoint`, or of `agent` if no checkpoint is given.
 
-    A checkpoint knows its environment, its seed and its number of test users; of these, what was given on the
-    command line is used instead. With evaluation=fqe the data tell, see stages/fqe.py.
+    A checkpoint has its environment, its seed and its number of test users; what the command line says of these is
+    used instead. With evaluation=fqe the return is estimated from a dataset, see evaluation/estimates.py.
     """
     if cfg.evaluation == "fqe":
-        return fqe(cfg)
-    device = resolve_device(cfg.device)
-    inputs: dict[str, Run] = {}  # a constant slate can be a ranker's
-    if cfg.checkpoint is None:
-        node, env, seed, users = plain(cfg.env), build_env(cfg.env, device), cfg.seed, cfg.test_users
-        policy: Policy = build_agent({name: plain(cfg[name]) for name in AGENT_NODES}, env, seed)
-        if isinstance(policy, Learner):
-            raise UserError(f"checkpoint: agent={cfg.agent.name} learns, so evaluating it needs checkpoint=<path>")
-        if isinstance(policy, ConstantSlate) and policy.slate is None:
-            inputs = inputs_of(cfg, env, policy)
-        about: dict[str, Any] = {"agent": cfg.agent.name, "step": 0}
-        spec: dict[str, Any] = {"agent": settings_of(cfg.agent), **(ranker_spec(cfg, policy, inputs) if inputs else {})}
-        name = f"{cfg.agent.name}-seed{seed}"
-    else:
-        file, given = Path(cfg.checkpoint), given_keys()
-        for key in (*AGENT_NODES, "params"):
-            if any(name.split(".")[0] == key for name in given):
-                raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
-        state = checkpoints.load(file, "agent")
-        loaded = policy_of(state, file, device)
-        node = _env_node(cfg, loaded, given)
-        env = loaded.env if node == loaded.config["env"] else _other_env(cfg, node, loaded)
-        seed = cfg.seed if "seed" in given else loaded.config["evaluation"]["seed"]
-        users = cfg.test_users if "test_users" in given else loaded.config["evaluation"]["test_users"]
-        policy = loaded.policy if env is loaded.env else policy_of(state, file, device, env).policy
-        content = fingerprint_of(file)
-        about = {"agent": loaded.config["agent"]["name"], "step": loaded.step, "checkpoint": str(file.resolve())}
-        about["checkpoint_sha256"] = content
-        spec = {"checkpoint": content}
-        name = f"{about['agent']}-step{loaded.step}-seed{seed}"
-    spec |= {"env": env_spec(node, env), "seed": seed, "users": users}
-    run = Run(Path(cfg.paths.root), "evaluate", env.name, name, spec, products=("result.json",))
-    with run.making(cfg, inputs) as needed:
-        if needed:
-            make_inputs(cfg, policy, inputs)
-            tested = serve(policy, env, users, seed, "test")
-            result = {"stage": "evaluate", "env": env.name, **about, "seed": seed, "test_users": users}
-            if inputs:
-                result |= {"ranker": cfg.ranker.name, **provenance(inputs)}
-            result |= {**tested.named("test_"), **anchors(env, users, seed)}
-            write_json(run.path / "result.json", {**result, "item_embeddings": env.fingerprint, "device": str(device)})
+        return estimates(cfg)
+    return _of_agent(cfg) if cfg.checkpoint is None else _of_checkpoint(cfg)
+
+
+def _of_agent(cfg: DictConfig) -> Product:
+    target = get_object(cfg.agent["_target_"])
+    if hasattr(target, "update"):
+        raise UserError(f"checkpoint: agent={cfg.agent.name} learns, so evaluating it needs checkpoint=<path>")
+    by_ranker = "ranker" in parameters_of(target) and cfg.agent.get("slate") is None  # the decode of latent 0
+    inputs = agent_inputs(cfg) if by_ranker else {}
+    spec = {"agent": settings_of(cfg.agent), **(ranker_spec(cfg, inputs) if inputs else {})}
+    spec |= {"env": env_spec(cfg.env), "seed": cfg.seed, "users": cfg.test_users}
+    run = _run(cfg, cfg.env.name, f"{cfg.agent.name}-seed{cfg.seed}", spec)
+
+    def begin() -> Make:
+        env, policy = begin_agent(cfg, inputs)
+
+        def make() -> dict[str, Any]:
+            give_inputs(policy, inputs)
+            about = {"ranker": cfg.ranker.name, **provenance(inputs)} if inputs else {}
+            return {"agent": cfg.agent.name, "step": 0, **about, **_test(policy, env, cfg.seed, cfg.test_users)}
+
+        return make
+
+    return Product(run, cfg, begin, inputs, _show)
+
+
+def _of_checkpoint(cfg: DictConfig) -> Product:
+    file, given = Path(cfg.checkpoint), given_keys()
+    for key in (*AGENT_NODES, "params"):
+        if any(name.split(".")[0] == key for name in given):
+            raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
+    state = checkpoints.load(file, "agent")
+    config, step = state["config"], state["learner"]["step"]
+    node = _env_node(cfg, config["env"], given)
+    spec, items = _spec_elsewhere(cfg, node, config)
+    seed = cfg.seed if "seed" in given else config["evaluation"]["seed"]
+    users = cfg.test_users if "test_users" in given else config["evaluation"]["test_users"]
+    content, agent = fingerprint_of(file), config["agent"]["name"]
+    name = f"{agent}-step{step}-seed{seed}"
+    run = _run(cfg, node["name"], name, {"checkpoint": content, "env": spec, "seed": seed, "users": users})
+
+    def begin() -> Make:
+        device = resolve_device(cfg.device)
+        env = build_env(node, device, **items)
+        policy = policy_of(state, file, device, env).policy
+
+        def make() -> dict[str, Any]:
+            about = {"checkpoint": str(file.resolve()), "checkpoint_sha256": content}
+            return {"agent": agent, "step": step, **about, **_test(policy, env, seed, users)}
+
+        return make
+
+    return Product(run, cfg, begin, show=_show)
+
+
+def _run(cfg: DictConfig, env: str, name: str, spec: dict[str, Any]) -> Run:
+    return Run(Path(cfg.paths.root), "evaluate", env, name, spec, products=("result.json",))
+
+
+def _test(policy: Policy, env: TopicRec, seed: int, users: int) -> dict[str, Any]:
+    tested = serve(policy, env, users, seed, "test").named("test_")
+    about = {"item_embeddings": env.fingerprint, "device": str(env.device)}
+    return {"seed": seed, "test_users": users, **tested, **anchors(env, users, seed), **about}
+
+
+def _show(run: Run) -> None:
     result = run.result()
-    label = f"step {result['step']:,}" if cfg.checkpoint is not None else result["agent"]
-    show_result(f"{result['agent']} on {result['env']}, {users} test users of seed {seed}", label, result)
-    return run
+    label = f"step {result['step']:,}" if "checkpoint" in result else result["agent"]
+    users = f"{result['test_users']} test users of seed {result['seed']}"
+    show_result(f"{result['agent']} on {result['env']}, {users}", label, result)
 
 
-def _env_node(cfg: DictConfig, loaded: LoadedPolicy, given: set[str]) -> dict[str, Any]:
-    """The checkpoint's environment with what the command line changes of it, or another one as a whole."""
+def _env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[str, Any]:
+    """The checkpoint's environment with the command line's changes, or another environment as a whole."""
     if "env" in given:
         return plain(cfg.env)
-    node = copy.deepcopy(loaded.config["env"])
+    node = copy.deepcopy(dict(own))
     for key in given:
         first, *path, last = key.split(".") if "." in key else (key, None)
         if key == "click_model":
@@ -96,25 +124,33 @@ def _env_node(cfg: DictConfig, loaded: LoadedPolicy, given: set[str]) -> dict[st
             for name in path:
                 inner = inner[name]
             inner[last] = OmegaConf.select(cfg, key)
-    for name in ("num_items", "num_topics", "topic_size"):  # the items' node repeats them
+    for name in ("num_items", "num_topics", "topic_size"):  # the node of the items repeats them
         node["item_embeddings"][name] = node[name]
     return node
 
 
-def _other_env(cfg: DictConfig, node: dict[str, Any], loaded: LoadedPolicy) -> TopicRec:
-    """An environment that is not the checkpoint's, if the policy can act there."""
-    own, ids = loaded.env, (node["num_items"], node["slate_size"])
-    if ids != (own.num_items, own.slate_size):
+def _spec_elsewhere(
+    cfg: DictConfig, node: dict[str, Any], config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What determines an environment in which a checkpoint's agent acts, and the parts that the checkpoint gives it.
+
+    Raises:
+        UserError: the agent cannot act there: its slates have other items or another size.
+    """
+    own = config["env"]
+    sizes = [(where["num_items"], where["slate_size"]) for where in (own, node)]
+    if sizes[0] != sizes[1]:
         raise UserError(
-            f"checkpoint={cfg.checkpoint}: made for {own.num_items} items and slates of {own.slate_size}, "
-            f"not for {ids[0]} items and slates of {ids[1]}"
+            f"checkpoint={cfg.checkpoint}: made for {sizes[0][0]} items and slates of {sizes[0][1]}, "
+            f"not for {sizes[1][0]} items and slates of {sizes[1][1]}"
         )
-    same_items = node["item_embeddings"] == loaded.config["env"]["item_embeddings"]
-    objects = {"item_embeddings": own.item_embeddings} if same_items else {}
-    env = build_env(node, own.device, **objects)
-    if env.fingerprint != own.fingerprint and not cfg.force:
+    known = fingerprint(config["catalogue"])
+    if node["item_embeddings"] == own["item_embeddings"]:
+        return {**node, "item_embeddings": known}, {"item_embeddings": config["catalogue"]}
+    spec = env_spec(node)
+    if spec["item_embeddings"] != known and not cfg.force:
         raise UserError(
-            f"checkpoint={cfg.checkpoint}: learned on the item embeddings {own.fingerprint} of {own.name}, "
-            f"env={env.name} has {env.fingerprint}, where its slates mean something else; force=true evaluates anyway"
+            f"checkpoint={cfg.checkpoint}: learned on the item embeddings {known} of {own['name']}; env={node['name']} "
+            f"has {spec['item_embeddings']}, where its slates mean something else; force=true evaluates anyway"
         )
-    return env
+    return spec, {}

@@ -1,4 +1,4 @@
-"""stage=offline: train an agent on a dataset, then test its best checkpoint in the simulator."""
+"""stage=offline: train an agent on a dataset, then test its best checkpoint."""
 
 from __future__ import annotations
 
@@ -9,93 +9,97 @@ from omegaconf import DictConfig
 
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.loading import LoadedPolicy
-from slaterl.agents.offline.base import OfflineAgent
 from slaterl.agents.offline.recorded import OfflineData
-from slaterl.config.build import build_env, plain, resolve_device
+from slaterl.config.build import plain
+from slaterl.config.dataset import is_foreign, online_cfg
 from slaterl.console import note
+from slaterl.data import trajectories
 from slaterl.data.score import normalised
 from slaterl.evaluation.evaluate import MEASURES, evaluate
 from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
-from slaterl.runs.run import Run
+from slaterl.runs.products import Make, Product, product_of
 from slaterl.seeds import stream, stream_seed
-from slaterl.stages.collect import collect, dataset_run, expert_return, is_foreign, load_dataset
-from slaterl.stages.inputs import make_inputs
-from slaterl.stages.training import Plan, in_simulator, plan, show_agent, train
+from slaterl.stages.agent import agent_inputs, agent_run, begin_agent, give_inputs, in_simulator, provenance, show_agent
+from slaterl.stages.agent import train as train_agent
 from slaterl.training.fit import Schedule
 
 
-def offline(cfg: DictConfig) -> Run:
-    """Find or make a trained and tested agent; its dataset and its ranker before it."""
-    env = build_env(cfg.env, resolve_device(cfg.device))
-    dataset = dataset_run(cfg, env)
+def offline(cfg: DictConfig) -> Product:
+    """The trained and tested agent; it starts from its dataset, and from its ranker or item embeddings."""
+    dataset, inputs = product_of(cfg, "collect"), agent_inputs(cfg)
     protocol = plain(cfg.offline)
-    if cfg.offline.validation == "fqe":
-        protocol["fqe"] = plain(cfg.fqe)
-    planned = plan(cfg, env, "offline", cfg.dataset.name, dataset=dataset.digest, protocol=protocol)
-    inputs = {**planned.inputs, "dataset": dataset}
-    with planned.run.making(cfg, inputs) as needed:
-        if needed:
-            collect(cfg)
-            make_inputs(cfg, planned.agent, planned.inputs)
-            if is_foreign(cfg) and protocol["validation"] == "simulator":
-                note(f"validated and tested on {env.name}; where the file is from elsewhere: offline.validation=fqe")
-            _make(cfg, planned, dataset)
-    show_agent(planned.run)
-    return planned.run
+    by_fqe = protocol["validation"] == "fqe"
+    spec = {"dataset": dataset.run.digest, "protocol": {**protocol, **({"fqe": plain(cfg.fqe)} if by_fqe else {})}}
+    run = agent_run(cfg, "offline", cfg.dataset.name, inputs, spec)
+
+    def begin() -> Make:
+        env, agent = begin_agent(cfg, inputs)
+
+        def make() -> dict[str, Any]:
+            give_inputs(agent, inputs)
+            if is_foreign(cfg.dataset) and not by_fqe:
+                note(f"validated and tested on {env.name}; for a log from elsewhere use offline.validation=fqe")
+            recorded, metadata = trajectories.load(dataset.run.path / trajectories.FILE, num_items=env.num_items)
+            recorded = recorded.to(env.device)
+            data = OfflineData(
+                recorded,
+                agent,
+                max_steps=protocol["max_steps"],
+                batch_size=protocol["batch_size"],
+                batches=stream(cfg.seed, "batches", env.device),
+            )
+            schedule = Schedule(
+                max_steps=protocol["max_steps"],
+                val_every_n_steps=protocol["val_every_n_steps"],
+                log_every_n_steps=protocol["log_every_n_steps"],
+                save_every_n_steps=protocol["save_every_n_steps"],
+            )
+            about = dataset.run.result()
+            low, high = about["random_return"], _expert_return(cfg)
+            policy, served = agent.policy(), in_simulator(env, protocol["test_users"], cfg.seed)
+
+            def estimated(learned: LatentAgent, name: str) -> Estimate:
+                settings = plain(cfg.fqe) | {"seed": stream_seed(cfg.seed, f"fqe of the {name}")}
+                # On all trajectories: on the best ones, which pct_bc learns from, every policy would look good.
+                return fitted_q_evaluation(learned, recorded, num_items=env.num_items, **settings)
+
+            def validate() -> dict[str, float]:
+                if by_fqe:
+                    measures = dict.fromkeys((f"val/{name}" for name in MEASURES), math.nan)
+                    estimate = estimated(agent, "validation")
+                    measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
+                else:
+                    measures = evaluate(policy, env, protocol["val_users"], cfg.seed, "validation").named("val/")
+                score = normalised(measures["val/return"], low, high)
+                return {**measures, "val/normalised": math.nan if score is None else score}
+
+            def test(best: LoadedPolicy) -> dict[str, Any]:
+                if not by_fqe:
+                    return served(best)
+                estimate = estimated(best.policy.agent, "test")  # type: ignore[attr-defined]
+                return {"test_users": None, "test_return": estimate.mean_return, "test_interval": estimate.interval}
+
+            result = train_agent(cfg, run, env, agent, data, schedule, protocol["test_users"], validate, test)
+            return {
+                **result,
+                **provenance(inputs),
+                "dataset": cfg.dataset.name,
+                "dataset_run": dataset.run.digest,
+                "dataset_checksum": metadata["checksum"],
+                "dataset_return": about["return_mean"],
+                "expert_return": high,
+                "gamma": cfg.agent.get("gamma"),
+                "reward_scale": cfg.agent.get("reward_scale"),
+            }
+
+        return make
+
+    return Product(run, cfg, begin, {"dataset": dataset, **inputs}, show_agent)
 
 
-def _make(cfg: DictConfig, planned: Plan, dataset: Run) -> None:
-    seed, env, agent, protocol = cfg.seed, planned.env, planned.agent, cfg.offline
-    assert isinstance(agent, OfflineAgent)
-    recorded, metadata = load_dataset(dataset, env)
-    recorded = recorded.to(env.device)
-    data = OfflineData(
-        recorded,
-        agent,
-        max_steps=protocol.max_steps,
-        batch_size=protocol.batch_size,
-        batches=stream(seed, "batches", env.device),
-    )
-    schedule = Schedule(
-        max_steps=protocol.max_steps,
-        val_every_n_steps=protocol.val_every_n_steps,
-        log_every_n_steps=protocol.log_every_n_steps,
-        save_every_n_steps=protocol.save_every_n_steps,
-    )
-    found = dataset.result()
-    low, high = found["random_return"], expert_return(cfg, env)
-
-    policy = agent.policy()
-    served = in_simulator(env, protocol.test_users, seed)
-
-    def estimated(learned: LatentAgent, name: str) -> Estimate:
-        settings = plain(cfg.fqe) | {"seed": stream_seed(seed, f"fqe of the {name}")}
-        # on all of the data: the best of them, which pct_bc learns from, would make any policy look good
-        return fitted_q_evaluation(learned, recorded, num_items=env.num_items, **settings)
-
-    def validate() -> dict[str, float]:
-        if protocol.validation == "fqe":
-            measures = dict.fromkeys((f"val/{name}" for name in MEASURES), math.nan)
-            estimate = estimated(agent, "validation")
-            measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
-        else:
-            measures = evaluate(policy, env, protocol.val_users, seed, "validation").named("val/")
-        score = normalised(measures["val/return"], low, high)
-        return {**measures, "val/normalised": math.nan if score is None else score}
-
-    def test(best: LoadedPolicy) -> dict[str, Any]:
-        if protocol.validation == "simulator":
-            return served(best)
-        estimate = estimated(best.policy.agent, "test")  # type: ignore[attr-defined]
-        return {"test_users": None, "test_return": estimate.mean_return, "test_interval": estimate.interval}
-
-    about: dict[str, Any] = {
-        "dataset": cfg.dataset.name,
-        "dataset_run": dataset.digest,
-        "dataset_checksum": metadata["checksum"],
-        "dataset_return": found["return_mean"],
-        "expert_return": high,
-        "gamma": cfg.agent.get("gamma"),
-        "reward_scale": cfg.agent.get("reward_scale"),
-    }
-    train(cfg, planned, data, schedule, protocol.test_users, validate, test, **about)
+def _expert_return(cfg: DictConfig) -> float | None:
+    """Test return of the online run that expert data are collected with; None if it is not finished or not known."""
+    if cfg.dataset.name == "file":
+        return None
+    run = product_of(online_cfg(cfg), "online").run
+    return run.result()["test_return"] if run.finished else None

@@ -10,14 +10,13 @@ from omegaconf import DictConfig
 from slaterl.agents.init_from import check_same_ranker, start_from
 from slaterl.agents.loading import check_environment, policy_of
 from slaterl.agents.online.collecting import OnlineData
-from slaterl.config.build import build_env, env_spec, resolve_device
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.config.build import env_spec
 from slaterl.evaluation.evaluate import evaluate
 from slaterl.runs.files import fingerprint_of
-from slaterl.runs.run import Run
+from slaterl.runs.products import Make, Product
 from slaterl.seeds import stream
-from slaterl.stages.inputs import make_inputs
-from slaterl.stages.training import Plan, in_simulator, plan, show_agent, train
+from slaterl.stages.agent import agent_inputs, agent_run, begin_agent, give_inputs, in_simulator, provenance, show_agent
+from slaterl.stages.agent import train as train_agent
 from slaterl.training import checkpoints
 from slaterl.training.fit import Schedule
 
@@ -35,59 +34,57 @@ PROTOCOL = (
 )
 
 
-def online_plan(cfg: DictConfig, env: TopicRec) -> Plan:
-    """The run of this configuration, made or not."""
+def online(cfg: DictConfig) -> Product:
+    """The trained and tested agent; it starts from its ranker, or from item embeddings."""
+    inputs = agent_inputs(cfg)
     spec: dict[str, Any] = {"protocol": {name: cfg[name] for name in PROTOCOL}}
-    if cfg.init_from is None:
-        return plan(cfg, env, "online", "", **spec)
-    state = checkpoints.load(Path(cfg.init_from), "agent")
-    if not cfg.force:
-        check_environment(policy_of(state, cfg.init_from), env_spec(cfg.env, env), f"init_from={cfg.init_from}")
-    spec["init_from"] = fingerprint_of(Path(cfg.init_from))
-    planned = plan(cfg, env, "online", f"from_{state['config']['agent']['name']}", **spec)
-    start_from(planned.agent, state, cfg.init_from)
-    return planned
+    start = cfg.init_from
+    name = ""
+    if start is not None:
+        name = f"from_{checkpoints.load(Path(start), 'agent')['config']['agent']['name']}"
+        spec["init_from"] = fingerprint_of(Path(start))
+    run = agent_run(cfg, "online", name, inputs, spec)
 
+    def begin() -> Make:
+        env, agent = begin_agent(cfg, inputs)
+        if start is not None:
+            state = checkpoints.load(Path(start), "agent")
+            if not cfg.force:
+                check_environment(policy_of(state, start), env_spec(cfg.env, env), f"init_from={start}")
+            start_from(agent, state, start)
 
-def online(cfg: DictConfig) -> Run:
-    """Find or make a trained and tested agent, and its ranker before it."""
-    planned = online_plan(cfg, build_env(cfg.env, resolve_device(cfg.device)))
-    with planned.run.making(cfg, planned.inputs) as needed:
-        if needed:
-            make_inputs(cfg, planned.agent, planned.inputs)
-            if cfg.init_from is not None:
-                check_same_ranker(planned.agent, checkpoints.load(Path(cfg.init_from), "agent"), cfg.init_from)
-            _make(cfg, planned)
-    show_agent(planned.run)
-    return planned.run
+        def make() -> dict[str, Any]:
+            give_inputs(agent, inputs)
+            if start is not None:
+                check_same_ranker(agent, checkpoints.load(Path(start), "agent"), start)
+            data = OnlineData(
+                env,
+                agent,
+                max_steps=cfg.max_steps,
+                random_steps=cfg.random_steps,
+                num_envs=cfg.num_envs,
+                batch_size=cfg.batch_size,
+                capacity=cfg.capacity,
+                warm=start is not None,
+                users=stream(cfg.seed, "training users", env.device),
+                exploration=stream(cfg.seed, "exploration", env.device),
+                batches=stream(cfg.seed, "batches", env.device),
+            )
+            schedule = Schedule(
+                max_steps=cfg.max_steps,
+                val_every_n_steps=cfg.val_every_n_steps,
+                log_every_n_steps=cfg.log_every_n_steps,
+                save_every_n_steps=cfg.save_every_n_steps,
+            )
+            policy = agent.policy()
 
+            def validate() -> dict[str, float]:
+                return evaluate(policy, env, cfg.val_users, cfg.seed, "validation").named("val/")
 
-def _make(cfg: DictConfig, planned: Plan) -> None:
-    seed, env, agent = cfg.seed, planned.env, planned.agent
-    data = OnlineData(
-        env,
-        agent,
-        max_steps=cfg.max_steps,
-        random_steps=cfg.random_steps,
-        num_envs=cfg.num_envs,
-        batch_size=cfg.batch_size,
-        capacity=cfg.capacity,
-        warm=cfg.init_from is not None,
-        users=stream(seed, "training users", env.device),
-        exploration=stream(seed, "exploration", env.device),
-        batches=stream(seed, "batches", env.device),
-    )
-    schedule = Schedule(
-        max_steps=cfg.max_steps,
-        val_every_n_steps=cfg.val_every_n_steps,
-        log_every_n_steps=cfg.log_every_n_steps,
-        save_every_n_steps=cfg.save_every_n_steps,
-    )
-    policy = agent.policy()
+            test = in_simulator(env, cfg.test_users, cfg.seed)
+            result = train_agent(cfg, run, env, agent, data, schedule, cfg.test_users, validate, test)
+            return {**result, **provenance(inputs), "init_from": spec.get("init_from")}
 
-    def validate() -> dict[str, float]:
-        return evaluate(policy, env, cfg.val_users, seed, "validation").named("val/")
+        return make
 
-    test = in_simulator(env, cfg.test_users, seed)
-    start = planned.run.spec.get("init_from")
-    train(cfg, planned, data, schedule, cfg.test_users, validate, test, init_from=start)
+    return Product(run, cfg, begin, inputs, show_agent)

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from slaterl.config.build import build_env, make, plain, resolve_device, settings_of
+from slaterl.config.build import make as make_object
+from slaterl.config.build import plain, resolve_device, settings_of
 from slaterl.config.check import is_gems
 from slaterl.data import trajectories
-from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.rankers.gems import GeMS
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
-from slaterl.runs.run import Run, write_json
+from slaterl.runs.products import Make, Product, product_of
+from slaterl.runs.run import Run
 from slaterl.seeds import seeded_weights, stream
-from slaterl.stages.log_data import log_data, logged_data_run
 from slaterl.training import checkpoints
 from slaterl.training.curves import plot_curves
 from slaterl.training.fit import Schedule, fit
@@ -26,91 +25,88 @@ from slaterl.training.loggers import make_loggers
 CURVES = ["loss/total", "val/loss/total", "loss/slate", "loss/click", "loss/kl", "val/accuracy/slot"]
 
 
-def ranker_run(cfg: DictConfig, env: TopicRec) -> Run:
-    """Where the ranker of this configuration lies, made or not."""
-    spec = {
-        "logged_data": logged_data_run(cfg, env).digest,
-        "ranker": {key: value for key, value in settings_of(cfg.ranker).items() if key != "unique"},  # not of training
-        "pretrain": plain(cfg.pretrain),
-        "seed": cfg.ranker_seed,
-    }
-    name = f"{cfg.ranker.name}-seed{cfg.ranker_seed}"
-    return Run(Path(cfg.paths.root), "pretrain", env.name, name, spec, products=("result.json", "ranker.ckpt"))
-
-
-def pretrain(cfg: DictConfig) -> Run:
-    """Find or make the ranker, and its logged data before it."""
+def pretrain(cfg: DictConfig) -> Product:
+    """The pretrained ranker; it starts from the logged data."""
     if not is_gems(cfg):
         raise UserError(f"ranker={cfg.ranker.name}: there is nothing to pretrain; use ranker=gems")
-    device = resolve_device(cfg.device)
-    env = build_env(cfg.env, device)
-    with seeded_weights(cfg.ranker_seed, "ranker weights"):
-        gems = make(cfg.ranker, "ranker", num_items=env.num_items, slate_size=env.slate_size)
-    data_run, run = logged_data_run(cfg, env), ranker_run(cfg, env)
-    with run.making(cfg, inputs={"logged_data": data_run}) as needed:
-        if needed:
-            log_data(cfg)
-            _make(cfg, gems.to(device), run, data_run)
-    return run
-
-
-def _make(cfg: DictConfig, gems: GeMS, run: Run, data_run: Run) -> None:
-    device, seed, settings = gems.center.device, cfg.ranker_seed, cfg.pretrain
-    file = data_run.path / "trajectories.safetensors"
-    data, metadata = trajectories.load(file, num_items=cfg.env.num_items)
-    if cfg.logged_data.source == "dataset":
-        # its behaviours lie one after the other; the first trajectories are held out, and span the action box
-        data = data[torch.randperm(len(data), generator=stream(seed, "order of the dataset"))]
-    config: dict[str, Any] = {"ranker": plain(cfg.ranker), "env": plain(cfg.env)}
-    learner = GeMSPretraining(gems, lr=settings.lr, generator=stream(seed, "ranker noise", device)).to(device)
-    slates = SlateData(
-        data.to(device),
-        learner,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        holdout=settings.holdout,
-        seed=seed,
-    )
-    outcome = fit(
-        learner,
-        slates,
-        folder=run.path,
-        kind="ranker_training",
-        config=config,
-        schedule=Schedule(
-            max_steps=slates.max_steps,
-            val_every_n_steps=slates.steps_per_epoch,
-            log_every_n_steps=cfg.log_every_n_steps,
-        ),
-        validate=lambda: learner.validate(slates.held_out_batches()),
-        score="val/loss/total",
-        maximise=False,
-        loggers=make_loggers(cfg, run),
-        title="pretrain GeMS",
-    )
-    best = checkpoints.load(run.path / "best.ckpt", "ranker_training")
-    learner.load_state_dict(best["learner"]["module"])
-    first = data[: settings.box_trajectories]
-    gems.fit_box(first.slates[:, 1:].flatten(0, 1).to(device), first.clicks[:, 1:].flatten(0, 1).to(device))
-    state = {"kind": "ranker", "config": config, "module": gems.state_dict(), "run": run.digest}
-    checkpoints.save(run.path / "ranker.ckpt", {**state, "item_embeddings": metadata["item_embeddings"]})
-    losses = learner.validate(slates.held_out_batches())
-    write_json(
-        run.path / "result.json",
-        {
-            "stage": "pretrain",
-            "env": cfg.env.name,
-            "item_embeddings": metadata["item_embeddings"],
-            "logged_data": data_run.digest,
-            "logged_data_checksum": metadata["checksum"],
-            "ranker": cfg.ranker.name,
-            "ranker_seed": seed,
-            **{name.replace("/", "_"): value for name, value in losses.items()},
-            "box_half_width_mean": gems.half_width.mean().item(),
-            "best_step": outcome["best_step"],
-            "steps": slates.max_steps,
-            "slates": slates.size * settings.epochs,
-            "seconds": outcome["seconds"],
+    seed, settings = cfg.ranker_seed, cfg.pretrain
+    logged = product_of(cfg, "log_data")
+    run = Run(
+        root=Path(cfg.paths.root),
+        stage="pretrain",
+        env=cfg.env.name,
+        name=f"{cfg.ranker.name}-seed{seed}",
+        spec={
+            "logged_data": logged.run.digest,
+            # `unique` changes how a trained ranker fills slates, not its training
+            "ranker": {key: value for key, value in settings_of(cfg.ranker).items() if key != "unique"},
+            "pretrain": plain(settings),
+            "seed": seed,
         },
+        products=("result.json", "ranker.ckpt"),
     )
-    plot_curves(run.path / "curves.png", run.path / "metrics.csv", CURVES)
+
+    def begin() -> Make:
+        device = resolve_device(cfg.device)
+        with seeded_weights(seed, "ranker weights"):
+            gems = make_object(cfg.ranker, "ranker", num_items=cfg.env.num_items, slate_size=cfg.env.slate_size)
+        gems = gems.to(device)
+        learner = GeMSPretraining(gems, lr=settings.lr, generator=stream(seed, "ranker noise", device)).to(device)
+
+        def make() -> dict[str, Any]:
+            data, metadata = trajectories.load(logged.run.path / trajectories.FILE, num_items=cfg.env.num_items)
+            if cfg.logged_data.source == "dataset":
+                # A dataset holds one behaviour after the other, but the first trajectories are the held-out ones
+                # and span the action box.
+                data = data[torch.randperm(len(data), generator=stream(seed, "order of the dataset"))]
+            slates = SlateData(
+                data.to(device),
+                learner,
+                batch_size=settings.batch_size,
+                epochs=settings.epochs,
+                holdout=settings.holdout,
+                seed=seed,
+            )
+            config = {"ranker": plain(cfg.ranker), "env": plain(cfg.env)}
+            outcome = fit(
+                learner,
+                slates,
+                folder=run.path,
+                kind="ranker_training",
+                config=config,
+                schedule=Schedule(
+                    max_steps=slates.max_steps,
+                    val_every_n_steps=slates.steps_per_epoch,
+                    log_every_n_steps=cfg.log_every_n_steps,
+                ),
+                validate=lambda: learner.validate(slates.held_out_batches()),
+                score="val/loss/total",
+                maximise=False,
+                loggers=make_loggers(cfg, run),
+                title="pretrain GeMS",
+            )
+            best = checkpoints.load(run.path / "best.ckpt", "ranker_training")
+            learner.load_state_dict(best["learner"]["module"])
+            first = data[: settings.box_trajectories]
+            gems.fit_box(first.slates[:, 1:].flatten(0, 1).to(device), first.clicks[:, 1:].flatten(0, 1).to(device))
+            state = {"kind": "ranker", "config": config, "module": gems.state_dict(), "run": run.digest}
+            checkpoints.save(run.path / "ranker.ckpt", {**state, "item_embeddings": metadata["item_embeddings"]})
+            plot_curves(run.path / "curves.png", run.path / "metrics.csv", CURVES)
+            losses = learner.validate(slates.held_out_batches())
+            return {
+                "item_embeddings": metadata["item_embeddings"],
+                "logged_data": logged.run.digest,
+                "logged_data_checksum": metadata["checksum"],
+                "ranker": cfg.ranker.name,
+                "ranker_seed": seed,
+                **{name.replace("/", "_"): value for name, value in losses.items()},
+                "box_half_width_mean": gems.half_width.mean().item(),
+                "best_step": outcome["best_step"],
+                "steps": slates.max_steps,
+                "slates": slates.size * settings.epochs,
+                "seconds": outcome["seconds"],
+            }
+
+        return make
+
+    return Product(run, cfg, begin, {"logged_data": logged})

@@ -21,7 +21,8 @@ from slaterl.report import figures, tables
 from slaterl.report.episodes import Episodes, watch
 from slaterl.report.records import Record, find, name_methods, name_tasks, without_lambdas
 from slaterl.runs.files import whole_file
-from slaterl.runs.run import Run, write_json
+from slaterl.runs.products import Product
+from slaterl.runs.run import Run
 
 LEGEND = (
     "Test return: mean over seeds ± Student's 95 % interval. IQM: mean of the middle half, with a bootstrapped 95 % "
@@ -46,7 +47,7 @@ LOOKS = (
 )
 
 
-def report(cfg: DictConfig) -> Run:
+def report(cfg: DictConfig) -> Product:
     """Report on the runs in `report.runs`, by default on all of them, below outputs/report/.
 
     Raises:
@@ -63,20 +64,26 @@ def report(cfg: DictConfig) -> Run:
     spec = {"runs": sorted(str(record.path.resolve()) for record in records), "against": against, "time": time.time()}
     where = str(envs[0]).replace(", ", "-").replace(" ", "_") if len(envs) == 1 else f"{len(envs)}_environments"
     run = Run(root, "report", where, f"{len(records)}_runs", spec)
-    with run.making(cfg, inputs={}):
+
+    def make() -> dict[str, Any]:
         _write(run.path, records, runs, summary, against, _pictures(records, runs, cfg.report.users))
-        missing = sum(not record.result for record in records)
-        result = {"stage": "report", "runs": len(records), "without_result": missing, "methods": len(summary)}
-        write_json(run.path / "result.json", result)
-    text = tables.shown(summary, against)
-    wide = ["environment", "items", "median", "IQM", "best val", "last val"]  # what does not fit a terminal
-    for env, part in text.groupby(tables.by_catalogue(summary["environment"], summary["items"])):
-        part = part.drop(columns=wide, errors="ignore")
-        table(str(env), list(part.columns), part.to_numpy().tolist())
-    if missing:
-        note(f"{missing} of {len(records)} runs have no result; the report lists them")
-    note(f"the page: {run.path / 'report.html'}")
-    return run
+        return {"runs": len(records), "without_result": _missing(records), "methods": len(summary)}
+
+    def show(made: Run) -> None:
+        text = tables.shown(summary, against)
+        wide = ["environment", "items", "median", "IQM", "best val", "last val"]  # too wide for a terminal
+        for env, part in text.groupby(tables.by_catalogue(summary["environment"], summary["items"])):
+            part = part.drop(columns=wide, errors="ignore")
+            table(str(env), list(part.columns), part.to_numpy().tolist())
+        if _missing(records):
+            note(f"{_missing(records)} of {len(records)} runs have no result; the report lists them")
+        note(f"the page: {made.path / 'report.html'}")
+
+    return Product(run, cfg, begin=lambda: make, show=show)
+
+
+def _missing(records: list[Record]) -> int:
+    return sum(not record.result for record in records)
 
 
 def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str, tuple[str, str, Figure]]:

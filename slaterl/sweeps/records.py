@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import listening
 from slaterl.errors import Interrupted, UserError
-from slaterl.runs.run import read_json, write_json
+from slaterl.runs.files import read_json, write_json
 
 WRITE_EVERY_SECONDS = 1.0
 

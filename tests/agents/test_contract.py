@@ -148,7 +148,7 @@ class Stopped(Exception):
 def test_trains_resumes_and_is_evaluated_from_its_checkpoint(
     agent: str, ranker: str | None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slaterl.stages.training.plot_curves", lambda *given: None)  # a second each
+    monkeypatch.setattr("slaterl.stages.agent.plot_curves", lambda *given: None)  # a second each
     through = copy_home(inputs, tmp_path / "through")
     run_stage(settings(agent, ranker, f"paths.root={through}"))
     stage, steps = stage_of(agent), {"online": 34, "offline": 11}[stage_of(agent)]

@@ -10,6 +10,7 @@ tests/golden/*.json); results are the same to the bit on one machine, before and
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -20,8 +21,10 @@ from typing import Any
 
 import torch
 
+from slaterl.data import trajectories
 from slaterl.paths import CONF
 from slaterl.run import run_stage
+from slaterl.runs.products import product_of
 from tests.helpers import compose_config
 
 ONLINE = ["sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger"]
@@ -60,9 +63,11 @@ def named() -> list[list[str]]:
 
 
 def names() -> dict[str, str]:
-    from tests.golden.name_of import name_of
-
-    return {" ".join(overrides): name_of(compose_config(*overrides)) for overrides in named()}
+    found = {}
+    for overrides in named():
+        cfg = compose_config(*overrides)
+        found[" ".join(overrides)] = str(product_of(cfg, cfg.stage.name).run.path.relative_to(cfg.paths.root))
+    return found
 
 
 def parameters() -> dict[str, dict[str, list[int]]]:
@@ -91,26 +96,38 @@ def results(home: Path) -> dict[str, Any]:
     fqe = ["fqe.updates=20", "fqe.batch_size=8"]
     commands += [["stage=offline", "agent=iql", "offline.validation=fqe", *fqe]]
     commands += [["logged_data.source=dataset", "dataset=random"]]
-    for overrides in commands:
-        print(" ".join(overrides), file=sys.stderr)
-        run_stage(compose_config("scale=smoke", "device=cpu", "threads=1", *overrides))
-    checkpoint = next(home.glob("online/focused_topdown/sac-gems*/best.ckpt"))
-    for more in ([], ["evaluation=fqe", *fqe]):
-        run_stage(compose_config("scale=smoke", "device=cpu", "stage=evaluate", f"checkpoint={checkpoint}", *more))
-    return {str(file.parent.relative_to(home)): _told(file) for file in sorted(home.glob("*/*/*/result.json"))}
+    with contextlib.redirect_stdout(sys.stderr):
+        for overrides in commands:
+            print(" ".join(overrides))
+            run_stage(compose_config("scale=smoke", "device=cpu", "threads=1", *overrides))
+        checkpoint = min(home.glob("online/focused_topdown/sac-gems*/best.ckpt"))
+        for more in ([], ["evaluation=fqe", *fqe]):
+            run_stage(compose_config("scale=smoke", "device=cpu", "stage=evaluate", f"checkpoint={checkpoint}", *more))
+    return {_name(file.parent.relative_to(home)): _told(file) for file in sorted(home.glob("*/*/*/result.json"))}
+
+
+def _name(path: Path) -> str:
+    """The run's folder; the digest of a checkpoint's evaluation changes with the checkpoint."""
+    name = str(path)
+    return name.rpartition("-")[0] if "-step" in name or "/fqe-" in name else name
 
 
 def _told(file: Path) -> dict[str, Any]:
     result = json.loads(file.read_text())
-    told: dict[str, Any] = {key: value for key, value in result.items() if "seconds" not in key and key != "checkpoint"}
+    # a checkpoint holds how long its training took, so its content is another every time
+    changing = ("seconds", "checkpoint", "checksum", "sha256")
+    told: dict[str, Any] = {key: value for key, value in result.items() if not any(word in key for word in changing)}
     if (metrics := file.with_name("metrics.csv")).is_file():
         rows = list(csv.reader(metrics.read_text().splitlines()))
         keep = [i for i, name in enumerate(rows[0]) if not name.startswith(("time/", "speed/"))]
         told["metrics.csv"] = [",".join(row[i] for i in keep) for row in rows]
-    if (data := file.with_name("trajectories.safetensors")).is_file():
-        told[data.name] = hashlib.sha256(data.read_bytes()).hexdigest()[:16]
+    if (data := file.with_name(trajectories.FILE)).is_file():
+        columns = trajectories.load(data)[0].columns()
+        told["columns"] = {name: hashlib.sha256(c.numpy().tobytes()).hexdigest()[:16] for name, c in columns.items()}
     if (card := file.with_name("card.json")).is_file():  # its warnings are words
-        numbers = {key: value for key, value in json.loads(card.read_text()).items() if key != "warnings"}
+        numbers = {k: v for k, v in json.loads(card.read_text()).items() if k not in ("warnings", "checksum")}
+        for behaviour in numbers["behaviours"]:
+            behaviour.pop("checkpoint", None)
         told[card.name] = hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
     return told
 

@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.errors import Interrupted, UserError
-from slaterl.runs.run import Run, write_json
+from slaterl.runs.files import write_json
+from slaterl.runs.run import Run
 from tests.helpers import compose_config
 
 COLUMNS = ("step", "loss/critic", "val/return")

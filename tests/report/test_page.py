@@ -18,6 +18,7 @@ import pytest
 from slaterl.errors import UserError
 from slaterl.report.records import find
 from slaterl.run import run_stage
+from slaterl.runs.products import find_or_make
 from slaterl.stages.report import _episodes, _lambdas, report
 from tests.report import made
 
@@ -183,7 +184,7 @@ def test_markdown_refers_to_pictures_that_are_there(folder: Path) -> None:
 def test_the_same_command_again(home: Path, folder: Path, page: Page) -> None:
     """Another report, since runs may have been added: the same numbers of the same runs, and no report of reports."""
     fewer = {"report.users": 2}  # of whom the numbers know nothing
-    again = report(made.config_of(home, *command(home), **fewer)).path
+    again = find_or_make(report(made.config_of(home, *command(home), **fewer))).path
     assert again != folder and folder.is_dir()
     for name in ("summary.csv", "runs.csv", "report.tex"):
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name
@@ -194,7 +195,7 @@ def test_no_picture_of_episodes_without_checkpoints(home: Path, tmp_path: Path) 
     """Checkpoints are large, and may be gone when the report is made."""
     copy = tmp_path / "copy"
     shutil.copytree(home / "online", copy / "online", ignore=shutil.ignore_patterns("*.ckpt"))
-    found = report(made.config_of(copy, "stage=report")).path
+    found = find_or_make(report(made.config_of(copy, "stage=report"))).path
     assert [file.name for file in found.glob("*.png")] == ["learning_curves.png"]
     assert len(Page((found / "report.html").read_text()).tables) == 2
 
@@ -205,7 +206,7 @@ def test_damaged_checkpoint_costs_its_own_pictures_alone(
     shutil.copytree(home / "online", tmp_path / "copy" / "online")
     for file in (tmp_path / "copy").rglob("best.ckpt"):
         file.write_bytes(b"half a file")
-    found = report(made.config_of(tmp_path / "copy", "stage=report")).path
+    found = find_or_make(report(made.config_of(tmp_path / "copy", "stage=report"))).path
     assert [file.name for file in found.glob("*.png")] == ["learning_curves.png"]
     assert "no pictures of the episodes of dqn: " in capfd.readouterr().err
 
@@ -232,7 +233,7 @@ def test_grid_of_lambdas(tmp_path: Path) -> None:
             settings = {"ranker.lambda_KL": kl, "ranker.lambda_click": click}
             cfg = made.config_of(tmp_path, seed=seed, **settings)
             made.finished(cfg, test + seed, (5.0,), ranker_run="abc", ranker=cfg.ranker.name)
-    found = report(made.config_of(tmp_path, "stage=report")).path
+    found = find_or_make(report(made.config_of(tmp_path, "stage=report"))).path
     assert (found / "lambda_grid.png").is_file()
     methods = pd.read_csv(found / "summary.csv").set_index("method")
     assert sorted(methods["mean"]) == [11.5, 21.5, 31.5] and set(methods["seeds"]) == {2}
@@ -256,7 +257,7 @@ def test_page_is_safe_from_what_runs_say(tmp_path: Path) -> None:
     made.finished(made.config_of(tmp_path, *SMALL), 10.0, (5.0,))
     reason = "<img src=http://example.com/x.png> & <script>alert(1)</script>"
     made.failed(made.config_of(tmp_path, *SMALL, seed=2), reason)
-    found = Page((report(made.config_of(tmp_path, "stage=report")).path / "report.html").read_text())
+    found = Page((find_or_make(report(made.config_of(tmp_path, "stage=report"))).path / "report.html").read_text())
     assert not any("example.com" in link for link in found.links) and "script" not in found.tags
     assert found.tables[1][1][3] == f"UserError: {reason}"
 
@@ -279,11 +280,11 @@ def test_mistakes_leave_no_folder(arguments: list[str], message: str, home: Path
 def test_nothing_finished_yet(tmp_path: Path) -> None:
     made.failed(made.config_of(tmp_path, *SMALL), "out of luck")
     with pytest.raises(UserError, match="none of 1 runs there is finished"):
-        report(made.config_of(tmp_path, "stage=report"))
+        find_or_make(report(made.config_of(tmp_path, "stage=report")))
 
 
 def test_unwritable_folder(tmp_path: Path) -> None:
     made.finished(made.config_of(tmp_path, *SMALL), 10.0, (5.0,))
     (tmp_path / "report").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=f"{tmp_path}/report/.*: cannot be written"):
-        report(made.config_of(tmp_path, "stage=report"))
+        find_or_make(report(made.config_of(tmp_path, "stage=report")))

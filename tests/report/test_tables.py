@@ -13,6 +13,7 @@ from scipy import stats
 from slaterl.errors import UserError
 from slaterl.report import tables
 from slaterl.report.records import find
+from slaterl.runs.products import find_or_make
 from slaterl.stages.report import report
 from tests.report import made
 
@@ -46,7 +47,7 @@ def runs(home: Path) -> pd.DataFrame:
 def written(home: Path) -> Path:
     """The folder of the report on all of it, tested against dqn."""
     cfg = made.config_of(home, "stage=report", **{"report.against": "dqn"})
-    return report(cfg).path
+    return find_or_make(report(cfg)).path
 
 
 def frame(**values: list[float]) -> pd.DataFrame:
@@ -270,7 +271,7 @@ def test_reasons_stay_in_their_cell(reason: str, tmp_path: Path) -> None:
     """torch's errors have several lines: five cells in each row of the table all the same."""
     made.finished(made.config_of(tmp_path, *DQN), 10.0, (5.0,))
     made.failed(made.config_of(tmp_path, *DQN, seed=2), reason)
-    folder = report(made.config_of(tmp_path, "stage=report")).path
+    folder = find_or_make(report(made.config_of(tmp_path, "stage=report"))).path
     text = (folder / "report.md").read_text()
     *_, table = markdown_tables(text)
     assert "## Runs without a result" in text and table[0] == ["run", "environment", "status", "reason", "command"]
@@ -307,5 +308,5 @@ def test_names_with_commas_survive_csv(tmp_path: Path) -> None:
     """Methods that differ in a setting have commas in their names."""
     for gamma in (0.0, 0.8):
         made.finished(made.config_of(tmp_path, *DQN, **{"agent.gamma": gamma}), 10.0, (5.0,))
-    folder = report(made.config_of(tmp_path, "stage=report")).path
+    folder = find_or_make(report(made.config_of(tmp_path, "stage=report"))).path
     assert sorted(pd.read_csv(folder / "summary.csv")["method"]) == ["dqn, agent.gamma=0.0", "dqn, agent.gamma=0.8"]

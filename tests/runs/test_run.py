@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from slaterl.errors import Interrupted, UserError
 from slaterl.runs import run as runs
-from slaterl.runs.run import Run, write_json
+from slaterl.runs.files import write_json
+from slaterl.runs.run import Run
 
 CONFIG = OmegaConf.create({"seed": 7, "twice": "${seed}", "agent": {"name": "sac", "q_hidden": [8, 8]}})
 SPEC: dict[str, Any] = {

@@ -10,12 +10,11 @@ import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
-from slaterl.config.build import build_env
 from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
 from slaterl.rankers.gems import GeMS
 from slaterl.run import run_stage
-from slaterl.stages.online import online_plan
+from slaterl.runs.products import product_of
 from tests.helpers import compose_config
 
 SMALL = ["scale=smoke", "device=cpu", "threads=1", "env.num_items=60", "env.slate_size=4", "env.episode_length=7"]
@@ -53,7 +52,7 @@ def config(ranker: type[Ranker], *more: str, **settings: Any) -> DictConfig:
 
 
 def digest(cfg: DictConfig) -> str:
-    return online_plan(cfg, build_env(cfg.env, torch.device("cpu"))).run.digest
+    return product_of(cfg, "online").run.digest
 
 
 def test_a_rankers_settings_are_the_runs() -> None:
@@ -64,7 +63,7 @@ def test_a_rankers_settings_are_the_runs() -> None:
 def test_ranker_that_cannot_take_factors_is_refused() -> None:
     assert digest(config(Compared, "item_embeddings=ideal", latent_dim=3))
     with pytest.raises(UserError, match="item_embeddings=mf: Compared has no method set_items"):
-        digest(config(Compared, "item_embeddings=mf", latent_dim=3))
+        product_of(config(Compared, "item_embeddings=mf", latent_dim=3), "online").begin()
 
 
 def test_kind_of_gems_is_pretrained(tmp_path: Path) -> None:

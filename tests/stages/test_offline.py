@@ -23,7 +23,7 @@ from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
 from slaterl.report.records import find, name_methods
 from slaterl.run import run_stage
 from slaterl.runs.files import fingerprint_of
-from slaterl.stages.collect import dataset_run
+from slaterl.runs.products import product_of
 from slaterl.training import checkpoints
 from tests.helpers import compose_config
 
@@ -160,11 +160,10 @@ def test_sampled_as_much_as_the_agent_explored_in_the_end(home: Path) -> None:
 def test_scores_of_another_expert_are_another_dataset(tmp_path: Path) -> None:
     """Also where the trajectories need none: its return, and the users of the anchors, are in the card."""
     cfg = compose_config(*SIZES.split(), f"paths.root={tmp_path}", "stage=collect", "dataset=random")
-    env = build_env(cfg.env, torch.device("cpu"))
     digests = set()
     for key, value in (("seed", 3), ("dataset.run.seed", 1), ("max_steps", 40), ("dataset.run.seed", 58407201)):
         OmegaConf.update(cfg, key, value)
-        digests.add(dataset_run(cfg, env).digest)
+        digests.add(product_of(cfg, "collect").run.digest)
     assert len(digests) == 4
 
 
@@ -205,7 +204,7 @@ def test_files_of_slaterl_that_do_not_fit(home: Path) -> None:
     given = ["stage=collect", "dataset=file", f"dataset.path={source}"]
     make(home, *given)
     assert torch.equal(read(home, "file").slates, read(home, "mixed").slates)
-    with pytest.raises(UserError, match=r"trajectories.safetensors: of the item embeddings .*force=true"):
+    with pytest.raises(UserError, match=r"trajectories.safetensors: made with the item embeddings .*force=true"):
         make(home, *given, "env.item_embeddings.seed=5")
     with pytest.raises(UserError, match=r"trajectories.safetensors: trajectories of 7 turns .*expected 6 turns"):
         make(home, *given, "env.episode_length=6")
@@ -244,7 +243,7 @@ def test_out_by_minari_and_in_again(home: Path, monkeypatch: pytest.MonkeyPatch)
     card = json.loads((dataset(home, "file") / "card.json").read_text())
     names = ["expert", "expert_with_noise", "medium_with_noise", "random"]
     assert [behaviour["name"] for behaviour in card["behaviours"]] == names
-    with pytest.raises(UserError, match=r"minari:slaterl/mixed-v0: of the item embeddings .*force=true"):
+    with pytest.raises(UserError, match=r"minari:slaterl/mixed-v0: made with the item embeddings .*force=true"):
         make(
             home, "stage=collect", "dataset=file", "dataset.path=minari:slaterl/mixed-v0", "env.item_embeddings.seed=5"
         )

@@ -1,7 +1,8 @@
-"""stage=evaluate evaluation=fqe: what checkpoints would return, from a dataset alone, beside the simulator's word."""
+"""evaluation=fqe: returns of checkpoints, estimated from a dataset, next to their returns in the simulator."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,39 @@ from scipy import stats
 
 from slaterl.agents.base import Agent, BeliefPolicy, LatentAgent
 from slaterl.agents.loading import load_policy
-from slaterl.config.build import build_env, plain, resolve_device
+from slaterl.config.build import plain, simulator
 from slaterl.console import note, progress, table
+from slaterl.data import trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.evaluation.evaluate import evaluate
 from slaterl.evaluation.fqe import fitted_q_evaluation
 from slaterl.runs.files import fingerprint_of, whole_file
-from slaterl.runs.run import Run, write_json
-from slaterl.stages.collect import collect, dataset_run, load_dataset
+from slaterl.runs.products import Make, Product, product_of
+from slaterl.runs.run import Run
+from slaterl.training import checkpoints
 
 
-def fqe(cfg: DictConfig) -> Run:
-    """Find or make the estimates of `checkpoint`: a file, or a run's folder, of which all kept checkpoints are taken.
+def estimates(cfg: DictConfig) -> Product:
+    """The estimates of `checkpoint`: a file, or the folder of a run with all its kept checkpoints.
 
-    Where the dataset was collected in the simulator, each is also served to the test users there, and the rank
-    correlation of the two over the checkpoints tells what the estimates are worth.
+    If the dataset was collected in the simulator, each checkpoint is also tested there. The rank correlation of the
+    two over the checkpoints says how far the estimates can be trusted.
     """
-    env = build_env(cfg.env, resolve_device(cfg.device))
     files = _checkpoints(cfg.checkpoint)
-    agents = {file: _agent(file, env) for file in files}
-    dataset = dataset_run(cfg, env)
-    simulated = cfg.dataset.name != "file"
-    spec = {"dataset": dataset.digest, "fqe": plain(cfg.fqe), "seed": cfg.seed, "users": cfg.test_users}
+    dataset = product_of(cfg, "collect")
+    first = checkpoints.load(files[0], "agent")["config"]["agent"]["name"]
+    spec = {"dataset": dataset.run.digest, "fqe": plain(cfg.fqe), "seed": cfg.seed, "users": cfg.test_users}
     spec["checkpoints"] = [fingerprint_of(file) for file in files]
-    name = f"fqe-{next(iter(agents.values()))[0]}-{cfg.dataset.name}-seed{cfg.seed}"
-    run = Run(Path(cfg.paths.root), "evaluate", env.name, name, spec, products=("result.json",))
-    with run.making(cfg, inputs={"dataset": dataset}) as needed:
-        if needed:
-            collect(cfg)
-            _make(cfg, env, run, dataset, agents, simulated)
-    _show(run, simulated)
-    return run
+    name = f"fqe-{first}-{cfg.dataset.name}-seed{cfg.seed}"
+    run = Run(Path(cfg.paths.root), "evaluate", cfg.env.name, name, spec, products=("result.json",))
+
+    def begin() -> Make:
+        env = simulator(cfg)
+        agents = {file: _agent(file, env) for file in files}
+        return lambda: _make(cfg, env, run, dataset.run, agents)
+
+    return Product(run, cfg, begin, {"dataset": dataset}, _show)
 
 
 def _checkpoints(given: str | None) -> list[Path]:
@@ -81,14 +83,10 @@ def _agent(file: Path, env: TopicRec) -> tuple[str, int, LatentAgent]:
 
 
 def _make(
-    cfg: DictConfig,
-    env: TopicRec,
-    run: Run,
-    dataset: Run,
-    agents: dict[Path, tuple[str, int, LatentAgent]],
-    simulated: bool,
-) -> None:
-    recorded, metadata = load_dataset(dataset, env)
+    cfg: DictConfig, env: TopicRec, run: Run, dataset: Run, agents: Mapping[Path, tuple[str, int, LatentAgent]]
+) -> dict[str, Any]:
+    simulated = cfg.dataset.name != "file"
+    recorded, metadata = trajectories.load(dataset.path / trajectories.FILE, num_items=env.num_items)
     recorded = recorded.to(env.device)
     rows: list[dict[str, Any]] = []
     for file, (name, step, agent) in agents.items():
@@ -109,10 +107,16 @@ def _make(
         found = stats.spearmanr(*zip(*points, strict=True)).statistic
         correlation = float(found) if found == found else None  # NaN where all are equal
         _draw(run.path / "fqe.png", rows, correlation)
-    result = {"stage": "evaluate", "evaluation": "fqe", "env": env.name, "dataset": cfg.dataset.name, "seed": cfg.seed}
-    result |= {"dataset_checksum": metadata["checksum"], "dataset_return": dataset.result()["return_mean"]}
-    result |= {"rank_correlation": correlation, "checkpoints": rows, "item_embeddings": env.fingerprint}
-    write_json(run.path / "result.json", result)
+    return {
+        "evaluation": "fqe",
+        "dataset": cfg.dataset.name,
+        "seed": cfg.seed,
+        "dataset_checksum": metadata["checksum"],
+        "dataset_return": dataset.result()["return_mean"],
+        "rank_correlation": correlation,
+        "checkpoints": rows,
+        "item_embeddings": env.fingerprint,
+    }
 
 
 def _draw(path: Path, rows: list[dict[str, Any]], correlation: float | None) -> None:
@@ -134,11 +138,11 @@ def _draw(path: Path, rows: list[dict[str, Any]], correlation: float | None) -> 
         figure.savefig(partial, format="png", dpi=120)
 
 
-def _show(run: Run, simulated: bool) -> None:
+def _show(run: Run) -> None:
     result = run.result()
     rows = []
     for row in result["checkpoints"]:
-        shown = f"{row['simulated']:.1f} ± {row['simulated_interval']:.1f}" if simulated else ""
+        shown = "" if row["simulated"] is None else f"{row['simulated']:.1f} ± {row['simulated_interval']:.1f}"
         rows.append([row["checkpoint"], f"{row['step']:,}", f"{row['estimate']:.1f} ± {row['interval']:.1f}", shown])
     title = f"fitted Q evaluation on {result['dataset']} data (mean return {result['dataset_return']:.1f})"
     table(title, ["checkpoint", "step", "estimate", "simulator"], rows)

@@ -1,0 +1,80 @@
+"""The configurations behind a dataset: its behaviours, and the online run that its checkpoints are of."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import lru_cache
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import CompactHydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from slaterl.config.build import AGENT_NODES, plain
+from slaterl.config.check import check_fit
+from slaterl.errors import UserError
+from slaterl.paths import CONF
+from slaterl.runs.files import in_short
+
+
+def behaviours_of(dataset: DictConfig) -> dict[str, dict[str, Any]]:
+    """The behaviours of a dataset by name; a single behaviour gets share 1."""
+    if "behaviours" in dataset:
+        return {name: plain(node) for name, node in dataset.behaviours.items()}
+    return {dataset.name: {"share": 1, **plain(dataset.behaviour)}}
+
+
+def needs_online_run(behaviour: dict[str, Any]) -> bool:
+    """Whether a behaviour is a checkpoint of the online run that dataset.run names."""
+    return behaviour["checkpoint"] is None and behaviour["policy"] != "random"
+
+
+def file_of(dataset: DictConfig, policy: str) -> str | None:
+    """The file of the online run that a behaviour's policy is read from; None for random slates."""
+    names = {"medium": f"step{dataset.run.medium_step}.ckpt", "expert": "best.ckpt", "replay": "last.ckpt"}
+    return names.get(policy)
+
+
+def is_foreign(dataset: DictConfig) -> bool:
+    """Whether the dataset is a file of another layout, which need not come from a simulator."""
+    return dataset.name == "file" and not dataset.path.endswith(".safetensors")
+
+
+def online_cfg(cfg: DictConfig) -> DictConfig:
+    """The configuration of the online run whose checkpoints a dataset is collected with.
+
+    Environment, sizes and protocol are those of `cfg`; agent, ranker and seed are those of dataset.run.
+
+    Raises:
+        UserError: the agent or the ranker does not exist, they do not fit, or the agent does not learn online.
+    """
+    run = cfg.dataset.run
+    chosen = _composed(run.agent, run.ranker)
+    own = cfg.copy()
+    with open_dict(own):
+        for name in AGENT_NODES:
+            own[name] = chosen[name]
+        own.seed = own.ranker_seed = run.seed
+        own.logged_data.source, own.init_from = "epsilon_oracle", None
+        own.stage = OmegaConf.load(CONF / "stage" / "online.yaml")
+    try:
+        check_fit(own)
+    except UserError as error:
+        raise UserError(f"dataset.run: {error}") from None
+    return own
+
+
+@lru_cache(maxsize=8)
+def _composed(agent: str, ranker: str) -> DictConfig:
+    """The configuration of an agent and a ranker, composed once in a process."""
+    # Hydra is initialised by the command line, but not in a test or in the jobs of some launchers
+    started = GlobalHydra.instance().is_initialized()
+    try:
+        with contextlib.nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=[f"agent={agent}", f"ranker={ranker}"])
+    except MissingConfigException as error:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        raise UserError(f"dataset.run.{group}={name}: expected one of the files in conf/{group}") from None
+    except CompactHydraException as error:
+        raise UserError(f"dataset.run: {in_short(error)}") from None

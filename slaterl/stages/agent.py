@@ -1,0 +1,209 @@
+"""What stage=online and stage=offline share: an agent's product, its training, and the test of its best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+from slaterl.agents.base import Agent
+from slaterl.agents.loading import LoadedPolicy, load_policy
+from slaterl.config.build import (
+    AGENT_NODES,
+    build_agent,
+    compares_items,
+    env_spec,
+    parameters_of,
+    plain,
+    settings_of,
+    simulator,
+)
+from slaterl.config.check import is_gems
+from slaterl.console import note
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
+from slaterl.evaluation.evaluate import anchors, evaluate
+from slaterl.evaluation.show import show_result
+from slaterl.runs.files import fingerprint_of
+from slaterl.runs.products import Product, product_of
+from slaterl.runs.run import Run
+from slaterl.training import checkpoints
+from slaterl.training.curves import plot_curves
+from slaterl.training.fit import Data, Schedule, fit
+from slaterl.training.loggers import make_loggers
+
+Test = Callable[[LoadedPolicy], dict[str, Any]]
+
+
+def agent_inputs(cfg: DictConfig) -> dict[str, Product]:
+    """What an agent starts from: its pretrained ranker, or the item embeddings of item_embeddings=mf."""
+    if _takes_ranker(cfg) and is_gems(cfg):
+        return {"ranker": product_of(cfg, "pretrain")}
+    if compares_items(cfg) and cfg.item_embeddings.name == "mf":
+        return {"item_embeddings": product_of(cfg, "mf")}
+    return {}
+
+
+def ranker_spec(cfg: DictConfig, inputs: Mapping[str, Product]) -> dict[str, Any]:
+    """Everything about the ranker and its item embeddings that determines an agent."""
+    spec: dict[str, Any] = {name: product.run.digest for name, product in inputs.items()}
+    if "item_embeddings" not in inputs and compares_items(cfg):
+        spec["item_embeddings"] = settings_of(cfg.item_embeddings)
+    if _takes_ranker(cfg):
+        spec["unique"] = cfg.ranker.get("unique", False)
+        spec.setdefault("ranker", settings_of(cfg.ranker))
+    elif getattr(get_object(cfg.agent["_target_"]), "REFINES", False):
+        spec["unique"] = False  # it makes a ranker of its own
+    return spec
+
+
+def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Product], before: Mapping[str, Any]) -> Run:
+    """The run of an agent.
+
+    Args:
+        name: added to the readable name, between the agent and the seed.
+        before: determines the agent besides its nodes, its ranker, its environment and its seed.
+    """
+    parts = [cfg.agent.name]
+    parts += [cfg.ranker.name] if "_target_" in cfg.ranker else []
+    parts += [cfg.item_embeddings.name] if compares_items(cfg) else []
+    parts += ["oracle-state"] if cfg.belief.name == "none" else []
+    parts += [name] if name else []
+    spec = {
+        "env": env_spec(cfg.env),
+        "agent": settings_of(cfg.agent),
+        "belief": settings_of(cfg.belief),
+        **ranker_spec(cfg, inputs),
+        **before,
+        "seed": cfg.seed,
+    }
+    full_name = "-".join([*parts, f"seed{cfg.seed}"])
+    return Run(Path(cfg.paths.root), stage, cfg.env.name, full_name, spec, products=("result.json", "best.ckpt"))
+
+
+def begin_agent(cfg: DictConfig, inputs: Mapping[str, Product]) -> tuple[TopicRec, Any]:
+    """The simulator and the agent, untrained.
+
+    Raises:
+        UserError: the agent is given item embeddings that it cannot take.
+    """
+    env = simulator(cfg)
+    agent = build_agent(nodes_of(cfg), env, cfg.seed)
+    if "item_embeddings" in inputs and not hasattr(_that_compares(agent), "set_items"):
+        name = type(_that_compares(agent)).__name__
+        raise UserError(f"item_embeddings=mf: {name} has no method set_items that takes them; use ideal")
+    return env, agent
+
+
+def nodes_of(cfg: DictConfig) -> dict[str, Any]:
+    """The nodes that an agent's checkpoint holds."""
+    return {name: plain(cfg[name]) for name in ("env", *AGENT_NODES)}
+
+
+def give_inputs(agent: Any, inputs: Mapping[str, Product]) -> None:
+    """Load finished inputs into an agent."""
+    if "ranker" in inputs:
+        state = checkpoints.load(inputs["ranker"].run.path / "ranker.ckpt", "ranker")
+        agent.ranker.load_state_dict(state["module"])
+    if "item_embeddings" in inputs:
+        items = checkpoints.load(inputs["item_embeddings"].run.path / "items.ckpt", "items")
+        _that_compares(agent).set_items(items["item_embeddings"])
+
+
+def provenance(inputs: Mapping[str, Product]) -> dict[str, str]:
+    """The files that an agent started from, as flat entries of its result."""
+    found: dict[str, str] = {}
+    for name, product in inputs.items():
+        kind, file = ("ranker", "ranker.ckpt") if name == "ranker" else ("mf", "items.ckpt")
+        found[f"{kind}_run"] = product.run.digest
+        found[f"{kind}_sha256"] = fingerprint_of(product.run.path / file)
+        found["logged_data_checksum"] = product.run.result()["logged_data_checksum"]
+    return found
+
+
+def train(
+    cfg: DictConfig,
+    run: Run,
+    env: TopicRec,
+    agent: Agent,
+    data: Data,
+    schedule: Schedule,
+    users: int,
+    validate: Callable[[], dict[str, float]],
+    test: Test,
+) -> dict[str, Any]:
+    """Fit an agent, test its best checkpoint and draw its curves. Returns the entries of the result.
+
+    Args:
+        users: number of test users.
+        test: measures the best checkpoint: test_users, test_return, test_interval and more.
+    """
+    catalogue, protocol = env.item_embeddings.cpu(), {"seed": cfg.seed, "test_users": users}
+    outcome = fit(
+        agent,
+        data,
+        folder=run.path,
+        kind="agent",
+        config={**nodes_of(cfg), "catalogue": catalogue, "evaluation": protocol},
+        schedule=schedule,
+        validate=validate,
+        score="val/return",
+        maximise=True,
+        loggers=make_loggers(cfg, run),
+        title=f"{cfg.agent.name} on {env.name}",
+    )
+    best = load_policy(run.path / "best.ckpt", env.device)
+    plot_curves(run.path / "curves.png", run.path / "metrics.csv", ["val/return", *data.measures, *agent.TERMS])
+    return {
+        "agent": cfg.agent.name,
+        "ranker": cfg.ranker.name,
+        "belief": cfg.belief.name,
+        "compared_by": cfg.item_embeddings.name if compares_items(cfg) else None,
+        "seed": cfg.seed,
+        "ranker_seed": cfg.ranker_seed,
+        "val_return": outcome["best_score"],
+        "best_step": outcome["best_step"],
+        **test(best),
+        "steps": agent.step,
+        **data.counters,
+        "item_embeddings": env.fingerprint,
+        "device": str(env.device),
+        "seconds": outcome["seconds"],
+    }
+
+
+def in_simulator(env: TopicRec, users: int, seed: int) -> Test:
+    """A test on the test users of the simulator, next to random slates and the short-term oracle."""
+
+    def test(best: LoadedPolicy) -> dict[str, Any]:
+        tested = evaluate(best.policy, env, users, seed, "test")
+        return {"test_users": users, **tested.named("test_"), **anchors(env, users, seed)}
+
+    return test
+
+
+def show_agent(run: Run) -> None:
+    """The table that ends a run."""
+    result = run.result()
+    parts = [part for part in (result["agent"], result["ranker"], result["compared_by"]) if part and part != "none"]
+    title = f"{' + '.join(parts)} on {result['env']}, seed {result['seed']}"
+    if result["test_users"] is None:
+        shown = f"{result['test_return']:.1f} ± {result['test_interval']:.1f}"
+        note(f"{title}: best (step {result['best_step']:,}) by fitted Q evaluation: {shown}")
+        return
+    show_result(title, f"best (step {result['best_step']:,})", result)
+    turns = f"{result['turns']:,} turns and " if "turns" in result else ""
+    note(f"{result['test_users']} test users; {turns}{result['updates']:,} updates of training")
+
+
+def _takes_ranker(cfg: DictConfig) -> bool:
+    """Whether the agent acts through the configured ranker."""
+    return "_target_" in cfg.ranker and "ranker" in parameters_of(get_object(cfg.agent["_target_"]))
+
+
+def _that_compares(agent: Any) -> Any:
+    """The part that compares items: the agent's ranker, or the agent itself if it has none."""
+    return getattr(agent, "ranker", agent)

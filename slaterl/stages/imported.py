@@ -1,0 +1,71 @@
+"""Datasets from files: of slaterl, or of another layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slaterl.data import trajectories
+from slaterl.data.formats import foreign, minari
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
+from slaterl.runs.files import fingerprint_of
+
+
+def import_dataset(source: str, env: TopicRec, force: bool) -> tuple[Trajectories, list[dict[str, Any]]]:
+    """Read a file of slaterl (.safetensors) or of another layout (data.formats).
+
+    Args:
+        source: a path, or minari:<dataset id>.
+        force: take slaterl's trajectories of other item embeddings than the environment has.
+
+    Returns:
+        the trajectories, and one description per behaviour.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit the environment.
+    """
+    if not source.endswith(".safetensors"):
+        data, about = foreign.read(
+            source,
+            num_items=env.num_items,
+            slate_size=env.slate_size,
+            episode_length=env.episode_length,
+            first_slate=env.first_slate,
+        )
+        exported = about.pop("exported", None)
+        if exported is None:
+            return data, [{"name": "file", **about, "trajectories": len(data)}]
+        _check_catalogue(source, exported, env, force)
+        return data, [{**about, **behaviour} for behaviour in exported["behaviours"]]
+    data, metadata = trajectories.load(Path(source), num_items=env.num_items)
+    _check_catalogue(source, metadata, env, force)
+    frames = (env.episode_length + 1, env.slate_size)
+    if tuple(data.slates.shape[1:]) != frames:
+        found = f"{data.slates.shape[1] - 1} turns of slates of {data.slates.shape[2]}"
+        raise UserError(f"{source}: trajectories of {found}, expected {frames[0] - 1} turns of slates of {frames[1]}")
+    return data, metadata["behaviours"]
+
+
+def source_fingerprint(source: str) -> str:
+    """The fingerprint of a file, or of the files of a Minari dataset.
+
+    Raises:
+        UserError: the file or the dataset does not exist.
+    """
+    if source.startswith("minari:"):
+        return minari.fingerprint(source.removeprefix("minari:"))
+    if not Path(source).is_file():
+        raise UserError(f"dataset.path={source}: no such file")
+    return fingerprint_of(Path(source))
+
+
+def _check_catalogue(source: str, metadata: Mapping[str, Any], env: TopicRec, force: bool) -> None:
+    """Raise UserError unless a dataset that slaterl wrote is of the environment's items."""
+    if metadata.get("item_embeddings") != env.fingerprint and not force:
+        raise UserError(
+            f"{source}: made with the item embeddings {metadata.get('item_embeddings')}, but env={env.name} has "
+            f"{env.fingerprint}, where its slates mean something else; force=true takes it anyway"
+        )

@@ -1,0 +1,110 @@
+"""What is missing is made, once, and naming it costs nothing."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from slaterl.agents.base import Agent
+from slaterl.config import dataset
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
+from slaterl.run import run_stage
+from slaterl.runs.products import Product, find_or_make, product_of
+from slaterl.runs.run import Run
+from tests.helpers import compose_config
+
+SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.slate_size=4 env.episode_length=7 max_steps=30
+save_every_n_steps=25 val_users=3 test_users=3 logged_data.trajectories=20 collect.trajectories=8 offline.max_steps=2
+offline.val_every_n_steps=2 offline.val_users=3 offline.test_users=3"""
+SMALL = SIZES.split()
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """How many agents of each class, simulators and compositions there were."""
+    count: Counter = Counter()
+
+    def counting(owner: Any, name: str, key: Any) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            count[key(self)] += 1
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    counting(Agent, "__init__", lambda agent: type(agent).__name__)
+    counting(TopicRec, "__init__", lambda env: "TopicRec")
+    counting(dataset, "compose", lambda config: "compose")
+    dataset._composed.cache_clear()
+    return count
+
+
+def test_naming_builds_nothing(built: Counter, tmp_path: Path) -> None:
+    cfg = compose_config(*SMALL, "stage=offline", "agent=td3_bc", f"paths.root={tmp_path / 'home'}")
+    assert product_of(cfg, "offline").run.name.startswith("td3_bc-gems")
+    assert built == {"compose": 1}  # of the agent that the dataset is collected with
+    assert not (tmp_path / "home").exists()
+
+
+def test_each_agent_is_built_once(built: Counter, tmp_path: Path) -> None:
+    """Of each class one that is trained and one whose best checkpoint is tested; one SAC that collects the data."""
+    run_stage(compose_config(*SMALL, "stage=offline", "agent=td3_bc", f"paths.root={tmp_path}"))
+    assert built["SAC"] == 3 and built["TD3BC"] == 2 and built["compose"] == 1
+    # one for the whole configuration, and one for each checkpoint, whose environment can be another one
+    assert built["TopicRec"] <= 4
+
+
+def product(
+    root: Path, name: str, calls: list[str], inputs: dict[str, Product] | None = None, wrong: bool = False
+) -> Product:
+    def begin() -> Any:
+        calls.append(f"begin {name}")
+        if wrong:
+            raise UserError("wrong")
+
+        def make() -> dict[str, Any]:
+            calls.append(f"make {name}")
+            return {"name": name}
+
+        return make
+
+    run = Run(root, "stage", "env", name, {"name": name}, products=("result.json",))
+    return Product(run, OmegaConf.create({}), begin, inputs or {}, show=lambda made: calls.append(f"show {name}"))
+
+
+def test_inputs_are_made_first_and_once(tmp_path: Path) -> None:
+    calls: list[str] = []
+    log = product(tmp_path, "log", calls)
+    ranker = product(tmp_path, "ranker", calls, {"log": log})
+    agent = product(tmp_path, "agent", calls, {"ranker": ranker, "log": log})
+    assert find_or_make(agent).result() == {"stage": "stage", "env": "env", "name": "agent"}
+    assert [call for call in calls if not call.startswith("show")] == [
+        "begin agent", "begin ranker", "begin log", "make log", "make ranker", "make agent",
+    ]  # fmt: skip
+    calls.clear()
+    find_or_make(agent)
+    assert calls == ["show agent"]
+
+
+def test_wrong_setting_of_an_input_makes_nothing(tmp_path: Path) -> None:
+    calls: list[str] = []
+    log = product(tmp_path / "home", "log", calls, wrong=True)
+    with pytest.raises(UserError, match="wrong"):
+        find_or_make(product(tmp_path / "home", "ranker", calls, {"log": log}))
+    assert not (tmp_path / "home").exists()
+
+
+def test_inputs_of_what_is_finished_are_not_needed(tmp_path: Path) -> None:
+    calls: list[str] = []
+    find_or_make(product(tmp_path, "ranker", calls))
+    calls.clear()
+    find_or_make(product(tmp_path, "ranker", calls, {"log": product(tmp_path, "log", calls)}))
+    assert calls == ["show ranker"]
