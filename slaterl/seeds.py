@@ -10,18 +10,18 @@ import torch
 
 
 def stream_seed(seed: int, name: str) -> int:
-    """The seed of the stream called `name`: independent of all others and of the order in which they are made."""
+    """The seed of the stream `name`, independent of the other streams and of the order in which they are made."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
 def stream(seed: int, name: str, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator on the device for the stream called `name`."""
+    """A generator on the device for the stream `name`."""
     return torch.Generator(device=device).manual_seed(stream_seed(seed, name))
 
 
 @contextlib.contextmanager
 def seeded_weights(seed: int, name: str) -> Iterator[None]:
-    """Inside, torch's global generator (which initialises weights) is the stream `name`; afterwards it is as before."""
+    """Seed torch's global generator, which initialises weights, with the stream `name`; restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream_seed(seed, name))  # torch.manual_seed would also set CUDA's
         yield

@@ -138,7 +138,7 @@ def test_sigterm_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     online = next(home.glob("online/*/*"))
     assert json.loads((online / "manifest.json").read_text())["status"] == "interrupted"
     again = run(home, *SMOKE)
-    assert "going on from step 32" in again.stderr
+    assert "resuming from step 32" in again.stderr
     folder(again)
     assert same_results(home, undisturbed)
 

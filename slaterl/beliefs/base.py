@@ -1,4 +1,4 @@
-"""What an agent knows of its users: the state that it acts and learns on."""
+"""Beliefs: the state of a user that an agent acts and learns on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slaterl.envs.observation import Observation, PrivilegedObservation
 
 
 class Belief(nn.Module):
-    """Turns what was observed into states. Training (`states`) and acting (`step`) must agree.
+    """Turns observations into states. Training (`read`) and acting (`step`) must agree.
 
     Attributes:
         state_dim: width of a state.
@@ -24,26 +24,26 @@ class Belief(nn.Module):
     sees_hidden: ClassVar[bool] = False
 
     def initial_state(self, num_users: int) -> Tensor:
-        """[B, state], before anything was observed."""
+        """The state [B, state] before the first observation."""
         raise NotImplementedError
 
     def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
-        """Read one observation of B users: states [B, state] -> [B, state]."""
+        """Update the states [B, state] of B users with one observation. Returns [B, state]."""
         raise NotImplementedError
 
     @classmethod
     def read(cls, beliefs: Sequence[Belief], batch: Trajectories) -> Tensor:
-        """States of n beliefs of this class as each turn of B trajectories begins, [n, B, H, state]."""
+        """The states of n beliefs of this class at the start of each turn of B trajectories, [n, B, H, state]."""
         raise NotImplementedError
 
 
 def states_of(beliefs: Sequence[Belief], batch: Trajectories) -> Tensor:
-    """States of n beliefs of one kind, [n, B, H, state]: at turn t of what came before a_t, never of its slate."""
+    """The states of n beliefs of one class, [n, B, H, state]. A state at turn t has never seen the slate of a_t."""
     return type(beliefs[0]).read(beliefs, batch)
 
 
 class JoinedBeliefs:
-    """Several beliefs as one that acts, states side by side [B, n * state]; for policies that read more than one."""
+    """Several beliefs that act as one, with concatenated states [B, n * state]."""
 
     def __init__(self, beliefs: Sequence[Belief]) -> None:
         self.beliefs = beliefs

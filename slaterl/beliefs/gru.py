@@ -1,4 +1,4 @@
-"""A GRU over what users were shown and did: the state that an agent acts and learns on."""
+"""A GRU over slates and clicks: the state that an agent acts and learns on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from slaterl.errors import check_counts
 
 
 class GRUBelief(Belief):
-    """Belief state h_t [B, H] after the observations 0..t, with item embeddings of its own.
+    """Belief state h_t [B, H] after observations 0..t, with its own item embeddings.
 
-    The input of turn t is each slot's item embedding and click, S * (E + 1) numbers. The equations, the parameters'
-    names, shapes and initialisation are torch.nn.GRU's; training (`forward`) and acting (`step`) run the same code.
+    The input of turn t is the item embedding and the click of each slot, S * (E + 1) numbers. Equations, parameter
+    names, shapes and initialisation are those of torch.nn.GRU. Training (`forward`) and acting (`step`) run the same
+    code.
 
     Args:
-        item_dim: E, width of the item embeddings (N(0, 1) at the start, learned).
+        item_dim: E, width of the item embeddings (initialised from N(0, 1), learned).
         hidden_dim: H, width of the state.
     """
 
@@ -44,7 +45,7 @@ class GRUBelief(Belief):
         self.bias_hh = uniform(3 * hidden_dim)
 
     def initial_state(self, num_users: int) -> Tensor:
-        """[B, H], before anything was observed."""
+        """The state [B, H] before the first observation."""
         return self.weight_hh.new_zeros(num_users, self.state_dim)
 
     def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
@@ -55,25 +56,25 @@ class GRUBelief(Belief):
         return unroll(beliefs, batch.slates[:, :-1], batch.clicks[:, :-1])
 
     def forward(self, slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
-        """Read T frames of B trajectories (slates and clicks [B, T, S]): the state after each of them, [B, T, H]."""
+        """The states [B, T, H] after each of T frames of B trajectories (slates and clicks [B, T, S])."""
         return unroll([self], slates, clicks, state)[0]
 
     def input_gates(self, slates: Tensor, clicks: Tensor) -> Tensor:
-        """The input's share of the gates, W_ih x + b_ih, [T, B, 3H]."""
+        """The part of the gates that depends on the input, W_ih x + b_ih, [T, B, 3H]."""
         items = embedding(slates.long(), self.item_embeddings)  # [B, T, S, E]
         inputs = torch.cat([items, clicks.unsqueeze(3).to(items.dtype)], dim=3).flatten(2)
         return linear(inputs.transpose(0, 1), self.weight_ih, self.bias_ih)
 
 
 def unroll(beliefs: Sequence[GRUBelief], slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
-    """States of n beliefs of one size over the same frames, [n, B, T, H], in one scan.
+    """The states of n beliefs of one size over the same frames, [n, B, T, H], in one scan.
 
-    n GRUs of H units are one GRU of n * H units whose recurrent weights are block-diagonal. The cost of a scan is the
-    number of its operations and hardly their size, so two beliefs take as long as one.
+    n GRUs of H units are one GRU of n * H units with block-diagonal recurrent weights. The cost of a scan depends on
+    the number of its operations and hardly on their size, so two beliefs take as long as one.
 
     Args:
         slates, clicks: [B, T, S].
-        state: [B, H] to start from; zeros where it is not given.
+        state: [B, H] to start from; zeros if not given.
     """
     count, hidden_dim = len(beliefs), beliefs[0].state_dim
     by_gate = (3, hidden_dim)
@@ -91,7 +92,7 @@ def gru_scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -
     """Hidden states [T, B, H] of a GRU.
 
     Args:
-        gates: the input's share, [T, B, 3H] (order: reset, update, new).
+        gates: the part of the gates that depends on the input, [T, B, 3H] (order: reset, update, new).
         start: [B, H]; weight_hh: [3H, H]; bias_hh: [3H].
     """
     if torch.is_grad_enabled():
@@ -102,7 +103,7 @@ def gru_scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -
 def _scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """h_t = n + z * (h_{t-1} - n), with r, z = sigmoid(...), n = tanh(x_n + r * (W_hn h_{t-1} + b_hn)).
 
-    Small operations: their count is the cost, so all write into slices cut beforehand.
+    The number of these small operations is the cost, so all of them write into slices that are cut beforehand.
 
     Returns the states [T, B, H], the gates r, z, n [T, B, 3H], and W_hh h_{t-1} + b_hh [T, B, 3H].
     """
@@ -133,11 +134,11 @@ def _scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> t
 
 
 class _GRUScan(torch.autograd.Function):
-    """The recurrence with a backward pass written by hand.
+    """The recurrence with a hand-written backward pass.
 
-    Autograd through 100 turns of small operations, or torch.nn.GRU on the CPU, spends most of an update's time on
-    overhead. Here everything that does not depend on the carried gradient is computed for all turns at once, and
-    the loop backwards is left with four operations a turn.
+    Autograd through 100 turns of small operations, or torch.nn.GRU on the CPU, spends most of the time of an update
+    on overhead. Here everything that does not depend on the carried gradient is computed for all turns at once. The
+    backward loop is left with four operations per turn.
     """
 
     @staticmethod
@@ -157,10 +158,10 @@ class _GRUScan(torch.autograd.Function):
         d_new = (1 - update) * (1 - new * new)
         d_update = (previous - new) * update * (1 - update)
         d_reset = d_new * recurrent_new * reset * (1 - reset)
-        # as seen by W_hh h + b_hh, where the new gate's share passes through the reset gate
+        # with respect to W_hh h + b_hh; the part of the new gate passes through the reset gate
         factors = torch.stack([d_reset, d_update, d_new * reset], dim=2)  # [T, B, 3, H]
         grad_recurrent = torch.empty_like(factors)
-        grad_total = torch.empty_like(states)  # of h_t: from its own use and from all later turns
+        grad_total = torch.empty_like(states)  # with respect to h_t: from its own use and from all later turns
         kept = torch.empty_like(start)
         carry = torch.zeros_like(start)
         turns = zip(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -13,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from slaterl.config.build import AGENT_NODES, plain
 from slaterl.config.check import check_fit
+from slaterl.data.formats.read import source_fingerprint
 from slaterl.errors import UserError
 from slaterl.paths import CONF
-from slaterl.runs.files import in_short
+from slaterl.runs.files import fingerprint_of, in_short
 
 
 def behaviours_of(dataset: DictConfig) -> dict[str, dict[str, Any]]:
@@ -28,6 +30,34 @@ def behaviours_of(dataset: DictConfig) -> dict[str, dict[str, Any]]:
 def needs_online_run(behaviour: dict[str, Any]) -> bool:
     """Whether a behaviour is a checkpoint of the online run that dataset.run names."""
     return behaviour["checkpoint"] is None and behaviour["policy"] != "random"
+
+
+def dataset_spec(dataset: DictConfig) -> tuple[str, dict[str, Any]]:
+    """A readable name of a dataset, and everything that determines it except its environment and its online run.
+
+    Raises:
+        UserError: a file does not exist.
+    """
+    settings = plain(dataset)
+    if dataset.name == "file":
+        source = settings.pop("path")
+        name = Path(source.removeprefix("minari:")).stem.replace("/", "-")
+        return f"{dataset.name}-{name}", {"dataset": settings, "file": source_fingerprint(source)}
+    settings = {key: value for key, value in settings.items() if key not in ("run", "behaviour")}
+    settings["behaviours"] = {name: _behaviour_spec(dataset, own) for name, own in behaviours_of(dataset).items()}
+    return f"{dataset.name}-{settings['trajectories']}-seed{settings['seed']}", {"dataset": settings}
+
+
+def _behaviour_spec(dataset: DictConfig, behaviour: dict[str, Any]) -> dict[str, Any]:
+    """A behaviour with the content of its checkpoint, or the name of the online run's file, if it has either."""
+    spec = {key: value for key, value in behaviour.items() if key != "checkpoint"}
+    if behaviour["checkpoint"] is not None:
+        if not Path(behaviour["checkpoint"]).is_file():
+            raise UserError(f"dataset.behaviour.checkpoint={behaviour['checkpoint']}: no such file")
+        spec["checkpoint"] = fingerprint_of(Path(behaviour["checkpoint"]))
+    elif needs_online_run(behaviour):
+        spec["checkpoint"] = file_of(dataset, behaviour["policy"])
+    return spec
 
 
 def file_of(dataset: DictConfig, policy: str) -> str | None:

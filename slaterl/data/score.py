@@ -1,10 +1,13 @@
-"""Returns on a scale that compares environments."""
+"""Normalised scores: returns on a scale that is comparable between environments."""
 
 from __future__ import annotations
 
 
 def normalised(value: float | None, random: float | None, expert: float | None) -> float | None:
-    """A return on the scale where 0 are random slates and 100 is the expert; None where that says nothing."""
+    """Scale a return so that random slates score 0 and the expert scores 100.
+
+    None if one of the returns is unknown, or if the expert is no better than random slates.
+    """
     if value is None or random is None or expert is None or expert <= random:
         return None
     return 100 * (value - random) / (expert - random)

@@ -1,4 +1,4 @@
-"""What turns an agent's action into a slate."""
+"""Rankers: they turn an agent's action into a slate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from slaterl.errors import UserError
 class Ranker(nn.Module):
     """Maps latent actions to slates, and slates back to latent actions.
 
-    Agents act in [-1, 1]^A; the action box (center and half-width of each latent dimension, part of the state dict)
-    maps that to latent units.
+    Agents act in [-1, 1]^A. The action box (center and half-width of each latent dimension, part of the state dict)
+    maps this range to latent units.
 
     Args:
-        unique: fill a slate without repeats.
+        unique: fill slates without repeats.
 
     Attributes:
         action_dim: A.
@@ -34,7 +34,7 @@ class Ranker(nn.Module):
         self.register_buffer("half_width", torch.ones(action_dim))
 
     def set_box(self, low: Tensor, high: Tensor) -> None:
-        """Let [-1, 1] stand for [low, high], each [A]."""
+        """Map [-1, 1] to [low, high], each [A]."""
         self.half_width.copy_((high - low) / 2)
         self.center.copy_((high + low) / 2)
 
@@ -43,32 +43,32 @@ class Ranker(nn.Module):
         return torch.addcmul(self.center, self.half_width, action)
 
     def to_action(self, latent: Tensor) -> Tensor:
-        """The inverse of to_latent, clipped to [-1, 1]; 0 in a dimension that cannot be but one number."""
+        """The inverse of to_latent, clipped to [-1, 1]; 0 in a dimension whose box has no width."""
         tiny = torch.finfo(self.half_width.dtype).tiny
         return ((latent - self.center) / self.half_width.clamp(min=tiny)).clamp(-1, 1)
 
     def random_action(self, num_users: int, generator: torch.Generator) -> Tensor:
-        """Uniform in the middle half of the box, [B, A]."""
+        """Uniform actions [B, A] in the middle half of the box."""
         return torch.rand(num_users, self.action_dim, generator=generator, device=generator.device) - 0.5
 
     def rank(self, latent: Tensor) -> Tensor:
-        """[B, A] -> slates [B, S]."""
+        """Map latent actions [B, A] to slates [B, S]."""
         raise NotImplementedError
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
-        """Slates and clicks [B, S] -> the latent action [B, A] that stands for them, for learning from any slate."""
+        """Map slates and clicks [B, S] to latent actions [B, A], so that an agent can learn from any slate."""
         raise NotImplementedError
 
     def action_of(self, slates: Tensor) -> Tensor:
-        """The actions [B, A] in [-1, 1] that stand for slates [B, S] before anything on them is clicked.
+        """The actions [B, A] in [-1, 1] of slates [B, S], encoded without clicks.
 
-        An encoder that read the clicks would write the reward into the action: critics would find it there, and a
-        policy would learn to promise clicks.
+        With clicks, the encoder would write the reward into the action: critics would read it there, and a policy
+        would learn to promise clicks.
         """
         return self.to_action(self.encode(slates, torch.zeros_like(slates)))
 
     def best_by_slot(self, scores: Tensor) -> Tensor:
-        """The item of the largest score in each slot, [B, S, N] -> [B, S]; where unique, of those not shown yet."""
+        """The item with the largest score in each slot, [B, S, N] -> [B, S]; if unique, among unused items."""
         if not self.unique:
             return scores.argmax(2)
         taken = torch.zeros_like(scores[:, 0], dtype=torch.bool)  # [B, N]

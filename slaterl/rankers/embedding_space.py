@@ -1,4 +1,4 @@
-"""Rankers whose actions live in a space of item embeddings: one action for the slate, or one for each slot."""
+"""Rankers with actions in a space of item embeddings: one for the whole slate, or one for each slot."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from slaterl.rankers.base import Ranker
 
 
 class EmbeddingRanker(Ranker):
-    """Compares queries with fixed item embeddings; the action box is their range in each dimension.
+    """Compares queries with fixed item embeddings. The action box is their range in each dimension.
 
     Args:
         item_embeddings: [N, E], scratch, mf or ideal; part of the state dict.
-        queries: how many an action holds.
+        queries: number of queries in an action.
     """
 
     item_embeddings: Tensor
@@ -25,36 +25,34 @@ class EmbeddingRanker(Ranker):
         self.set_items(item_embeddings)
 
     def set_items(self, item_embeddings: Tensor) -> None:
-        """Rank by these embeddings [N, E] from now on."""
+        """Use these embeddings [N, E] from now on."""
         self.item_embeddings.copy_(item_embeddings)
         low, high = (bound.repeat(self.queries) for bound in self.item_embeddings.aminmax(dim=0))
         self.set_box(low, high)
 
     def scores(self, latent: Tensor) -> Tensor:
-        """Inner products of each query with each item, [B, A] -> [B, queries, N]."""
+        """Inner products of all queries with all items, [B, A] -> [B, queries, N]."""
         return latent.unflatten(1, (self.queries, -1)) @ self.item_embeddings.T
 
 
 class TopK(EmbeddingRanker):
-    """The S items of the largest inner products with one query, best first (Deffayet et al. 2023, section 6)."""
+    """The S items with the largest inner products with one query, best first (Deffayet et al. 2023, section 6)."""
 
     def __init__(self, *, item_embeddings: Tensor, slate_size: int, unique: bool) -> None:
         if unique is not True:
-            raise UserError(
-                f"ranker.unique={unique}: the top k items hold no repeats; use true, or ranker=k_head_argmax"
-            )
+            raise UserError(f"ranker.unique={unique}: the top k items never repeat; use true, or ranker=k_head_argmax")
         super().__init__(item_embeddings, slate_size, queries=1, unique=unique)
 
     def rank(self, latent: Tensor) -> Tensor:
         return self.scores(latent)[:, 0].topk(self.slate_size, dim=1).indices
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
-        """The mean of the slate's embeddings: in the box, and nearest to all of them."""
+        """The mean of the embeddings of a slate, which lies in the box."""
         return self.item_embeddings[slate.long()].mean(-2)
 
 
 class KHeadArgmax(EmbeddingRanker):
-    """One query a slot: the item of the largest inner product in each (Deffayet et al. 2023, section 6)."""
+    """One query per slot: each slot gets the item with the largest inner product (Deffayet et al. 2023, section 6)."""
 
     def __init__(self, *, item_embeddings: Tensor, slate_size: int, unique: bool) -> None:
         super().__init__(item_embeddings, slate_size, queries=slate_size, unique=unique)
@@ -63,5 +61,5 @@ class KHeadArgmax(EmbeddingRanker):
         return self.best_by_slot(self.scores(latent))
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
-        """The slate's own embeddings: exact where no item has a larger inner product with them than they themselves."""
+        """The embeddings of the slate's items. Exact unless another item scores higher with one of them."""
         return self.item_embeddings[slate.long()].flatten(-2)

@@ -1,4 +1,4 @@
-"""Where the item embeddings come from that a ranker, or an agent, compares items by."""
+"""Sources of the item embeddings by which a ranker or an agent compares items."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from slaterl.errors import check_counts, check_positive, check_range
 
 
 def scratch(*, num_items: int, dim: int) -> Tensor:
-    """Random embeddings [N, E], N(0, 1): know nothing of the items."""
+    """Random embeddings [N, E] from N(0, 1), without knowledge of the items."""
     check_counts(**{"item_embeddings.dim": dim})
     return torch.randn(num_items, dim)
 
 
 def ideal(*, env: TopicRec) -> Tensor:
-    """The simulator's own [N, D]: an upper bound, since no recommender has them."""
+    """The simulator's own embeddings [N, D]: an upper bound, since no recommender has them."""
     return env.item_embeddings.cpu()
 
 
 def initial_factors(
     *, num_items: int, dim: int, lr: float, batch_size: int, epochs: int, weight_decay: float, holdout: float
 ) -> Tensor:
-    """Item factors [N, E] as stage=mf starts from them, N(0, 0.1^2); every other argument is its setting."""
+    """The item factors [N, E] that stage=mf starts from, N(0, 0.1^2). The rest are settings of that stage."""
     check_counts(**{"item_embeddings.dim": dim, "item_embeddings.batch_size": batch_size})
     check_counts(**{"item_embeddings.epochs": epochs})
     check_positive(**{"item_embeddings.lr": lr, "item_embeddings.holdout": holdout})

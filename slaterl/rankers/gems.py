@@ -1,4 +1,4 @@
-"""GeMS: a variational auto-encoder of slates and clicks, whose latent space is the agent's action space.
+"""GeMS: a variational auto-encoder of slates and clicks. Its latent space is the agent's action space.
 
 Deffayet et al., "Generative Slate Recommendation with Reinforcement Learning", WSDM 2023, section 4.
 """
@@ -19,7 +19,7 @@ from slaterl.rankers.base import Ranker
 
 
 class GeMSLosses(NamedTuple):
-    """The terms of the loss (scalars), before their weights, and the share of slots reconstructed."""
+    """The unweighted terms of the loss (scalars), and the share of slots reconstructed."""
 
     slate: Tensor  # cross-entropy over items, mean over slots
     click: Tensor  # binary cross-entropy, mean over slots
@@ -29,16 +29,16 @@ class GeMSLosses(NamedTuple):
 
 
 class GeMS(Ranker):
-    """The VAE. Frozen, it is a ranker: the slate of z has in each slot the item of the largest logit.
+    """The VAE. Frozen, it is a ranker: each slot of the slate of z has the item with the largest logit.
 
     Args:
         item_dim: width of the item embeddings, learned from scratch.
         encoder_hidden, decoder_hidden: widths of the hidden layers.
         lambda_click, lambda_KL: weights of the click and the KL term.
-        lambda_prior: where positive, the prior's mean and log-variance are learned, and held to the standard normal
-            with this weight; where 0, the prior is the standard normal.
-        posterior_noise: what the noise of the posterior's sample is multiplied by: `variance`, as in the published
-            code, whose figures belong to it, or `std`, as the reparameterisation of a Gaussian has it.
+        lambda_prior: if positive, the prior's mean and log-variance are learned and held to the standard normal with
+            this weight; if 0, the prior is the standard normal.
+        posterior_noise: factor of the noise in a posterior sample: `variance`, as in the published code and its
+            figures, or `std`, as in the reparameterisation of a Gaussian.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class GeMS(Ranker):
         self.prior = nn.Parameter(torch.zeros(2, latent_dim), requires_grad=lambda_prior > 0)
 
     def posterior(self, slates: Tensor, clicks: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, each [B, A], of the latent given slates and clicks [B, S]."""
+        """Mean and log-variance [B, A] of the latent, given slates and clicks [B, S]."""
         items = embedding(slates.long(), self.item_embeddings).flatten(1)
         mean, log_variance = self.encoder(torch.cat([items, clicks.to(items.dtype)], dim=1)).chunk(2, dim=1)
         return mean, log_variance
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """Decoder output [B, hidden] -> what each slot scores the items against, [B, S, E]."""
+        """Map decoder outputs [B, hidden] to one query per slot, [B, S, E]. A query scores the items."""
         return self.slate_head(hidden).unflatten(1, (self.slate_size, self.item_dim))
 
     def rank(self, latent: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class GeMS(Ranker):
         """Terms of the negative ELBO for slates and clicks [B, S].
 
         Args:
-            noise: [B, A] standard normal draws; None decodes the posterior's mean (validation).
+            noise: [B, A] standard normal draws; None decodes the posterior mean (validation).
         """
         mean, log_variance = self.posterior(slates, clicks)
         latent = mean
@@ -115,13 +115,13 @@ class GeMS(Ranker):
         )
 
     def total(self, losses: GeMSLosses) -> Tensor:
-        """The weighted sum that is minimised."""
+        """The weighted sum of the terms."""
         elbo = losses.slate + self.lambda_click * losses.click + self.lambda_kl * losses.kl
         return elbo + self.lambda_prior * losses.prior
 
     @torch.no_grad()
     def fit_box(self, slates: Tensor, clicks: Tensor) -> None:
-        """Set the action box to the range of posterior mean -+ standard deviation over slates and clicks [M, S]."""
+        """Set the action box to the range of posterior mean ± standard deviation over slates and clicks [M, S]."""
         lows, highs = [], []
         for part_slates, part_clicks in zip(slates.split(8192), clicks.split(8192), strict=True):
             mean, log_variance = self.posterior(part_slates, part_clicks)
@@ -132,11 +132,11 @@ class GeMS(Ranker):
 
 
 class _ItemCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of queries [R, E] over items [N, E] for target ids [R] (mean), and the share of hits.
+    """Mean cross-entropy of queries [R, E] over items [N, E] for target ids [R], and the share of hits.
 
-    The same as cross_entropy(queries @ items.T, target) with no gradient into the items, in half the time: the
-    exponentials are taken once, in place, and give the gradient by the queries, (softmax @ items - item of target) / R,
-    in the forward pass.
+    Equals cross_entropy(queries @ items.T, target) without a gradient into the items, in half the time. The forward
+    pass takes the exponentials once, in place, and computes the gradient with respect to the queries,
+    (softmax @ items - item of target) / R.
     """
 
     @staticmethod

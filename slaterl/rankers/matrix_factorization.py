@@ -19,20 +19,20 @@ from slaterl.training.learner import Learner
 
 
 class Clicks(NamedTuple):
-    """C clicks: who clicked what."""
+    """C clicks of users on items."""
 
-    users: Tensor  # [C] a user is a trajectory
+    users: Tensor  # [C] each trajectory is a user
     items: Tensor  # [C]
 
 
 class MatrixFactorization(Learner):
-    """Users and items as vectors whose inner products rank what was clicked above random items.
+    """User and item vectors whose inner products rank clicked items above random ones.
 
     Args:
-        item_factors: [N, E] to start from.
+        item_factors: initial values [N, E].
         num_users: trajectories in the log.
-        generator: of the negative items, one for each click, uniform over all items.
-        weight_decay: of the squared norms of the factors in a triple (the paper's lambda).
+        generator: draws the negative items, one per click, uniformly over all items.
+        weight_decay: weight of the squared norms of the factors in a triple (lambda in the paper).
     """
 
     TERMS: ClassVar = ("loss/bpr", "accuracy/pair")
@@ -49,7 +49,7 @@ class MatrixFactorization(Learner):
         self.add_optimizer("factors", self.items, self.users, lr=lr)
 
     def losses(self, batch: Clicks, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """-log sigmoid(x_ui - x_uj), mean over clicks, with the norms' penalty; and the share of pairs in order."""
+        """Mean of -log sigmoid(x_ui - x_uj) over clicks with the penalty, and the share of correctly ordered pairs."""
         user, clicked, other = (
             embedding(batch.users, self.users),
             embedding(batch.items, self.items),
@@ -70,17 +70,17 @@ class MatrixFactorization(Learner):
 
     @torch.no_grad()
     def validate(self, held_out: Clicks, seed: int) -> dict[str, float]:
-        """Over held-out clicks, each against the same random item every time."""
+        """Metrics over held-out clicks, with the same negative items every time."""
         generator = stream(seed, "validation negatives", self.items.device)
         losses = self.losses(held_out, self.negatives(len(held_out.users), generator))
         return {name: value.item() for name, value in zip(self.VAL_TERMS, losses, strict=True)}
 
 
 class ClickData(Epochs):
-    """The clicks in logged trajectories; frame 0, which nobody chose, is left out.
+    """The clicks in logged trajectories, without frame 0, which no policy chose.
 
     Args:
-        holdout: share of the clicks that are kept for validation.
+        holdout: share of the clicks used for validation.
         others: see Epochs.
     """
 

@@ -23,7 +23,7 @@ class Slates(NamedTuple):
 
 
 class GeMSPretraining(Learner):
-    """Minimises GeMS' loss with Adam; `gems` is what is trained."""
+    """Trains `gems` by minimising its loss with Adam."""
 
     TERMS: ClassVar = ("loss/total", "loss/slate", "loss/click", "loss/kl", "loss/prior", "accuracy/slot")
     VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in TERMS)
@@ -44,7 +44,7 @@ class GeMSPretraining(Learner):
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Slates]) -> dict[str, float]:
-        """Means over held-out slates, decoding the posterior's mean."""
+        """Mean losses over held-out slates, decoding the posterior mean."""
         sums = torch.zeros(len(self.TERMS), dtype=torch.float64, device=self.device)
         count = 0
         for batch in batches:
@@ -55,11 +55,11 @@ class GeMSPretraining(Learner):
 
 
 class SlateData(Epochs):
-    """Slates straight from trajectories; frame 0, which nobody chose, is left out.
+    """The slates of trajectories, without frame 0, which no policy chose.
 
     Args:
         data: on the learner's device.
-        holdout: share of the trajectories, the first ones, kept for validation.
+        holdout: share of the trajectories, the first ones, used for validation.
         others: see Epochs.
     """
 
@@ -77,12 +77,12 @@ class SlateData(Epochs):
         return self._slates(self.training, index)
 
     def held_out_batches(self) -> Iterator[Slates]:
-        """All held-out slates in order."""
+        """Batches of all held-out slates, in order."""
         size = len(self.held_out) * self.horizon
         for index in torch.arange(size, device=self.held_out.slates.device).split(2048):
             yield self._slates(self.held_out, index)
 
     def _slates(self, data: Trajectories, index: Tensor) -> Slates:
-        """By their flat number, trajectory after trajectory."""
+        """Slates by their flat index, one trajectory after the other."""
         trajectory, turn = index // self.horizon, index % self.horizon + 1
         return Slates(data.slates[trajectory, turn], data.clicks[trajectory, turn])

@@ -41,15 +41,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError where the file is missing or damaged."""
+    """The content of a JSON file. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove its folder to make it anew") from error
+        raise UserError(f"{path}: cannot be read ({error}); remove its folder to make it again") from error
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write whole or not at all. Raises UserError where that is not possible."""
+    """Write a JSON file whole or not at all. Raises UserError if it cannot be written."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 

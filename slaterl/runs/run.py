@@ -1,4 +1,4 @@
-"""Where products lie: a directory computed from what determines it, with a manifest and a lock."""
+"""The folder of a product: its name is computed from everything that determines it; it has a manifest and a lock."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from slaterl.errors import Interrupted, UserError
 from slaterl.runs.files import fingerprint_of, read_json, write_json
 
 WAIT_POLL_SECONDS = (
-    0.5  # for another process that makes the same product; on a shared file system each look is a request
+    0.5  # for another process that makes the same product; on a shared file system every poll is a request
 )
-# Part of every digest, by stage: raised when a change of the code makes products of old configurations stale, and with
-# them all that is made from them.
+# Part of every digest, by stage. Raise a number when a code change makes old products stale; everything that starts
+# from them gets new digests, too.
 PRODUCTS = {"collect": 3, "evaluate": 3}
 _OTHER_PRODUCTS = 2
 _PACKAGES = ("slaterl", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "safetensors")
@@ -43,8 +43,9 @@ class Run:
     """One product: `root/stage/env/name-digest`.
 
     Attributes:
-        products: files that others read; a run without them is not finished, whatever its manifest says.
-        spec: all that determines the product, as plain values; inputs enter by their digests. Its hash is the digest.
+        products: files that other runs read. A run without them is not finished, whatever its manifest says.
+        spec: everything that determines the product, as plain values; inputs enter by their digests. Its hash is the
+            digest.
     """
 
     root: Path
@@ -67,7 +68,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest as it stands, {} before there is one."""
+        """The current manifest; {} if there is none."""
         return read_json(self.path / "manifest.json") if (self.path / "manifest.json").is_file() else {}
 
     @property
@@ -79,17 +80,17 @@ class Run:
         return read_json(self.path / "result.json")
 
     def _made_by(self) -> dict[str, str]:
-        """The code (see code_of) that what is there was begun with; {} where a start would begin anew."""
+        """Fingerprints of the code that started this run (see code_of); {} if nothing was started."""
         begun = self.finished or (self.path / "last.ckpt").is_file()
         return self.manifest.get("code", {}) if begun else {}
 
     @contextlib.contextmanager
     def making(self, config: DictConfig, inputs: Mapping[str, Run]) -> Iterator[bool]:
-        """Hold the run's lock; yields whether there is anything to do.
+        """Hold the run's lock. Yields True if the product is missing.
 
-        The lock is the operating system's (flock), so it ends with the process that holds it, however that ends, on
-        this machine or on another one that shares the file system. Whoever waits for it finds the product finished,
-        or goes on from what is there.
+        The operating system releases the lock (flock) when its process ends, for whatever reason. It also holds
+        between machines that share the file system. A process that waited for it finds the product finished, or
+        resumes what is there.
 
         Raises:
             UserError: the folder cannot be written.
@@ -101,7 +102,7 @@ class Run:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                note(f"waiting for another process that makes {self.path}")
+                note(f"waiting for another process that is making {self.path}")
                 tell(title=f"waiting for {self.stage}", done=0, total=0, unit="", speed=None, score=None)
                 lock.acquire(poll_interval=WAIT_POLL_SECONDS)
         except OSError as error:
@@ -136,7 +137,7 @@ class Run:
                 raise
             except BaseException as error:
                 reason = f"{type(error).__name__}: {error}"
-                with contextlib.suppress(UserError):  # a full disk must not hide why
+                with contextlib.suppress(UserError):  # a full disk must not hide the reason
                     self._write({**entry, "status": "failed", "reason": reason, "ended": _now()})
                 raise
             self._write({**entry, "status": "finished", "ended": _now()})
@@ -145,26 +146,26 @@ class Run:
         code = code_of(self.spec)
         changed = [name for name, made_by in self._made_by().items() if code.get(name) != made_by]
         if changed:
-            now = f"{', '.join(changed)} changed since this was made"
-            note(f"warning: {now}; remove its folder to make it anew: {self.path}")
+            what = f"the code of {', '.join(changed)} changed since this was made"
+            note(f"warning: {what}; remove the folder to make it again: {self.path}")
 
     def _write(self, entry: dict[str, Any]) -> None:
         write_json(self.path / "manifest.json", entry)
 
 
 def versions() -> dict[str, str]:
-    """Of what products are made with."""
+    """Versions of the packages that determine results."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def code_of(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of the modules that define the classes of a spec's `_target_`s, base classes included, by name."""
+    """Fingerprints by name of the modules that define the classes of a spec's `_target_`s and their base classes."""
     found: dict[str, str] = {}
     for value in spec.values():
         found |= code_of(value) if isinstance(value, Mapping) else {}
     if "_target_" in spec:
         target = get_object(spec["_target_"])
-        ours = {"slaterl", target.__module__.split(".")[0]}  # torch and the like are in the versions
+        ours = {"slaterl", target.__module__.split(".")[0]}  # torch and other packages are in `versions`
         modules = {base.__module__ for base in (inspect.getmro(target) if inspect.isclass(target) else (target,))}
         for name in sorted(name for name in modules if name.split(".")[0] in ours):
             found[name] = fingerprint_of(Path(inspect.getfile(sys.modules[name])))
@@ -172,7 +173,7 @@ def code_of(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def record_death(folder: Path, reason: str) -> None:
-    """Note in the manifest what ended the process that made this run, where it could not do so itself."""
+    """Write the reason into the manifest of a run whose process was killed and could not do it."""
     with contextlib.suppress(Timeout), FileLock(folder / ".lock").acquire(timeout=0):
         manifest = read_json(folder / "manifest.json")
         if manifest["status"] == "running":
@@ -180,14 +181,14 @@ def record_death(folder: Path, reason: str) -> None:
 
 
 def _command() -> list[str]:
-    """What makes this run: of a job its own settings, where sys.argv is the whole sweep's, or submitit's."""
+    """The command that makes this run. In a job, sys.argv is that of the sweep or of submitit."""
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return [str(Path(__file__).parents[1] / "run.py"), *HydraConfig.get().overrides.task]
     return sys.argv
 
 
 def _canonical(value: Any) -> Any:
-    """1 and 1.0 are one setting."""
+    """Values in which 1 and 1.0 are the same setting."""
     if isinstance(value, Mapping):
         return {key: _canonical(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from slaterl.data import trajectories
-from slaterl.data.formats import foreign, minari
+from slaterl.data.formats.read import read
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.runs.files import fingerprint_of
 
 
 def import_dataset(source: str, env: TopicRec, force: bool) -> tuple[Trajectories, list[dict[str, Any]]]:
@@ -28,7 +27,7 @@ def import_dataset(source: str, env: TopicRec, force: bool) -> tuple[Trajectorie
         UserError: the file cannot be read, or does not fit the environment.
     """
     if not source.endswith(".safetensors"):
-        data, about = foreign.read(
+        data, about = read(
             source,
             num_items=env.num_items,
             slate_size=env.slate_size,
@@ -47,19 +46,6 @@ def import_dataset(source: str, env: TopicRec, force: bool) -> tuple[Trajectorie
         found = f"{data.slates.shape[1] - 1} turns of slates of {data.slates.shape[2]}"
         raise UserError(f"{source}: trajectories of {found}, expected {frames[0] - 1} turns of slates of {frames[1]}")
     return data, metadata["behaviours"]
-
-
-def source_fingerprint(source: str) -> str:
-    """The fingerprint of a file, or of the files of a Minari dataset.
-
-    Raises:
-        UserError: the file or the dataset does not exist.
-    """
-    if source.startswith("minari:"):
-        return minari.fingerprint(source.removeprefix("minari:"))
-    if not Path(source).is_file():
-        raise UserError(f"dataset.path={source}: no such file")
-    return fingerprint_of(Path(source))
 
 
 def _check_catalogue(source: str, metadata: Mapping[str, Any], env: TopicRec, force: bool) -> None:

@@ -1,4 +1,4 @@
-"""Files of tensors and plain values, written so that a reader never sees half of one."""
+"""Checkpoints: files of tensors and plain values, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written. What was there before stays.
+        UserError: the disk is full or the folder cannot be written. The old file stays.
     """
     with whole_file(path) as partial, open(partial, "wb") as file:
         torch.save({"format": FORMAT, **state}, file)
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; no code in it runs (weights_only).
+    """Read a checkpoint to the CPU without running code from it (weights_only).
 
     Args:
-        kind: what is expected: "agent", "ranker", "items", or the training of one of these.
+        kind: the expected kind: "agent", "ranker", "items", or the training of one of these.
 
     Raises:
         UserError: missing, damaged, of another format or another kind.
@@ -38,7 +38,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch each have their own for a damaged file
+    except Exception as error:  # zip, pickle and torch raise their own errors for a damaged file
         raise UserError(f"{path}: damaged, or not a checkpoint of slaterl ({first_line(error)})") from error
     if not isinstance(state, dict) or not {"format", "kind"} <= set(state):
         raise UserError(f"{path}: not a checkpoint of slaterl")
@@ -51,15 +51,15 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def taken_by(learner: object, source: str | Path, advice: str = "") -> Iterator[None]:
-    """The block gives a learner what a checkpoint holds.
+    """Wrap a block that loads a checkpoint into a learner.
 
     Raises:
-        UserError: that is not what the learner is made of; its code has changed.
+        UserError: the parameters do not match; the learner's code has changed.
     """
     try:
         yield
-    except (RuntimeError, ValueError, KeyError) as error:  # of torch's modules, of its optimisers, of ours
+    except (RuntimeError, ValueError, KeyError) as error:  # from torch's modules, its optimisers, and ours
         if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
-            raise  # a device's, out of memory say: nothing is wrong with the file
+            raise  # an error of the device, such as out of memory: the file is fine
         written = f"{source}: written by other code of {type(learner).__name__}"
         raise UserError(f"{written} ({in_short(error)}){advice}") from error

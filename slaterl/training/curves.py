@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""The training curves of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slaterl.training import metrics
 
 
 def plot_curves(path: Path, csv: Path, columns: Sequence[str]) -> None:
-    """One panel for each column of a metrics.csv, over steps, as PNG. Columns without values are left out."""
+    """Draw one panel per column of a metrics.csv over steps, as PNG. Columns without values are left out."""
     curves = [(name, *metrics.curve(csv, name)) for name in columns]
     curves = [curve for curve in curves if curve[1]]
     rows = -(-len(curves) // 3)

@@ -1,4 +1,4 @@
-"""Shuffled batches of what is small and many, epoch after epoch."""
+"""Shuffled mini-batches of slates or clicks, epoch after epoch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from slaterl.training.learner import Learner
 
 
 class Epochs(L.LightningDataModule):
-    """Yields every one of `size` things once an epoch, in batches. A subclass gives `UNIT` and `take`.
+    """Yields every one of `size` samples once per epoch, in batches. Subclasses define `UNIT` and `take`.
 
-    The order of an epoch depends on the seed and the epoch's number alone, so the step tells where one is.
+    The order of an epoch depends only on the seed and the epoch's number, so the step is enough to resume.
 
     Attributes:
-        UNIT: what the things are called, in the plural.
+        UNIT: plural name of the samples.
     """
 
     UNIT: ClassVar[str]
@@ -34,10 +34,13 @@ class Epochs(L.LightningDataModule):
     @property
     def counters(self) -> Mapping[str, int]:
         epoch, step = divmod(self.learner.step, self.steps_per_epoch)
-        return {"epoch": epoch, self.UNIT: epoch * self.size + step * self.batch_size}  # an epoch's last batch is small
+        return {
+            "epoch": epoch,
+            self.UNIT: epoch * self.size + step * self.batch_size,
+        }  # the last batch of an epoch is smaller
 
     def take(self, index: Tensor) -> Any:
-        """The batch of the things with these numbers, [B] in 0..size - 1."""
+        """The batch of the samples with these numbers, [B] in 0..size - 1."""
         raise NotImplementedError
 
     def train_dataloader(self) -> Epochs:

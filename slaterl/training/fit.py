@@ -1,4 +1,4 @@
-"""One fit for whatever learns: train, validate, log, checkpoint, resume."""
+"""One fit for everything that learns: train, validate, log, checkpoint, resume."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from slaterl.training.learner import Learner
 from slaterl.training.loggers import logging_to
 from slaterl.training.metrics import MetricsFile
 
-AUTOSAVE_SECONDS = 120  # what a kill may cost where validations are far apart
+AUTOSAVE_SECONDS = 120  # the most that a kill may cost between two validations
 
 
 class Data(Protocol):
-    """What `fit` asks of a data module, beside a sized `train_dataloader`."""
+    """What `fit` needs of a data module, in addition to a sized `train_dataloader`."""
 
-    counters: Mapping[str, int]  # how far the training is, logged with every row
-    measures: Mapping[str, float]  # of what was collected since the last row
+    counters: Mapping[str, int]  # progress of the training, logged with every row
+    measures: Mapping[str, float]  # statistics of the data collected since the last row
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -39,10 +39,10 @@ class Data(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When what happens, in steps.
+    """When to validate, log and save, in steps.
 
     Attributes:
-        save_every_n_steps: also keep `step<k>.ckpt`; None for no such files.
+        save_every_n_steps: keep `step<k>.ckpt` this often; None keeps none.
     """
 
     max_steps: int
@@ -65,20 +65,20 @@ def fit(
     loggers: Sequence[Logger],
     title: str,
 ) -> dict[str, Any]:
-    """Train to the end of the schedule, going on from `last.ckpt` in `folder` where there is one.
+    """Train to the end of the schedule. Resumes from `last.ckpt` if `folder` has one.
 
     Args:
         data: a LightningDataModule that is also a `Data`.
-        kind, config: what every checkpoint says of itself, besides its state.
-        validate: metrics of the learner as it is; `score` names the one that chooses `best.ckpt`.
+        kind, config: written into every checkpoint next to its state.
+        validate: measures the learner; `score` names the metric that chooses `best.ckpt`.
         maximise: whether a larger score is better.
-        title: what the progress bar is called.
+        title: of the progress bar.
 
     Returns:
         `best_step`, `best_score`, and `seconds` spent training and validating over all starts.
 
     Raises:
-        Interrupted: on a signal to stop (see slaterl/signals.py), after `last.ckpt` was written.
+        Interrupted: on a signal to stop (see runs/signals.py), after `last.ckpt` was written.
         TrainingDiverged: a term of the loss is not finite.
     """
     sign = 1.0 if maximise else -1.0
@@ -96,7 +96,7 @@ def fit(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            plugins=[LightningEnvironment()],  # one process, also inside a SLURM job
+            plugins=[LightningEnvironment()],  # one process, even inside a SLURM job
             default_root_dir=folder,
         )
         with logging_to(loggers, folder / "metrics.csv", learner.step):
@@ -105,7 +105,7 @@ def fit(
 
 
 class _Loop(L.Callback):
-    """What happens after each update. Everything is counted in `learner.step`, not in Lightning's batches."""
+    """Logs, validates and saves after each update. Counts `learner.step`, not Lightning's batches."""
 
     def __init__(
         self,
@@ -127,16 +127,16 @@ class _Loop(L.Callback):
         self.open = contextlib.ExitStack()
 
     def resume(self, learner: Learner, state: dict[str, Any]) -> None:
-        """Put learner, data and this loop where the checkpoint left them."""
+        """Restore learner, data and this loop from a checkpoint."""
         where = self.folder / "last.ckpt"
         if state["device"] != learner.device.type:  # their random streams differ
-            raise UserError(f"device={learner.device.type}: {where} was written on {state['device']}; go on there")
-        with checkpoints.taken_by(learner, where, advice="; remove its folder to begin anew"):
+            raise UserError(f"device={learner.device.type}: {where} was written on {state['device']}; resume it there")
+        with checkpoints.taken_by(learner, where, advice="; remove its folder to start again"):
             learner.load_learner_state(state["learner"])
         self.data.load_state_dict(state["data"])
         self.best, self.seconds = state["best"], state["seconds"]
         if learner.step < self.schedule.max_steps:
-            note(f"{self.title}: going on from step {learner.step:,}")
+            note(f"{self.title}: resuming from step {learner.step:,}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         counters = self.data.counters
@@ -151,7 +151,7 @@ class _Loop(L.Callback):
         self.saved = time.perf_counter()
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum:  # asked twice: at once
+        if self.signum:  # the second signal stops at once
             raise Interrupted(signum)
         self.signum = signum
 
@@ -180,7 +180,7 @@ class _Loop(L.Callback):
             self._save(pl_module, f"step{step}.ckpt")
         asked = self.signum or self.save_asked
         if validating or asked or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
-            self.save_asked = False  # before it is done: who asks meanwhile gets another one
+            self.save_asked = False  # reset first, so that a signal during the save causes another one
             self._save(pl_module, "last.ckpt", data=self.data.state_dict())
             self.saved = time.perf_counter()
         if self.signum:
@@ -198,7 +198,7 @@ class _Loop(L.Callback):
         return metrics
 
     def _save(self, learner: Learner, name: str, **more: Any) -> None:
-        learner.check_finite()  # never over a good checkpoint with one that is not
+        learner.check_finite()  # never overwrite a good checkpoint with NaN
         state = {
             **self.about,
             "learner": learner.learner_state(),
@@ -237,7 +237,7 @@ class _Loop(L.Callback):
 
 
 def _quiet_lightning() -> None:
-    """Lightning's advice on data loaders and devices is about other programs than this one."""
+    """Silence Lightning's advice on data loaders and devices, which does not apply here."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")

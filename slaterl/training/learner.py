@@ -1,4 +1,4 @@
-"""What `trainer.fit` trains: GeMS and every agent share this shape, and so one way to log, checkpoint and resume."""
+"""The shape that GeMS and every agent share, so that there is one way to log, checkpoint and resume."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from slaterl.errors import UserError
 
 
 class TrainingDiverged(UserError):
-    """A term of the loss is no longer finite. The last good checkpoint is kept."""
+    """A term of the loss became NaN or infinite. The last good checkpoint is kept."""
 
 
 class TermMeter:
-    """Means of scalar terms between two readings, summed on the device so that a step never waits for the host."""
+    """Means of scalar terms between two readings. Sums stay on the device, so a step never waits for the host."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
@@ -30,30 +30,30 @@ class TermMeter:
         self.count = 0
 
     def add(self, terms: dict[str, Tensor], step: int) -> None:
-        """Add one step's terms, given under the meter's names."""
+        """Add the terms of one step."""
         values = torch.stack([terms[name].detach() for name in self.names])
         if self.sums is None:
             self.sums = torch.zeros_like(values)
             self.first_bad = torch.zeros_like(values, dtype=torch.int64)
         assert self.first_bad is not None
-        self.sums = self.sums.to(values.device) + values  # a resumed run reads its sums onto the CPU
+        self.sums = self.sums.to(values.device) + values  # a resumed run loads its sums to the CPU
         first_bad = self.first_bad.to(values.device)
         self.first_bad = torch.where(values.isfinite() | (first_bad > 0), first_bad, step)
         self.count += 1
 
     def check(self) -> None:
-        """Raise TrainingDiverged naming the term that was the first to be NaN or infinite, and its step."""
+        """Raise TrainingDiverged with the first term that became NaN or infinite, and its step."""
         if self.first_bad is None:
             return
         bad = [(step, name) for step, name in zip(self.first_bad.tolist(), self.names, strict=True) if step]
         if bad:
             step, name = min(bad, key=lambda pair: pair[0])
             raise TrainingDiverged(
-                f"{name} is not finite since step {step}; training stopped, what was saved before is kept"
+                f"{name} is not finite since step {step}; training stopped, earlier checkpoints are kept"
             )
 
     def read(self) -> dict[str, float]:
-        """The means since the last reading, which start anew."""
+        """The means since the last reading; then start again at zero."""
         self.check()
         if self.sums is None:
             return {}
@@ -71,15 +71,15 @@ class TermMeter:
 class Learner(L.LightningModule):
     """A module with its optimisers, its step counter and one `update` per batch.
 
-    Optimisers are stepped by `update` itself (Lightning's manual optimisation, unwrapped): Lightning counts every
-    wrapped optimiser step as a global step, so with three optimisers its count is not ours. `step` is.
+    `update` steps the optimisers itself (Lightning's manual optimisation, unwrapped). Lightning counts every wrapped
+    optimiser step as a global step, so with three optimisers its count differs from `step`.
 
     Attributes:
-        TERMS: names of the scalars that `update` returns; they are logged and checked for NaN.
-        VAL_TERMS: names of what validation measures.
-        step: of the protocol, set by the data module before the first update.
-        optim: the optimisers by name. `add_optimizer` fills it.
-        generators: every random stream that `update` draws from, saved with the checkpoint.
+        TERMS: names of the scalars that `update` returns. They are logged and checked for NaN.
+        VAL_TERMS: names of the validation metrics.
+        step: counts the steps of the protocol; the data module sets it before the first update.
+        optim: the optimisers by name, filled by `add_optimizer`.
+        generators: the random streams that `update` draws from; checkpoints save them.
     """
 
     TERMS: ClassVar[tuple[str, ...]] = ()
@@ -94,27 +94,27 @@ class Learner(L.LightningModule):
         self.meter = TermMeter(self.TERMS)
 
     def add_optimizer(self, name: str, *modules: torch.nn.Module | torch.nn.Parameter, lr: float) -> None:
-        """Adam over all parameters of these that require a gradient."""
+        """Add Adam over all parameters of these modules that require a gradient."""
         parameters: list[torch.nn.Parameter] = []
         for module in modules:
             parameters += [module] if isinstance(module, torch.nn.Parameter) else list(module.parameters())
         self.optim[name] = Adam([p for p in parameters if p.requires_grad], lr=lr, fused=True)
 
     def minimise(self, name: str, loss: Tensor) -> None:
-        """One step of the optimiser `name` down the gradient of `loss`."""
+        """Take one step of the optimiser `name` down the gradient of `loss`."""
         self.optim[name].zero_grad(set_to_none=True)
         loss.backward()
         self.optim[name].step()
 
     def update(self, batch: Any) -> dict[str, Tensor]:
-        """One gradient update. Returns the terms named by TERMS as scalars, on the device."""
+        """Make one gradient update. Returns the terms named by TERMS as scalars on the device."""
         raise NotImplementedError
 
     def watch(self, step: int, means: Mapping[str, float]) -> None:
-        """A look at the means of the terms since the last row of the record, with a word to the user where needed."""
+        """Hook: inspect the logged means and warn the user if needed."""
 
     def steps_in(self, batch: Any) -> int:
-        """How many steps of the protocol an update on this batch is."""
+        """Number of protocol steps that an update on this batch counts for."""
         return 1
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -122,22 +122,22 @@ class Learner(L.LightningModule):
         self.meter.add(self.update(batch), self.step)
 
     def check_finite(self) -> None:
-        """Raise TrainingDiverged naming the term or the parameter that is NaN or infinite."""
+        """Raise TrainingDiverged with the term or the parameter that is NaN or infinite."""
         self.meter.check()
         for name, parameter in self.named_parameters():
             if not parameter.isfinite().all():
-                kept = "training stopped, what was saved before is kept"
+                kept = "training stopped, earlier checkpoints are kept"
                 raise TrainingDiverged(f"the parameter {name} is not finite at step {self.step}; {kept}")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Data modules yield batches where they are needed; Lightning would copy their containers."""
+        """Data modules yield batches on the right device; Lightning would copy their containers."""
         return batch
 
     def configure_optimizers(self) -> list[Optimizer]:
         return list(self.optim.values())
 
     def learner_state(self) -> dict[str, Any]:
-        """All that the next update depends on, but for the data: tensors and plain values."""
+        """Everything that the next update depends on, except the data: tensors and plain values."""
         return {
             "module": self.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optim.items()},

@@ -126,7 +126,7 @@ def test_changed_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert make(run) is True and list(run.manifest["code"]) == ["methods_of_mine.ground", "methods_of_mine.own"]
     assert make(run) is False and "warning" not in capsys.readouterr().err
     (folder / "ground.py").write_text("class Ground: gamma = 1")
-    told = "warning: methods_of_mine.ground changed since this was made; remove its folder to make it anew"
+    told = "warning: the code of methods_of_mine.ground changed since this was made; remove the folder to make it again"
     assert make(run) is False
     assert f"{told}: {run.path}" in capsys.readouterr().err
     agent = Run(tmp_path, "online", "tiny", "of_that", {"seed": 1})  # also of what a run starts from

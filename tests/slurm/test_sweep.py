@@ -172,7 +172,7 @@ def test_disturbed_sweep_equals_undisturbed_one(cluster: Cluster, tmp_path: Path
     for job in (preempted, requeued, timed_out):
         assert manifests[job.number]["status"] == "finished" and manifests[job.number]["starts"] >= 2
         (log,) = sweep.glob(f".submitit/{array}_{job.number}/*.err")
-        assert "going on from step" in log.read_text()
+        assert "resuming from step" in log.read_text()
         assert ("interrupted by signal 12" in log.read_text()) == (job is timed_out)
 
     finished = {

@@ -173,7 +173,10 @@ def test_a_log_is_not_compared_with_a_simulator_without_a_word(tmp_path: Path, c
     make(tmp_path / "home", "stage=offline", "agent=bc", "dataset=file", f"dataset.path={tmp_path}/log.npz")
     told = " ".join(capsys.readouterr().err.split())
     assert "validated and tested on focused_topdown" in told and "offline.validation=fqe" in told
-    assert "The anchors are of focused_topdown" in (dataset(tmp_path / "home", "file") / "card.md").read_text()
+    assert (
+        "The reference policies are those of focused_topdown"
+        in (dataset(tmp_path / "home", "file") / "card.md").read_text()
+    )
 
 
 def test_training_only_where_it_is_allowed(tmp_path: Path) -> None:
@@ -247,7 +250,7 @@ def test_out_by_minari_and_in_again(home: Path, monkeypatch: pytest.MonkeyPatch)
         make(
             home, "stage=collect", "dataset=file", "dataset.path=minari:slaterl/mixed-v0", "env.item_embeddings.seed=5"
         )
-    with pytest.raises(UserError, match=r"slaterl/mixed-v0: exists"):
+    with pytest.raises(UserError, match=r"slaterl/mixed-v0: already exists"):
         make(home, "stage=export", "dataset=mixed", "dataset.hidden=true", "export.minari=slaterl/mixed-v0")
 
 

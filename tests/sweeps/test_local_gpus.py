@@ -97,7 +97,7 @@ def test_failed_killed_stopped_and_launched_again(tmp_path: Path) -> None:
     code, _, stderr = finish(launch(home, *JOBS, *LOCAL, "seed=1,2,3", sweep=again))
     assert code == 0, stderr
     for number in (killed.number, 2):
-        assert "going on from step" in (again / str(number) / "log.txt").read_text()
+        assert "resuming from step" in (again / str(number) / "log.txt").read_text()
     assert manifest(other)["starts"] == 1
 
     undisturbed = tmp_path / "undisturbed"

@@ -1,4 +1,4 @@
-"""Trajectories as a Minari dataset, and back."""
+"""Export trajectories as a Minari dataset, and read such a dataset back."""
 
 from __future__ import annotations
 
@@ -15,35 +15,38 @@ from typing import Any
 import numpy as np
 import torch
 
+from slaterl.data.formats.checks import require_package
+from slaterl.data.formats.rows import Rows, rows_of_sessions
 from slaterl.data.trajectories import Trajectories, check_ids, smallest_int
 from slaterl.errors import UserError
 from slaterl.runs.files import fingerprint_of, first_line
 
 DESCRIPTION = (
-    "Slate recommendation, written by slaterl. An observation is a slate and its clicks; observation 0 is what reset "
-    "shows. Action t is the slate of observation t + 1, its reward the number of clicks there. The horizon is the "
-    "task's own: episodes end in a termination."
+    "Slate recommendation, written by slaterl. An observation is a slate and its clicks; reset returns observation 0. "
+    "Action t is the slate of observation t + 1, and its reward is the number of clicks there. The horizon is part of "
+    "the task: each episode ends with a termination."
 )
 
 
 def export(data: Trajectories, metadata: dict[str, Any], dataset_id: str, num_items: int) -> Path:
-    """Write a dataset for `minari.load_dataset(dataset_id)`, whole or not at all.
+    """Write a dataset for `minari.load_dataset(dataset_id)`. An error leaves nothing behind.
 
-    An episode has observations {"slate": [H+1, S], "clicks": [H+1, S]}, actions [H, S] (the slates of frames 1..H),
-    rewards [H] and, as slaterl/TopicRec-v0 has it, a termination at its end. Latent actions and hidden state stay
-    behind; policy_id goes along.
+    An episode has observations {"slate": [H+1, S], "clicks": [H+1, S]}, actions [H, S] (the slates of frames 1..H)
+    and rewards [H]. It ends with a termination, as in slaterl/TopicRec-v0. policy_id is exported; latent actions and
+    hidden state are not.
 
     Args:
-        metadata: plain values; JSON text in the dataset's own metadata, under `slaterl`.
-        dataset_id: as Minari has them, (namespace/)name-v(version). Datasets lie in $MINARI_DATASETS_PATH, or else in
+        metadata: plain values, stored as JSON text in the dataset's metadata under `slaterl`.
+        dataset_id: (namespace/)name-v(version), as in Minari. Datasets are stored in $MINARI_DATASETS_PATH, by default
             ~/.minari/datasets.
+        num_items: size of the catalogue; item ids are 0..num_items - 1.
 
     Returns:
-        the dataset's folder.
+        The dataset's folder.
 
     Raises:
-        UserError: not an id, or one that exists; item ids out of range, or no trajectories; the disk is full or the
-            folder cannot be written; Minari or h5py is not installed.
+        UserError: the id is not valid or already exists; item ids are out of range, or there are no trajectories; the
+            disk is full or the folder cannot be written; Minari or h5py is not installed.
     """
     where = f"minari:{dataset_id}"
     minari = _minari(where)
@@ -54,13 +57,13 @@ def export(data: Trajectories, metadata: dict[str, Any], dataset_id: str, num_it
     try:
         namespace = parse_dataset_id(dataset_id)[0]
     except (TypeError, ValueError) as error:
-        expected = "expected (namespace/)name-v(version), the namespace of two characters or more"
-        raise UserError(f"{where}: not a dataset id, {expected}") from error
+        expected = "expected (namespace/)name-v(version), with at least two characters in the namespace"
+        raise UserError(f"{where}: not a dataset id; {expected}") from error
     check_ids(data.slates, num_items, where)
     try:
         root, target = get_dataset_path(), get_dataset_path(dataset_id)
         if target.exists():
-            raise UserError(f"{where}: exists already in {root}; expected a new name or version")
+            raise UserError(f"{where}: already exists in {root}; choose another name or version")
         with tempfile.TemporaryDirectory(prefix=".slaterl-", dir=root) as hidden:  # Minari lists no hidden folders
             partial = Path(hidden, "dataset")
             _reserve(Path(hidden, "room"), data)
@@ -68,7 +71,7 @@ def export(data: Trajectories, metadata: dict[str, Any], dataset_id: str, num_it
             if namespace is not None and namespace not in list_local_namespaces():
                 create_namespace(namespace)
             partial.rename(target)
-    except (OSError, RuntimeError) as error:  # h5py has either
+    except (OSError, RuntimeError) as error:  # h5py raises either
         raise UserError(f"{where}: cannot be written ({first_line(error)})") from error
     return target
 
@@ -82,28 +85,33 @@ def _header(data: Trajectories, metadata: dict[str, Any], dataset_id: str, versi
 
 
 def _reserve(file: Path, data: Trajectories) -> None:
-    """Raise OSError where there is no room: a write that fails inside HDF5 can end the process by a segmentation fault.
+    """Raise OSError if the disk has no room for the dataset, by reserving the largest size it can have.
 
-    Of the size of a dataset, at most: chunks are whole, and HDF5 takes some 18 kB for the six columns of an episode.
+    Without this check, a write that fails inside HDF5 can end the process with a segmentation fault. HDF5 fills up its
+    chunks and takes about 18 kB for the six columns of an episode.
     """
-    frames = data.slates[0].numel() * 12  # slate, action and clicks in at most 4 + 4 + 1 bytes, and the rewards
+    frames = data.slates[0].numel() * 12  # slate, action and clicks take at most 4 + 4 + 1 bytes; the rest is rewards
     with open(file, "wb") as room:
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(room.fileno(), 0, 2**20 + len(data) * (2 * frames + 24_000))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # not: this file system cannot do that
+            # any other error means that this file system cannot reserve space
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
     file.unlink()
 
 
 def _write(folder: Path, data: Trajectories, num_items: int, header: dict[str, Any]) -> None:
-    """All episodes through one open file: with `create_dataset_from_buffers` they would all be buffers first."""
+    """Write all episodes through one open file.
+
+    Minari's `create_dataset_from_buffers` would need a buffer of every episode in memory.
+    """
     from gymnasium import spaces
     from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
-    slates = data.slates.cpu().to(smallest_int(num_items + 1)).numpy()  # the type must hold num_items itself, too
+    slates = data.slates.cpu().to(smallest_int(num_items + 1)).numpy()  # the type must also hold num_items itself
     clicks = data.clicks.cpu().to(torch.int8).numpy()
     rewards = data.rewards.cpu().numpy()
     ends = np.arange(rewards.shape[1]) == rewards.shape[1] - 1
@@ -131,15 +139,12 @@ def _write(folder: Path, data: Trajectories, num_items: int, header: dict[str, A
     storage.update_episodes(episodes())
 
 
-Episode = tuple[int, np.ndarray, np.ndarray]  # its number, slates and clicks [H+1, S]
-
-
-def load(dataset_id: str) -> tuple[list[Episode], dict[str, Any], torch.Tensor | None]:
-    """A dataset of `export`: its episodes, the metadata that were exported, and policy_id [N] where there was one.
+def read(dataset_id: str, slate_size: int) -> Rows:
+    """Read a dataset written by `export`, with its frame 0, policy_id and metadata.
 
     Raises:
-        UserError: there is no such dataset, it cannot be read, or it is not of `export`; Minari or h5py is not
-            installed.
+        UserError: there is no such dataset, it cannot be read, or `export` did not write it; an episode has another
+            shape; Minari or h5py is not installed.
     """
     where = f"minari:{dataset_id}"
     minari = _minari(where)
@@ -151,10 +156,10 @@ def load(dataset_id: str) -> tuple[list[Episode], dict[str, Any], torch.Tensor |
         space, header = dataset.observation_space, dataset.storage.metadata
         for field in ("slate", "clicks"):
             if not isinstance(space, spaces.Dict) or field not in space.spaces:
-                found = f"found {space}, expected one of slate and clicks as slaterl exports it"
+                found = f"found {space}, expected slate and clicks, as slaterl exports them"
                 raise UserError(f"{where}: no {field} in its observation space; {found}")
         if "slaterl" not in header:
-            raise UserError(f"{where}: no field slaterl in its metadata; expected a dataset that slaterl exported")
+            raise UserError(f"{where}: no field slaterl in its metadata; expected a dataset exported by slaterl")
         exported = json.loads(header["slaterl"])
         episodes = [
             (int(episode.id), episode.observations["slate"], episode.observations["clicks"])
@@ -164,14 +169,21 @@ def load(dataset_id: str) -> tuple[list[Episode], dict[str, Any], torch.Tensor |
         raise
     except FileNotFoundError as error:
         raise UserError(f"{where}: no such dataset in {get_dataset_path()}") from error
-    except Exception as error:  # h5py, json and Minari each have their own for a damaged dataset
+    except Exception as error:  # h5py, json and Minari raise their own errors for a damaged dataset
         raise UserError(f"{where}: cannot be read ({first_line(error)})") from error
     policy_id = header.get("slaterl_policy_id")
-    return episodes, exported, None if policy_id is None else torch.tensor(policy_id, dtype=torch.int16)
+    return rows_of_sessions(
+        where,
+        episodes,
+        slate_size,
+        has_frame_0=True,
+        policy_id=None if policy_id is None else torch.tensor(policy_id, dtype=torch.int16),
+        exported=exported,
+    )
 
 
 def fingerprint(dataset_id: str) -> str:
-    """16 hex digits that change with any byte of a dataset's files.
+    """Return 16 hex digits that change with any byte of a dataset's files.
 
     Raises:
         UserError: there is no such dataset; Minari or h5py is not installed.
@@ -189,14 +201,6 @@ def fingerprint(dataset_id: str) -> str:
 
 
 def _minari(where: str) -> Any:
-    for name in ("minari", "h5py"):  # Minari does without h5py until it opens a dataset
-        optional(name, "minari", where)
+    for name in ("minari", "h5py"):  # Minari imports h5py only when it opens a dataset
+        require_package(name, "minari", where)
     return import_module("minari")
-
-
-def optional(module: str, extra: str, where: str) -> None:
-    """Raise UserError unless a module that an extra brings can be imported."""
-    try:
-        import_module(module)
-    except ImportError as error:
-        raise UserError(f"{where}: needs the package {module}: pip install 'slaterl[{extra}]'") from error

@@ -1,4 +1,4 @@
-"""Datasets that Minari loads, and that come back as they were."""
+"""Export to Minari: Minari loads the dataset, and reading it back returns the same trajectories."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from slaterl.data.formats import minari as minari_export
-from slaterl.data.formats.foreign import RECORDED, read
 from slaterl.data.formats.minari import export, fingerprint
+from slaterl.data.formats.read import FRAME_0_RECORDED, read
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from tests.helpers import ITEMS, SLOTS, TURNS, same_columns, tiny_trajectories
@@ -61,9 +61,9 @@ def test_round_trip(minari: Any) -> None:
     export(make(), METADATA, NAME, ITEMS)
     data, metadata = back()
     expected = make()
-    expected.actions = None  # of the latent space: they stay behind
+    expected.actions = None  # latent actions are not exported
     assert same_columns(data, expected)
-    assert metadata == {"format": "minari", "source": NAME, "frame_0": RECORDED, "exported": METADATA}
+    assert metadata == {"format": "minari", "source": NAME, "frame_0": FRAME_0_RECORDED, "exported": METADATA}
 
 
 def test_round_trip_without_policy_id(minari: Any) -> None:
@@ -103,7 +103,7 @@ def test_spaces_are_those_of_the_gymnasium_environment(minari: Any) -> None:
     assert dataset.observation_space["clicks"] == MultiBinary(SLOTS)
 
 
-@pytest.mark.parametrize("num_items", [256, 32_768])  # ids fit into a type that does not hold their number
+@pytest.mark.parametrize("num_items", [256, 32_768])  # the type that holds all ids cannot hold num_items
 def test_sizes_at_the_edge_of_a_type(minari: Any, num_items: int) -> None:
     slates = torch.full((1, TURNS + 1, SLOTS), num_items - 1)
     export(Trajectories(slates, slates > 0).compact(num_items), {}, "edge-v0", num_items)
@@ -120,7 +120,7 @@ def test_types_of_a_rollout(minari: Any) -> None:
 def test_an_existing_dataset_stays(minari: Any, root: Path) -> None:
     export(make(), METADATA, NAME, ITEMS)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=f"minari:{NAME}: exists"):
+    with pytest.raises(UserError, match=f"minari:{NAME}: already exists"):
         export(make(2), {}, NAME, ITEMS)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     export(make(2), {}, NAME.replace("v0", "v1"), ITEMS)
@@ -170,7 +170,7 @@ def test_a_failed_write_leaves_nothing(
 
 
 def test_a_full_disk_is_found_before_hdf5_finds_it(minari: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HDF5 can end the process there, so this test must not come so far."""
+    """HDF5 can end the process when the disk is full, so nothing may be written before the check."""
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(minari_export, "_write", lambda *_: pytest.fail("there was no room"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -196,7 +196,7 @@ def test_the_room_that_is_asked_for_is_enough(
 
 
 def test_a_root_that_cannot_be_written(minari: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root / "occupied").write_text("a file where a folder should be")
+    (root / "occupied").write_text("a file where a folder should be", encoding="utf-8")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root / "occupied"))
     with pytest.raises(UserError, match="cannot be written"):
         export(make(), METADATA, NAME, ITEMS)
@@ -255,7 +255,7 @@ def test_a_damaged_dataset(minari: Any) -> None:
     folder = export(make(), METADATA, NAME, ITEMS)
     (folder / "data" / "main_data.hdf5").write_bytes(b"something else")
     assert "cannot be read" in message()
-    (folder / "data" / "metadata.json").write_text("{")
+    (folder / "data" / "metadata.json").write_text("{", encoding="utf-8")
     assert "cannot be read" in message()
 
 

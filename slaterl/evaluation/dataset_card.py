@@ -1,0 +1,62 @@
+"""The card of a dataset, with the reference policies of its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slaterl.console import note
+from slaterl.data import card, card_page
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.evaluation.evaluate import anchors, constant_slate_return
+from slaterl.rankers.base import Ranker
+from slaterl.runs.files import whole_file, write_json
+
+ANCHOR_USERS = 500
+
+
+def reference_returns(env: TopicRec, ranker: Ranker | None, expert: float | None, seed: int) -> dict[str, float | None]:
+    """Mean returns of random slates, one constant slate, the short-term oracle and the expert on the same users.
+
+    Args:
+        ranker: the one that a behaviour acted through; its decode of latent 0 is the constant slate.
+        seed: of the users; the expert's seed, so that all meet its test users.
+    """
+    known = anchors(env, ANCHOR_USERS, seed)
+    return {
+        "random": known["random_return"],
+        "constant_slate": constant_slate_return(env, ranker, ANCHOR_USERS, seed),
+        "short_term_oracle": known["oracle_return"],
+        "expert": expert,
+    }
+
+
+def write_card(
+    folder: Path,
+    data: Trajectories,
+    behaviours: Sequence[Mapping[str, Any]],
+    returns: Mapping[str, float | None],
+    *,
+    num_items: int,
+    warnings: Sequence[str],
+    **about: str,
+) -> None:
+    """Write card.json, card.md and card.png, and tell the user its warnings.
+
+    Args:
+        behaviours: name and other plain values of each behaviour that data.policy_id counts.
+        returns: see reference_returns.
+        warnings: added to those of the card.
+        about: title and checksum.
+    """
+    described = card.describe(data, behaviours, num_items=num_items, anchors=returns)
+    described["warnings"] += warnings
+    described |= about
+    write_json(folder / "card.json", described)
+    with whole_file(folder / "card.md") as partial:
+        partial.write_text(card_page.as_markdown(described), encoding="utf-8")
+    card_page.draw(described, folder / "card.png")
+    for warning in described["warnings"]:
+        note(f"warning: {warning}")
