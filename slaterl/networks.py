@@ -1,21 +1,27 @@
-"""The small networks that agents are made of, and the tanh-Gaussian policy."""
+"""The small networks of the agents, their targets, and the tanh-Gaussian policy."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-LOG_STD_OF_DATA = -2.0  # finer than that no slate changes; dimensions that hardly vary would outweigh all others
-EDGE = 1 - 1e-4  # recorded actions beyond count as on it: tanh reaches 1 nowhere
+# A smaller deviation changes no slate, and dimensions that hardly vary would outweigh all others.
+LOG_STD_OF_DATA = -2.0
+EDGE = 1 - 1e-4  # recorded actions are clipped to this, because tanh never reaches 1
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool = False) -> nn.Sequential:
-    """Linear layers with ReLU between them, and a layer norm after each ReLU where asked for."""
+    """Build linear layers with ReLU between them. With `layer_norm`, a layer norm follows each ReLU."""
     widths = [inputs, *hidden]
     layers: list[nn.Module] = []
     for fan_in, width in zip(widths, hidden, strict=False):
@@ -25,7 +31,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool = Fal
 
 
 class Critics(nn.Module):
-    """n independent MLPs of one output on the same input: [..., inputs] -> [n, ...]."""
+    """n independent MLPs with one output each, on the same input: [..., inputs] -> [n, ...]."""
 
     def __init__(self, count: int, inputs: int, hidden: Sequence[int], layer_norm: bool = False) -> None:
         super().__init__()
@@ -35,24 +41,47 @@ class Critics(nn.Module):
         return torch.stack([member(inputs).squeeze(-1) for member in self.members])
 
 
+def target_of(online: Module) -> Module:
+    """Copy a network as its own target: equal weights that take no gradient. `polyak` moves it."""
+    return copy.deepcopy(online).requires_grad_(False)
+
+
 @torch.no_grad()
 def polyak(online: nn.Module, target: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) * target + tau * online."""
+    """Move a target network towards the online one: target <- (1 - tau) * target + tau * online."""
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
 
 
-def tanh_gaussian(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Reparameterised draws [..., A] in [-1, 1] from means and log-deviations [..., 2A], and their log-probabilities.
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Keep gradients from the module's parameters in all that is computed inside the block."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
-    log pi(a) = log N(x) - log(1 - tanh(x)^2) summed over the action (appendix C of arXiv 1812.05905), in the form that
-    does not lose precision where tanh saturates.
+
+def gaussian_action(parameters: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Act by a tanh-Gaussian: means and log-deviations [..., 2A] -> actions [..., A] in [-1, 1].
+
+    Without a generator it is the tanh of the mean, else a draw.
+    """
+    return (parameters.chunk(2, dim=-1)[0] if generator is None else draw(parameters, generator)[0]).tanh()
+
+
+def tanh_gaussian(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw actions [..., A] in [-1, 1] from means and log-deviations [..., 2A], with their log-probabilities [...].
+
+    The draws are reparameterised. log pi(a) = log N(x) - log(1 - tanh(x)^2), summed over the action (arXiv 1812.05905,
+    appendix C), in a form that keeps its precision where tanh saturates.
     """
     raw, noise, log_std = draw(parameters, generator)
     return raw.tanh(), _log_density(raw, noise, log_std)
 
 
 def log_prob_of(parameters: Tensor, action: Tensor) -> Tensor:
-    """log pi(a) of recorded actions [..., A] in [-1, 1] under means and log-deviations [..., 2A]."""
+    """Return log pi(a) [...] of recorded actions [..., A] in [-1, 1] under means and log-deviations [..., 2A]."""
     mean, log_std = parameters.chunk(2, dim=-1)
     log_std = log_std.clamp(LOG_STD_OF_DATA, LOG_STD_MAX)
     raw = action.clamp(-EDGE, EDGE).atanh()
@@ -60,7 +89,7 @@ def log_prob_of(parameters: Tensor, action: Tensor) -> Tensor:
 
 
 def draw(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussian draws before the tanh, the standard normal noise in them, and the log-deviations, each [..., A]."""
+    """Draw from a Gaussian: values before the tanh, standard normal noise and log-deviations, each [..., A]."""
     mean, log_std = parameters.chunk(2, dim=-1)
     log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)

@@ -1,44 +1,45 @@
-"""The one place where a policy meets an environment."""
+"""Rollout: the one place where a policy meets an environment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from slaterl.data.trajectories import Trajectories, smallest_int
-from slaterl.envs.observation import Hidden, Observation, PrivilegedObservation
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
+from slaterl.envs.observation import Observation, PrivilegedObservation
+from slaterl.errors import UserError
 
 
 class Decision(NamedTuple):
-    """What a policy wants shown to B users."""
+    """The slates that a policy shows to B users."""
 
     slate: Tensor  # [B, S] int64
-    action: Tensor | None = None  # [B, A] in [-1, 1], where the slate came from a ranker
-    oracle_slots: Tensor | None = None  # [B, S] bool, slots that the simulator fills with its best items
+    action: Tensor | None = None  # [B, A] in [-1, 1], if the slate came from a ranker
+    oracle_slots: Tensor | None = None  # [B, S] bool, slots that the environment fills with its best items
 
 
 class Policy(Protocol):
-    """Random, oracle or SAC through GeMS: whatever acts.
+    """Anything that acts: random slates, an oracle, SAC through GeMS.
 
-    One that knows the simulator's hidden state says so by an attribute `sees_hidden = True`, and is given
-    PrivilegedObservations; no other ever sees it.
+    A policy that knows the simulator's hidden state has an attribute `sees_hidden = True` and gets
+    PrivilegedObservations. No other policy ever sees the hidden state.
     """
 
     def reset(self, num_users: int) -> None:
-        """Forget everything: B new users come."""
+        """Forget everything, because B new users come."""
 
     def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
-        """Choose the next slate of every user, given what each was shown and did last."""
+        """Choose each user's next slate, given the last slate and its clicks."""
 
 
 @torch.no_grad()
 def rollout(
     policy: Policy,
-    env: TopicRec,
+    env: Env,
     num_users: int,
     *,
     generator: torch.Generator,
@@ -48,23 +49,32 @@ def rollout(
     """Let a policy serve `num_users` new users together, one episode each.
 
     Args:
-        generator: source of the users and their clicks, on the simulator's device.
-        deterministic: no exploration.
-        hidden: also record what `TopicRec.hidden` tells as each turn begins.
+        generator: source of the users and their clicks, on the environment's device.
+        deterministic: whether to act without exploration.
+        hidden: whether to also record the columns of `Env.hidden` as each turn begins.
 
     Returns:
-        Trajectories of H + 1 frames, compact, on the simulator's device.
+        Trajectories of H + 1 frames, compact, on the environment's device. They hold rewards only if the reward is
+        not the number of clicks.
+
+    Raises:
+        UserError: the policy or `hidden` needs an ability that the environment lacks, or an episode has another length
+            than `env.episode_length`.
     """
     horizon = env.episode_length
+    privileged = getattr(policy, "sees_hidden", False)
+    if (hidden or privileged) and env.hidden_columns is None:
+        needed = "dataset.hidden=true, belief=none and agents that see the simulator need it"
+        raise UserError(f"env={env.name}: this environment does not tell its users' hidden state; {needed}")
     observation = env.reset(num_users, generator=generator)
     policy.reset(num_users)
     frames = (num_users, horizon + 1, env.slate_size)
     slates = torch.empty(frames, dtype=smallest_int(env.num_items), device=env.device)
     clicks = torch.empty(frames, dtype=torch.uint8, device=env.device)
     slates[:, 0], clicks[:, 0] = observation
-    privileged = getattr(policy, "sees_hidden", False)
+    rewards = None if env.reward_is_clicks else torch.empty(num_users, horizon, device=env.device)
     actions: list[Tensor] = []
-    states: list[Hidden] = []
+    states: list[Any] = []
     for turn in range(1, horizon + 1):
         seen: Observation | PrivilegedObservation = observation
         if hidden or privileged:
@@ -72,22 +82,35 @@ def rollout(
         if privileged:
             seen = PrivilegedObservation(*observation, states[-1])
         decision = policy.act(seen, deterministic)
-        observation, _, _ = env.step(decision.slate, oracle_slots=decision.oracle_slots)
+        if decision.oracle_slots is not None and not env.fills_oracle_slots:
+            raise UserError(
+                f"env={env.name}: this environment has no short-term oracle; use random slates "
+                "(agent=random, logged_data.epsilon=1)"
+            )
+        observation, reward, ended = env.step(decision.slate, oracle_slots=decision.oracle_slots)
+        if ended != (turn == horizon):
+            raise UserError(
+                f"env={env.name}: an episode {'ended' if ended else 'did not end'} at turn {turn}; all must have "
+                f"env.episode_length={horizon} turns"
+            )
         slates[:, turn], clicks[:, turn] = observation
+        if rewards is not None:
+            rewards[:, turn - 1] = reward
         if decision.action is not None:
             actions.append(decision.action)
-    columns = zip(*states, strict=True) if hidden else ()
+    columns = zip(env.hidden_columns or (), zip(*states, strict=True), strict=True) if hidden else ()
     return Trajectories(
         slates=slates,
         clicks=clicks,
         actions=torch.stack(actions, dim=1) if actions else None,
-        hidden={name: torch.stack(turns, 1) for name, turns in zip(Hidden._fields, columns, strict=False)},
+        hidden={name: torch.stack(turns, 1) for name, turns in columns},
+        reward=rewards,
     )
 
 
 def collect(
     policy: Policy,
-    env: TopicRec,
+    env: Env,
     count: int,
     *,
     generator: torch.Generator,
@@ -96,11 +119,11 @@ def collect(
     hidden: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Trajectories:
-    """`count` trajectories, `num_envs` users at a time, gathered on the CPU in columns allocated once.
+    """Collect `count` trajectories, `num_envs` users at a time, on the CPU in columns allocated once.
 
     Args:
         hidden: see rollout.
-        on_progress: called with the number of trajectories done after each round.
+        on_progress: called after each round with the number of trajectories done.
     """
     gathered: Trajectories | None = None
     for start in range(0, count, num_envs):

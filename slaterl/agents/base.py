@@ -1,8 +1,8 @@
-"""What the agents share: acting on the state of a belief, through a ranker or without one."""
+"""Base classes of all agents: acting on the state of a belief, through a ranker or without one."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.beliefs.base import Belief, JoinedBeliefs
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.evaluation.evaluate import MEASURES
 from slaterl.networks import Critics
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision, Policy
@@ -18,22 +17,25 @@ from slaterl.training.learner import Learner
 
 
 class Agent(Learner):
-    """An agent: acts on the state of a belief. A subclass gives `acting_belief`, `decide`, `random_policy`, `update`.
+    """An agent that acts on the state of a belief. Training and acting use the same modules.
 
-    Training and acting go through the same modules.
+    A subclass gives `acting_belief`, `decide`, `random_policy` and `update`.
 
     Attributes:
+        LEARNS_FROM: the simulator or a dataset.
         ON_POLICY: whether an update takes the newest trajectories, each once, instead of the replay buffer's.
-        SEES_SIMULATOR: whether the agent itself, beside its belief, knows the simulator's hidden state.
-        MIN_TURNS: of an episode that it can learn from.
+        SEES_SIMULATOR: whether the agent itself reads the simulator's hidden state, whatever its belief reads.
+        MIN_TURNS: shortest episode that the agent can learn from, in turns.
+        CREDITS_CLICKS: whether it learns from clicks on items, so that it needs a reward that is the number of clicks.
         explores: whether acting with a generator differs from acting without one.
         acting_belief: the belief that the policy reads.
     """
 
-    VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in MEASURES)
+    LEARNS_FROM: ClassVar[Literal["simulator", "dataset"]] = "simulator"
     ON_POLICY: ClassVar[bool] = False
     SEES_SIMULATOR: ClassVar[bool] = False
     MIN_TURNS: ClassVar[int] = 1
+    CREDITS_CLICKS: ClassVar[bool] = False
     explores: bool = True
 
     @property
@@ -42,29 +44,30 @@ class Agent(Learner):
 
     @property
     def sees_hidden(self) -> bool:
+        """Whether acting needs observations with the simulator's hidden state."""
         return self.SEES_SIMULATOR or self.acting_belief.sees_hidden
 
     def decide(
         self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
     ) -> Decision:
-        """What is shown to B users with belief states [B, state]; without a generator no exploration."""
+        """Choose the slates of B users with states [B, state]. `generator` drives exploration; None acts greedily."""
         raise NotImplementedError
 
     def policy(self, generator: torch.Generator | None = None) -> BeliefPolicy:
-        """The agent as something that acts; `generator` is its exploration's, None where it never explores."""
+        """Wrap the agent as a policy. `generator` drives exploration; None acts greedily."""
         return BeliefPolicy(self, generator)
 
     def random_policy(self, generator: torch.Generator) -> Policy:
-        """What fills the replay buffer before the first update."""
+        """Return the policy that fills the replay buffer before the first update."""
         raise NotImplementedError
 
     def steps_in(self, batch: object) -> int:
-        """A step is one trajectory: with the replay buffer also one update, else as many as the update took."""
+        """Count an update's steps. A step is one trajectory: on policy the batch's, else one for each update."""
         return len(batch) if self.ON_POLICY else 1  # type: ignore[arg-type]
 
 
 class BeliefPolicy:
-    """Reads each observation into the agent's belief and lets the agent decide on its state."""
+    """A policy that reads each observation into the agent's belief and lets the agent decide on its state."""
 
     def __init__(self, agent: Agent, generator: torch.Generator | None) -> None:
         self.agent, self.generator = agent, generator
@@ -82,8 +85,8 @@ class LatentAgent(Agent):
     """An agent that acts in the latent space of a ranker. A subclass gives `actor_belief`, `action` and `update`.
 
     Attributes:
-        ranker: frozen; part of the state dict, so that a checkpoint holds all that acting needs.
-        REFINES: whether other slates are shown than the ranker makes of the actions.
+        ranker: frozen, and part of the state dict, so that a checkpoint holds all that acting needs.
+        REFINES: whether the agent shows other slates than the ranker makes of its actions.
     """
 
     REFINES: ClassVar[bool] = False
@@ -99,7 +102,7 @@ class LatentAgent(Agent):
         return self.actor_belief
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Belief states [..., state] -> actions [..., A] in [-1, 1]; without a generator the deterministic ones."""
+        """Map belief states [..., state] to actions [..., A] in [-1, 1]. Without a generator they are deterministic."""
         raise NotImplementedError
 
     def decide(
@@ -109,15 +112,29 @@ class LatentAgent(Agent):
         return Decision(self.ranker.rank(self.ranker.to_latent(action)), action)
 
     def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:
-        """[num_critics, ...] at belief states [..., H] and actions [..., A] in [-1, 1]; critics read latent units."""
+        """Value actions [..., A] in [-1, 1] at belief states [..., state]: [num_critics, ...].
+
+        The critics read actions in the ranker's latent units.
+        """
         return critics(torch.cat([state, self.ranker.to_latent(action)], dim=-1))
+
+    def descend(self, **losses: Tensor) -> None:
+        """Take one step of each named optimiser down the gradient of its loss.
+
+        All gradients are taken at the same parameters, in one backward pass. Optimisers without a loss rest.
+        """
+        for optimizer in self.optim.values():
+            optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(tuple(losses.values()))
+        for name in losses:
+            self.optim[name].step()
 
     def random_policy(self, generator: torch.Generator) -> Policy:
         return RandomLatentPolicy(self.ranker, generator)
 
 
 class RandomLatentPolicy:
-    """Uniform actions in the middle half of the ranker's box, whatever it observes."""
+    """A policy of uniform actions in the middle half of the ranker's box, whatever it observes."""
 
     def __init__(self, ranker: Ranker, generator: torch.Generator) -> None:
         self.ranker, self.generator = ranker, generator

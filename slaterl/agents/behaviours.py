@@ -17,7 +17,7 @@ from slaterl.agents.noisy import NoisyPolicy
 from slaterl.console import note, progress
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Policy, collect
@@ -30,7 +30,7 @@ def collect_behaviours(
     dataset: DictConfig,
     behaviours: Mapping[str, Mapping[str, Any]],
     checkpoint_of: Mapping[str, Path | None],
-    env: TopicRec,
+    env: Env,
     spec: Mapping[str, Any],
 ) -> tuple[Trajectories, list[dict[str, Any]], Ranker | None]:
     """Collect the trajectories of each behaviour in turn.
@@ -95,7 +95,7 @@ def collect_behaviours(
 def behaviour_policy(
     behaviour: Mapping[str, Any],
     checkpoint: Path | None,
-    env: TopicRec,
+    env: Env,
     spec: Mapping[str, Any],
     name: str,
     seed: int,

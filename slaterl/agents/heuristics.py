@@ -1,4 +1,4 @@
-"""Policies that do not learn: random slates, the short-term oracle, mixtures of the two, and one slate for all."""
+"""Policies that do not learn: random slates, the short-term oracle, mixtures of both, and one constant slate."""
 
 from __future__ import annotations
 
@@ -6,20 +6,31 @@ from collections.abc import Sequence
 
 import torch
 
+from slaterl.config.bounds import Fraction
+from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation
-from slaterl.errors import UserError, check_range
+from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision
 
 
 class EpsilonOracle:
-    """Each slot is a uniform random item with probability epsilon, else the item that the simulator scores best there.
+    """Fill each slot with a uniform random item with probability epsilon, else with the simulator's best item for it.
 
-    epsilon 1 are random slates, epsilon 0 is the short-term oracle, 0.5 made the logged data of the paper.
+    epsilon=1 gives random slates, epsilon=0 the short-term oracle. epsilon=0.5 made the logged data of the paper.
+
+    Args:
+        env: where the policy acts, if that is known; it must have a short-term oracle unless epsilon is 1.
+
+    Raises:
+        UserError: `env` has no short-term oracle.
     """
 
-    def __init__(self, *, epsilon: float, num_items: int, slate_size: int, generator: torch.Generator) -> None:
-        check_range(0, 1, **{"agent.epsilon": epsilon})
+    def __init__(
+        self, *, epsilon: Fraction, num_items: int, slate_size: int, generator: torch.Generator, env: Env | None = None
+    ) -> None:
+        if epsilon < 1 and env is not None and not env.fills_oracle_slots:
+            raise UserError(f"agent.epsilon={epsilon}: env={env.name} has no short-term oracle; use agent=random")
         self.epsilon, self.num_items, self.slate_size = epsilon, num_items, slate_size
         self.generator = generator
 
@@ -27,7 +38,7 @@ class EpsilonOracle:
         pass
 
     def act(self, observation: Observation, deterministic: bool) -> Decision:
-        """The same distribution whether deterministic or not: the mixture is the policy, not its exploration."""
+        """Draw slates. The mixture is the policy, not its exploration, so `deterministic` changes nothing."""
         shape, device = observation.slate.shape, self.generator.device
         slate = torch.randint(self.num_items, shape, generator=self.generator, device=device)
         if self.epsilon == 1:
@@ -37,10 +48,13 @@ class EpsilonOracle:
 
 
 class ConstantSlate:
-    """The same slate for every user at every turn: how easy an environment is.
+    """Show the same slate to every user at every turn. Its return tells how easy an environment is.
 
     Args:
-        slate: its items; where None, it is what the ranker makes of the latent 0.
+        slate: item ids; None for the slate that the ranker makes of the latent action 0.
+
+    Raises:
+        UserError: `slate` is not a list of `slate_size` item ids.
     """
 
     def __init__(

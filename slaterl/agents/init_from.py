@@ -1,4 +1,4 @@
-"""Starting the training of an agent from another agent's checkpoint."""
+"""Start the training of an agent from another agent's checkpoint."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from slaterl.errors import UserError
 
 
 def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
-    """Give an untrained agent the networks that a checkpoint has of it: policy, critics, their beliefs and targets.
+    """Copy a checkpoint's networks into an untrained agent: policy, critics, their beliefs and targets.
 
-    Networks that the checkpoint does not have stay as they are: critics after behaviour cloning, for example.
+    Networks that the checkpoint lacks stay as they are, for example the critics after behaviour cloning.
+
+    Args:
+        agent: the agent to start.
+        state: content of another agent's checkpoint.
+        source: its file, for messages.
 
     Raises:
-        UserError: there is no policy of this kind in it, or networks are of another size.
+        UserError: the checkpoint has no policy of this kind, or its networks have another size.
     """
     own, given = agent.state_dict(), state["learner"]["module"]
     name = state["config"]["agent"]["name"]
     networks = {key for key in own if not key.startswith("ranker.")}
     if not any(key.startswith("actor.") for key in networks & set(given)):
-        raise UserError(f"init_from={source}: agent={name} has no policy that this agent could go on from")
+        raise UserError(f"init_from={source}: agent={name} has no policy that this agent can start from")
     if isinstance(agent, LatentAgent) and _shape(given, "ranker.center") == _shape(own, "ranker.center"):
         there, here = (_gives(where, agent.ranker.action_dim) for where in (given, own))
         if there != here and _shape(given, "actor.0.weight")[1:] == _shape(own, "actor.0.weight")[1:]:
             fitting = "td3" if there == "actions" else "sac"
             raise UserError(
                 f"init_from={source}: the policy of agent={name} gives {there}, this agent's gives {here}; "
-                f"agent={fitting} can go on from it"
+                f"agent={fitting} can start from it"
             )
     shared = {part for part in _parts(networks) if part in _parts(given)}
     for key in sorted(key for key in networks | set(given) if key.split(".")[0] in shared):
@@ -45,14 +50,16 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
 
 
 def check_same_ranker(agent: Agent, state: dict[str, Any], source: str) -> None:
-    """Raise UserError unless an agent's ranker is the one that a checkpoint learned to act through."""
+    """Raise UserError unless an agent's ranker equals the ranker in a checkpoint."""
     given = state["learner"]["module"]
     for key, value in agent.state_dict().items():
         if key.startswith("ranker.") and not (key in given and torch.equal(given[key].to(value.device), value)):
-            raise UserError(f"init_from={source}: it learned to act through another ranker; give its settings and seed")
-    unique = state["config"]["ranker"].get("unique")  # wolpertinger has a ranker of its own
+            raise UserError(
+                f"init_from={source}: its agent acts through another ranker; give that ranker's settings and seed"
+            )
+    unique = state["config"]["ranker"].get("unique")  # None with wolpertinger, which makes its own ranker
     if unique is not None and isinstance(agent, LatentAgent) and agent.ranker.unique != unique:
-        raise UserError(f"init_from={source}: it learned with ranker.unique={str(unique).lower()}; give the same")
+        raise UserError(f"init_from={source}: it learned with ranker.unique={str(unique).lower()}; set the same value")
 
 
 def _shape(state: Mapping[str, Tensor], key: str) -> list[int]:
@@ -60,7 +67,7 @@ def _shape(state: Mapping[str, Tensor], key: str) -> list[int]:
 
 
 def _gives(state: Mapping[str, Tensor], action_dim: int) -> str:
-    """What the policy in a state dict gives."""
+    """Say what the policy of a state dict returns."""
     outputs = len([value for key, value in state.items() if key.startswith("actor.")][-1])
     return "actions" if outputs == action_dim else "means and deviations"
 

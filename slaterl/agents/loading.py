@@ -1,4 +1,4 @@
-"""Policies from checkpoints."""
+"""Load policies from checkpoints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from torch import Tensor
 
-from slaterl.config.build import build_agent, build_env, env_spec
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.config.build import build_agent, build_env, catalogue_argument, env_spec
+from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.rollout import Policy
 from slaterl.runs.files import in_short
@@ -22,58 +22,65 @@ from slaterl.training import checkpoints
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A trained agent as something that acts.
+    """A trained agent, ready to act.
 
     Attributes:
-        policy: acts, without exploration.
-        env: the simulator that it learned on, item embeddings included.
-        config: its nodes env, agent, belief, ranker, item_embeddings, and `evaluation` (its run's seed and test_users).
-        step: of the checkpoint.
+        policy: acts without exploration.
+        env: the environment that the agent learned in, item embeddings included.
+        config: the nodes env, agent, belief, ranker and item_embeddings, and `evaluation` (the run's seed and
+            test_users).
+        step: training step of the checkpoint.
     """
 
     policy: Policy
-    env: TopicRec
+    env: Env
     config: dict[str, Any]
     step: int
 
 
 def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LoadedPolicy:
-    """Read an agent's checkpoint; it needs no other file.
+    """Load an agent's checkpoint; no other file is needed.
 
     Raises:
-        UserError: missing, damaged, or not an agent's checkpoint.
+        UserError: the file is missing, damaged, or not an agent's checkpoint.
     """
     return policy_of(checkpoints.load(Path(path), "agent"), path, device)
 
 
 def policy_of(
-    state: Mapping[str, Any], source: str | Path, device: torch.device | str = "cpu", env: TopicRec | None = None
+    state: Mapping[str, Any], source: str | Path, device: torch.device | str = "cpu", env: Env | None = None
 ) -> LoadedPolicy:
-    """The policy in what was read of an agent's checkpoint.
+    """Build the policy of an agent's checkpoint.
 
     Args:
-        source: the checkpoint's file, for messages.
+        state: content of the checkpoint.
+        source: file of the checkpoint, for messages.
         env: where the policy acts, if not where it learned; SlateQ knows the simulator that it acts in.
 
     Raises:
-        UserError: its classes are not found, or have changed since it was written.
+        UserError: a class is not found, or has changed since the checkpoint was written.
     """
     config: dict[str, Any] = dict(state["config"])
-    catalogue: Tensor = config.pop("catalogue")  # of the simulator, wherever it came from
+    catalogue: Tensor | None = config.pop("catalogue")
     try:
-        own = build_env(config["env"], torch.device(device), item_embeddings=catalogue)
+        carried = {} if catalogue is None else {catalogue_argument(config["env"]) or "item_embeddings": catalogue}
+        own = build_env(config["env"], torch.device(device), **carried)
         knows = get_object(config["agent"]["_target_"]).SEES_SIMULATOR
         agent = build_agent(config, env if knows and env is not None else own, seed=0)
     except (ImportError, InstantiationException) as error:
-        raise UserError(f"{source}: what it needs cannot be made here ({in_short(error)})") from error
+        raise UserError(f"{source}: its environment or agent cannot be built here ({in_short(error)})") from error
     with checkpoints.taken_by(agent, source):
         agent.load_state_dict(state["learner"]["module"])
-    agent.step = state["learner"]["step"]  # how much DQN explores
+    agent.step = state["learner"]["step"]  # DQN's exploration depends on it
     return LoadedPolicy(agent.policy(), own, config, state["learner"]["step"])
 
 
 def check_environment(loaded: LoadedPolicy, spec: Mapping[str, Any], source: str | Path) -> None:
-    """Raise UserError naming a setting in which a policy's environment differs from the one of `spec` (env_spec)."""
+    """Check that a policy learned in the environment that `spec` describes (see env_spec).
+
+    Raises:
+        UserError: names a setting that differs.
+    """
     learned = env_spec(loaded.config["env"], loaded.env)
     for key in sorted(spec):
         if key != "name" and learned.get(key) != spec[key]:

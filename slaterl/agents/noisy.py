@@ -1,4 +1,4 @@
-"""A policy with noise, as behaviour policies of offline datasets have it."""
+"""A policy with added noise, for the behaviour policies of offline datasets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from slaterl.rollout import Decision, Policy
 
 
 class NoisyPolicy:
-    """What a policy chooses, disturbed at random.
+    """Disturb the choices of a policy at random.
 
     Args:
+        policy: the policy to disturb.
         noise: probability, for each user in each turn, that N(0, 1) is added to the latent action.
         epsilon: probability, for each slot, that it shows a uniform random item instead.
-        ranker: the policy's; None where it has none, then noise must be 0.
+        ranker: ranker that the policy acts through; None if it has none, and then noise must be 0.
+        num_items: number of items of the environment.
+        generator: random stream of the noise.
     """
 
     def __init__(
@@ -36,14 +39,14 @@ class NoisyPolicy:
         self.policy.reset(num_users)
 
     def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
-        """The noise belongs to the behaviour, so it is there when deterministic, too."""
+        """Act with noise, also if `deterministic`, because the noise belongs to the behaviour."""
         slate, action, oracle_slots = self.policy.act(observation, deterministic)
         device = self.generator.device
         if self.noise > 0:
             assert self.ranker is not None and action is not None
             disturbed = torch.rand(len(slate), 1, generator=self.generator, device=device) < self.noise
             normal = torch.randn(action.shape, generator=self.generator, device=device)
-            # through the box, so that the recorded action is the one that made the slate
+            # Through the ranker's box, so that the recorded action is the one that made the slate.
             action = self.ranker.to_action(self.ranker.to_latent(action) + normal * disturbed)
             slate = self.ranker.rank(self.ranker.to_latent(action))
         if self.epsilon > 0:

@@ -1,4 +1,4 @@
-"""No belief at all: the simulator's own state, as an upper bound of what a belief can be worth."""
+"""The simulator's own state instead of a belief, as an upper bound on the value of any belief."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from torch import Tensor
 
 from slaterl.beliefs.base import Belief
 from slaterl.data.trajectories import Trajectories
+from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.errors import UserError
 
 
 class OracleState(Belief):
-    """The user's embedding and which topics are bored, [B, D + K], of the users as the next slate finds them."""
+    """The users' whole state as the next slate finds them, see Env.full_state.
+
+    Raises:
+        UserError: the environment does not tell it.
+    """
 
     sees_hidden: ClassVar = True
 
-    def __init__(self, *, env: TopicRec) -> None:
+    def __init__(self, *, env: Env) -> None:
         super().__init__()
-        self.state_dim = env.num_topics * (env.topic_size + 1)
+        if env.full_state_dim is None or env.hidden_columns is None:
+            raise UserError(f"belief=none: env={env.name} does not tell its users' state; use belief=gru")
+        self.state_dim, self.full_state = env.full_state_dim, env.full_state
         self.register_buffer("_zeros", torch.zeros(self.state_dim), persistent=False)
 
     def initial_state(self, num_users: int) -> Tensor:
@@ -29,9 +36,10 @@ class OracleState(Belief):
 
     def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
         assert isinstance(observation, PrivilegedObservation)
-        return torch.cat([observation.hidden.user, observation.hidden.bored.float()], dim=1)
+        return self.full_state(observation.hidden._asdict())
 
     @classmethod
     def read(cls, beliefs: Sequence[Belief], batch: Trajectories) -> Tensor:
-        state = torch.cat([batch.hidden["user"], batch.hidden["bored"].float()], dim=2)
-        return state.expand(len(beliefs), -1, -1, -1)
+        first = beliefs[0]
+        assert isinstance(first, OracleState)
+        return first.full_state(batch.hidden).expand(len(beliefs), -1, -1, -1)

@@ -25,6 +25,7 @@ def _whole(value: Any) -> Any:
 
 Number = Annotated[float, Field(allow_inf_nan=False, description="a finite number")]
 Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
+Share = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above zero")]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")]
 Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0, description="a whole number of at least 0")]

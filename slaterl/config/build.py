@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slaterl.config.bounds import check_arguments
 from slaterl.envs.catalog import fingerprint
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
 
@@ -77,39 +77,47 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **objects: Any) -> TopicRec:
-    """The simulator of an `env` node. `objects` replace its parts (item_embeddings=...)."""
+def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **objects: Any) -> Env:
+    """Build the environment of an `env` node. `objects` replace its parts (item_embeddings=...)."""
     return make(node, "env", device=device, **objects)
 
 
-def simulator(cfg: DictConfig) -> TopicRec:
+def simulator(cfg: DictConfig) -> Env:
     """The simulator of a configuration; configurations that agree on it share one in a process."""
     return _simulator(json.dumps(plain(cfg.env), sort_keys=True), resolve_device(cfg.device))
 
 
 @lru_cache(maxsize=8)
-def _simulator(node: str, device: torch.device) -> TopicRec:
+def _simulator(node: str, device: torch.device) -> Env:
     return build_env(json.loads(node), device)
 
 
-def env_spec(node: DictConfig | Mapping[str, Any], env: TopicRec | None = None) -> dict[str, Any]:
-    """Everything that determines an environment, with its item embeddings by their fingerprint.
+def env_spec(node: DictConfig | Mapping[str, Any], env: Env | None = None) -> dict[str, Any]:
+    """The settings that determine an environment, with the fingerprint of its catalogue instead of its settings.
 
     Args:
-        env: the built environment, if there is one; else only its item embeddings are made.
+        env: the built environment, if there is one; else only its catalogue is made.
     """
     settings = plain(node)
+    part = catalogue_argument(settings)
+    if part is None:
+        return settings
     if env is not None:
-        return {**settings, "item_embeddings": env.fingerprint}
-    return {**settings, "item_embeddings": _fingerprint_of(json.dumps(settings["item_embeddings"], sort_keys=True))}
+        return {**settings, part: env.fingerprint}
+    return {**settings, part: _fingerprint_of(json.dumps(settings[part], sort_keys=True), part)}
+
+
+def catalogue_argument(node: Mapping[str, Any]) -> str | None:
+    """The setting of an `env` node that a checkpoint must carry, see Env."""
+    return getattr(get_object(node["_target_"]), "catalogue_argument", None)
 
 
 @lru_cache(maxsize=64)
-def _fingerprint_of(item_embeddings: str) -> str:
-    return fingerprint(make(json.loads(item_embeddings), "env.item_embeddings"))
+def _fingerprint_of(catalogue: str, part: str) -> str:
+    return fingerprint(make(json.loads(catalogue), f"env.{part}"))
 
 
-def build_agent(config: Mapping[str, Any], env: TopicRec, seed: int) -> Any:
+def build_agent(config: Mapping[str, Any], env: Env, seed: int) -> Any:
     """The agent of a configuration's nodes `agent`, `ranker`, `belief` and `item_embeddings`, untrained.
 
     Each part gets what its constructor asks for of: num_items, slate_size, env, generator, belief (a function that
@@ -125,6 +133,11 @@ def build_agent(config: Mapping[str, Any], env: TopicRec, seed: int) -> Any:
         if "ranker" in _wanted(config["agent"]) and "_target_" in config["ranker"]:
             offers["ranker"] = make_with(config["ranker"], "ranker", offers).to(env.device)
         agent = make_with(config["agent"], "agent", offers)
+    if getattr(agent, "CREDITS_CLICKS", False) and not env.reward_is_clicks:
+        raise UserError(
+            f"agent={config['agent']['name']}: it learns from clicks, and the reward of env={env.name} is another one; "
+            "use an agent that learns from rewards, such as sac, or td3_bc on a dataset"
+        )
     return agent.to(env.device) if isinstance(agent, torch.nn.Module) else agent
 
 

@@ -246,7 +246,7 @@ def _check_values(cfg: DictConfig) -> None:
     if cfg.checkpoint is not None and cfg.stage.name != "evaluate":
         raise UserError(f"checkpoint={cfg.checkpoint}: only stage=evaluate reads it")
     for key, instead in (("click_model", "click_model=mixPBM"), ("item_embeddings", "env.item_embeddings.path=<file>")):
-        if not isinstance(cfg.env[key], DictConfig) or "_target_" not in cfg.env[key]:
+        if key in cfg.env and (not isinstance(cfg.env[key], DictConfig) or "_target_" not in cfg.env[key]):
             raise UserError(f"env.{key}={cfg.env[key]}: not how it is set; use {instead}")
     if cfg.random_steps >= cfg.max_steps:
         raise UserError(f"random_steps={cfg.random_steps}: must be less than max_steps={cfg.max_steps}")
@@ -302,8 +302,11 @@ def _check_stage(cfg: DictConfig, given: Iterable[str]) -> None:
 
 def _check_click_model(cfg: DictConfig, given: Iterable[str]) -> None:
     """Refuse settings of the group where the environment's file has a click model of its own."""
-    own = plain(cfg.env.click_model) != plain(cfg.click_model)
-    if own and any(key.split(".")[0] == "click_model" for key in given):
+    if not any(key.split(".")[0] == "click_model" for key in given):
+        return
+    if "click_model" not in cfg.env:
+        raise UserError(f"click_model: env={cfg.env.name} has no click model; leave it out")
+    if plain(cfg.env.click_model) != plain(cfg.click_model):
         raise UserError(f"click_model: env={cfg.env.name} has its own, which is set by env.click_model.<setting>=")
 
 

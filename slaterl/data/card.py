@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,9 @@ def describe(
 ) -> dict[str, Any]:
     """Compute the card as plain values. Frame 0 does not count, because no behaviour chose its slate.
 
-    Returns are clicks per trajectory. Shares and rates lie in 0..1. Scores are 100 * (return - random) / (expert -
-    random). "behaviours" repeats the statistics of all trajectories for each behaviour.
+    Returns are clicks per trajectory, or sums of the recorded rewards if there are any. Shares and rates lie in 0..1.
+    Scores are 100 * (return - random) / (expert - random). "behaviours" repeats the statistics of all trajectories
+    for each behaviour.
 
     Args:
         data: N trajectories.
@@ -36,12 +38,12 @@ def describe(
         num_items: size of the catalogue.
         anchors: mean returns of the policies in ANCHORS in the environment of the data; None if unknown.
     """
-    slates, clicks = data.slates[:, 1:], data.clicks[:, 1:]
+    slates, clicks, rewards = data.slates[:, 1:], data.clicks[:, 1:], data.rewards
     known = {name: anchors.get(name) for name in ANCHORS}
     edges = _edges(data.returns)
 
     def part(chosen: Tensor | slice) -> dict[str, Any]:
-        found = _part(slates[chosen], clicks[chosen], num_items, edges)
+        found = _part(slates[chosen], clicks[chosen], rewards[chosen], num_items, edges)
         return found | {"normalised_score": _score(found["returns"]["mean"], known)}
 
     whole = part(slice(None))
@@ -68,14 +70,13 @@ def describe(
 
 def _edges(returns: Tensor) -> list[float]:
     """Return histogram edges halfway between whole numbers, so that no return lies on an edge."""
-    low, high = int(returns.min()), int(returns.max())
+    low, high = math.floor(returns.min()), math.ceil(returns.max())
     width = -(-(high - low + 1) // MAX_BINS)
     return [edge - 0.5 for edge in range(low, high + 1 + width, width)]
 
 
-def _part(slates: Tensor, clicks: Tensor, num_items: int, edges: Sequence[float]) -> dict[str, Any]:
-    """Compute the statistics of trajectories from their slates and clicks [N, H, S] without frame 0."""
-    rewards = clicks.sum(2, dtype=torch.float32)
+def _part(slates: Tensor, clicks: Tensor, rewards: Tensor, num_items: int, edges: Sequence[float]) -> dict[str, Any]:
+    """Compute the statistics of trajectories: slates and clicks [N, H, S] without frame 0, rewards [N, H]."""
     returns = rewards.sum(1).double()
     quartiles = returns.quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)).tolist()
     return {
@@ -89,7 +90,7 @@ def _part(slates: Tensor, clicks: Tensor, num_items: int, edges: Sequence[float]
         "slates": _variety(slates),
         "items": _concentration(slates, num_items),
         "click_rate_by_rank": [column.double().mean().item() for column in clicks.unbind(2)],
-        "clicks_per_turn": rewards.mean(0, dtype=torch.float64).tolist(),
+        "clicks_per_turn": clicks.sum(2, dtype=torch.float32).mean(0, dtype=torch.float64).tolist(),
     }
 
 

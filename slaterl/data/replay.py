@@ -24,7 +24,7 @@ class ReplayBuffer:
         return self.size
 
     def push(self, new: Trajectories) -> None:
-        """Add trajectories; the oldest give way."""
+        """Add trajectories; the newest overwrite the oldest."""
         new = new[-self.capacity :]
         if not self.columns:
             for name, column in new.columns().items():
@@ -36,16 +36,16 @@ class ReplayBuffer:
         self.size = min(self.size + len(new), self.capacity)
 
     def sample(self, count: int, generator: torch.Generator) -> Trajectories:
-        """`count` different trajectories, drawn uniformly."""
+        """Draw `count` different trajectories uniformly."""
         index = torch.randperm(self.size, generator=generator, device=generator.device)[:count]
         return self.at(index)
 
     def at(self, places: slice | Tensor) -> Trajectories:
-        """The trajectories in these places of the ring."""
+        """The trajectories at these places of the ring."""
         return Trajectories.from_columns({name: column[places] for name, column in self.columns.items()})
 
     def trajectories(self) -> Trajectories:
-        """All that is stored, oldest first."""
+        """All stored trajectories, oldest first."""
         if self.size == 0:
             raise IndexError("the replay buffer is empty")
         device = self.columns["slates"].device

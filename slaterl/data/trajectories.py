@@ -24,16 +24,17 @@ FILE = "trajectories.safetensors"  # in the folder of every run that makes traje
 class Trajectories:
     """N users' episodes as H + 1 frames each; frame t is the slate and the clicks as the user saw it.
 
-    Frame 0 is the one that reset shows. So o_t = frame t, a_t is the slate of frame t + 1, and r_t the number of
-    clicks of frame t + 1: a belief that has read frames 0..t has never seen a_t.
+    Reset shows frame 0. So o_t = frame t, a_t is the slate of frame t + 1, and r_t the reward of that slate. A belief
+    that has read frames 0..t has never seen a_t.
 
     Attributes:
         slates: [N, H+1, S] item ids, an integer type.
         clicks: [N, H+1, S] bool or uint8.
-        actions: [N, H, A] float, what the policy gave its ranker, in [-1, 1]; None where there was no ranker.
+        actions: [N, H, A] float in [-1, 1], the policy's inputs to its ranker; None without a ranker.
         policy_id: [N] int16, which behaviour policy made each trajectory.
-        hidden: optional columns of the simulator's hidden state as each turn begins, never part of an observation:
-            `user` [N, H, D] and `effective` [N, H, D] float, `bored` [N, H, K] bool, see envs.topic_rec.Hidden.
+        hidden: optional columns [N, H, ...] of the simulator's hidden state as each turn begins, by the names of
+            Env.hidden_columns. They are never part of an observation.
+        reward: [N, H] float, only of environments whose reward is not the number of clicks.
     """
 
     slates: Tensor
@@ -41,43 +42,47 @@ class Trajectories:
     actions: Tensor | None = None
     policy_id: Tensor | None = None
     hidden: dict[str, Tensor] = field(default_factory=dict)
+    reward: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.slates)
 
     @property
     def rewards(self) -> Tensor:
-        """[N, H] clicks of every turn; those of frame 0 are no reward."""
-        return self.clicks[:, 1:].sum(2, dtype=torch.float32)
+        """Rewards [N, H] of every turn: `reward`, or without it the number of clicks. Frame 0 pays none."""
+        return self.clicks[:, 1:].sum(2, dtype=torch.float32) if self.reward is None else self.reward
 
     @property
     def returns(self) -> Tensor:
-        """[N] clicks of the whole episode."""
+        """Sums of the rewards of whole episodes, [N]."""
         return self.rewards.sum(1)
 
     def columns(self) -> dict[str, Tensor]:
         """The present columns by name; hidden ones as `hidden.<name>`."""
         named = {"slates": self.slates, "clicks": self.clicks, "actions": self.actions, "policy_id": self.policy_id}
+        named["reward"] = self.reward
         named |= {f"hidden.{name}": column for name, column in self.hidden.items()}
         return {name: column for name, column in named.items() if column is not None}
 
     @classmethod
     def from_columns(cls, columns: dict[str, Tensor]) -> Trajectories:
+        """Make trajectories of columns named as `columns` names them."""
         hidden = {name[7:]: column for name, column in columns.items() if name.startswith("hidden.")}
         return cls(**{name: c for name, c in columns.items() if not name.startswith("hidden.")}, hidden=hidden)
 
     def __getitem__(self, index: slice | Tensor) -> Trajectories:
-        """The trajectories chosen by a slice or an index tensor."""
+        """Select trajectories by a slice or an index tensor."""
         return self.from_columns({name: column[index] for name, column in self.columns().items()})
 
     def compact(self, num_items: int) -> Trajectories:
-        """The same with slates in the smallest integer type that holds num_items, and clicks in one byte."""
+        """Copy with slates in the smallest integer type that holds num_items, and clicks in one byte."""
         columns = self.columns()
         columns["slates"] = self.slates.to(smallest_int(num_items))
         columns["clicks"] = self.clicks.to(torch.uint8)
         return self.from_columns(columns)
 
     def to(self, device: torch.device) -> Trajectories:
+        """Move all columns to a device."""
         return self.from_columns({name: column.to(device) for name, column in self.columns().items()})
 
 
@@ -90,10 +95,10 @@ def smallest_int(num_items: int) -> torch.dtype:
 
 
 def save(path: Path, data: Trajectories, metadata: dict[str, Any]) -> None:
-    """Write safetensors with a JSON header, whole or not at all.
+    """Write a safetensors file with a JSON header, completely or not at all.
 
     Args:
-        metadata: plain values (environment, behaviours, seeds, versions); schema, sizes and checksum are added.
+        metadata: plain values (environment, behaviours, seeds, versions). Schema, sizes and checksum are added.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -106,10 +111,10 @@ def save(path: Path, data: Trajectories, metadata: dict[str, Any]) -> None:
 
 
 def load(path: Path, *, num_items: int | None = None) -> tuple[Trajectories, dict[str, Any]]:
-    """Read and verify a file of `save`: the trajectories and their metadata.
+    """Read and verify a file that `save` wrote. Returns the trajectories and their metadata.
 
     Args:
-        num_items: where given, item ids must be below it.
+        num_items: if given, item ids must be below it.
 
     Raises:
         UserError: the file is missing, truncated, altered, of another schema, or holds item ids out of range.
@@ -128,7 +133,7 @@ def load(path: Path, *, num_items: int | None = None) -> tuple[Trajectories, dic
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a trajectory file of slaterl (its header has no metadata)") from error
     if schema != SCHEMA:
-        raise UserError(f"{path}: schema {schema}, this version reads schema {SCHEMA}; make it anew")
+        raise UserError(f"{path}: schema {schema}, this version reads schema {SCHEMA}; make it again")
     if _checksum(metadata, columns) != checksum:
         raise UserError(f"{path}: its content does not match its checksum; the file was altered or damaged")
     metadata["checksum"] = checksum

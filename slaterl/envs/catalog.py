@@ -1,4 +1,4 @@
-"""The items: their embeddings, generated or read from a file, and the fingerprint that names them."""
+"""Item embeddings, generated or read from a file, and the fingerprint that names them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from slaterl.errors import UserError, check_counts, check_positive
 def item_embeddings(
     *, num_items: int, num_topics: int, topic_size: int, peakedness: float, seed: int, path: str | None
 ) -> Tensor:
-    """Item embeddings E [N, D] with D = num_topics * topic_size: read from `path`, or else generated.
+    """Read item embeddings E [N, D] from `path`, or generate them without one; D = num_topics * topic_size.
 
     Args:
-        peakedness: exponent p of the generator; 1 spreads an item over its topics ("diffuse"), larger values
+        peakedness: exponent p of the generator. 1 spreads an item over its topics ("diffuse"), larger values
             concentrate it ("focused").
-        seed: of the generator. The items belong to the environment, so this is not the seed of a run.
-        path: a .pt (a tensor, loaded with weights_only), .npy or .safetensors file (one tensor) to use instead.
+        seed: seed of the generator. The items belong to the environment, so this is not the seed of a run.
+        path: a .pt file (one tensor, loaded with weights_only), an .npy file, or a .safetensors file with one tensor.
 
     Raises:
         UserError: the file is missing, is not one finite float matrix, or has another shape than [N, D].
@@ -42,7 +42,10 @@ def item_embeddings(
 
 
 def generate(num_items: int, num_topics: int, topic_size: int, peakedness: float, seed: int) -> Tensor:
-    """Rows of unit norm [N, D], (topic weight * topic components) ** peakedness (Deffayet et al. 2023, section 5)."""
+    """Generate rows of unit norm [N, D] in the direction of (topic weight * topic components) ** peakedness.
+
+    Deffayet et al. 2023, section 5.
+    """
     generator = torch.Generator().manual_seed(seed)
     weights = torch.rand(num_items, num_topics, generator=generator)
     weights = weights / weights.sum(1, keepdim=True)
@@ -52,7 +55,7 @@ def generate(num_items: int, num_topics: int, topic_size: int, peakedness: float
 
 
 def topic_components(count: int, num_topics: int, topic_size: int, generator: torch.Generator) -> Tensor:
-    """|N(0, 0.4^2)| capped at 1, [count, K, z]: the position of an item or a user inside each topic."""
+    """Draw |N(0, 0.4^2)| capped at 1, [count, K, z]: positions of items or users inside each topic."""
     normal = torch.randn(count, num_topics, topic_size, generator=generator, device=generator.device)
     return (0.4 * normal).abs().clamp_(max=1.0)
 

@@ -1,4 +1,4 @@
-"""Which slots of a slate a user examines."""
+"""Click models: which slots of a slate a user examines."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ class PositionBasedModel:
         check_range(0, 1, **{"click_model.decay": self.decay, "click_model.bottom_weight": self.bottom_weight})
 
     def examination(self, slate_size: int) -> Tensor:
-        """Probability of looking at each rank, [S]."""
+        """Probability [S] that a user examines each rank."""
         from_top = self.decay ** torch.arange(slate_size, dtype=torch.float32)
         return (1 - self.bottom_weight) * from_top + self.bottom_weight * from_top.flip(0)

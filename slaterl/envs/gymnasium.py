@@ -1,12 +1,12 @@
-"""TopicRec as Gymnasium environments: one user (`SlateEnv`), or many in one batched simulator (`SlateVectorEnv`).
+"""Environments for Gymnasium: one user (`SlateEnv`), or many in one batched simulator (`SlateVectorEnv`).
 
     name = "slaterl.envs.gymnasium:slaterl/TopicRec-v0"
     env = gymnasium.make(name, env="focused_topdown")
     envs = gymnasium.make_vec(name, num_envs=8, env="diffuse_mix", overrides=["env.num_items=200"])
 
-What stands before the colon is the module that Gymnasium imports first; once it is imported, the id alone will do
-(Gymnasium has loaded no plugins since 1.0). torch and Hydra wait until an environment is made, so that registering it
-costs nothing. Shapes: B users, S slots, K topics, D dimensions of an embedding.
+Gymnasium first imports the module before the colon. Once it is imported, the id alone is enough (Gymnasium has loaded
+no plugins since 1.0). torch and Hydra are imported when an environment is made, so registering it costs nothing.
+`env` may be any file of conf/env, whatever its class. Shapes: B users, S slots, K topics, D dimensions of an embedding.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from slaterl.errors import check_counts
+from slaterl.errors import UserError, check_counts
+from slaterl.paths import CONF
 
 if TYPE_CHECKING:
+    from slaterl.envs.env import Env
     from slaterl.envs.observation import Observation
-    from slaterl.envs.topic_rec import TopicRec
 
 ENV_ID = "slaterl/TopicRec-v0"
 
@@ -34,17 +35,17 @@ Arrays = dict[str, np.ndarray]
 
 
 def register() -> None:
-    """Make `slaterl/TopicRec-v0` known to Gymnasium. Importing this module does it."""
+    """Register `slaterl/TopicRec-v0` with Gymnasium. Importing this module does it."""
     if ENV_ID not in gymnasium.registry:
         gymnasium.register(ENV_ID, f"{__name__}:SlateEnv", vector_entry_point=f"{__name__}:SlateVectorEnv")
 
 
 class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
-    """One user, who is shown a slate a turn. The reward is the number of clicks.
+    """One user, who is shown a slate in each turn. In TopicRec the reward is the number of clicks.
 
     Observation: `slate` (item ids) and `clicks`, [S] each. Action: the item ids of the next slate, [S]. The horizon is
     the task's own, so an episode ends in `terminated`, never in `truncated`. `info["hidden"]` holds what no policy may
-    see: `bored` [K] and `user` [D].
+    see, in TopicRec `bored` [K] and `user` [D].
 
     Args:
         env: name of a file in conf/env.
@@ -59,7 +60,7 @@ class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
         self._running = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
-        """A new user is shown the first slate. There are no options."""
+        """Show the first slate to a new user. There are no options."""
         super().reset(seed=seed)
         observation = _new_users(self.simulator, 1, self.np_random)
         self._running = True
@@ -69,21 +70,21 @@ class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
         """Show a slate [S].
 
         Raises:
-            InvalidAction: wrong shape, not whole numbers, or ids that are no items.
+            InvalidAction: wrong shape, not whole numbers, or ids of no item.
             ResetNeeded: the episode ended, or none began.
         """
         if not self._running:
             raise ResetNeeded("step: no episode is running; call reset first")
         slate = _checked(action, self.action_space.shape, self.simulator.num_items)
-        observation, clicks, ended = _step(self.simulator, slate[None])
+        observation, reward, ended = _step(self.simulator, slate[None])
         self._running = not ended
-        return _first(observation), float(clicks[0]), ended, False, {"hidden": _first(_hidden(self.simulator))}
+        return _first(observation), float(reward[0]), ended, False, {"hidden": _first(_hidden(self.simulator))}
 
 
 class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
-    """B users in one batched simulator; spaces, rewards and info as a vector of `SlateEnv` has them.
+    """B users in one batched simulator, with the spaces, rewards and info of a vector of `SlateEnv`.
 
-    All episodes end at the same step. The step after it ignores its actions and brings new users, without a reward
+    All episodes end at the same step. The next step ignores its actions and brings new users, without a reward
     (Gymnasium's next-step autoreset).
 
     Args:
@@ -103,7 +104,7 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
         self._ended: bool | None = None  # None before the first reset
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
-        """B new users are shown the first slate. One seed determines all of them."""
+        """Show the first slate to B new users. One seed determines all of them."""
         if not np.all((options or {}).get("reset_mask", True)):
             raise ValueError("options['reset_mask']: the users of this environment can only be reset together")
         super().reset(seed=seed)
@@ -112,11 +113,11 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
         return _arrays(observation), self._info()
 
     def step(self, actions: np.ndarray) -> tuple[Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Show the slates [B, S]; after the end of an episode, bring new users instead.
+        """Show the slates [B, S], or bring new users after the end of an episode.
 
         Raises:
-            InvalidAction: wrong shape, not whole numbers, or ids that are no items.
-            ResetNeeded: before the first reset.
+            InvalidAction: wrong shape, not whole numbers, or ids of no item.
+            ResetNeeded: `reset` was never called.
         """
         if self._ended is None:
             raise ResetNeeded("step: no episode is running; call reset first")
@@ -125,32 +126,39 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
             observation, info = self.reset()
             return observation, np.zeros(self.num_envs), never, never.copy(), info
         slates = _checked(actions, self.action_space.shape, self.simulator.num_items)
-        observation, clicks, self._ended = _step(self.simulator, slates)
-        return observation, clicks, np.full(self.num_envs, self._ended), never, self._info()
+        observation, reward, self._ended = _step(self.simulator, slates)
+        return observation, reward, np.full(self.num_envs, self._ended), never, self._info()
 
     def _info(self) -> dict[str, Any]:
-        """Gymnasium's layout: beside each entry a mask `_entry` [B] of the users who have it."""
+        """Info in Gymnasium's layout: next to each entry a mask `_entry` [B] of the users who have it."""
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         hidden = _hidden(self.simulator)
         return {"hidden": hidden | {f"_{key}": everyone.copy() for key in hidden}, "_hidden": everyone}
 
 
-def _build(env: str, overrides: Sequence[str]) -> TopicRec:
-    """The simulator of conf/env/<env>.yaml, on the CPU, where Gymnasium's arrays are."""
-    import torch
-    from hydra import compose, initialize_config_dir
+def _build(env: str, overrides: Sequence[str]) -> Env:
+    """Build the simulator of conf/env/<env>.yaml on the CPU, where Gymnasium's arrays are.
 
-    from slaterl.config.build import build_env
-    from slaterl.paths import CONF
+    Raises:
+        UserError: the simulator refuses its settings.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
 
     with _hydra_set_aside(), initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"env={env}", *overrides])
-    return build_env(cfg.env, torch.device("cpu"))
+        node = compose("config", overrides=[f"env={env}", *overrides]).env
+        try:
+            return instantiate(node, device="cpu", _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise
 
 
 @contextmanager
 def _hydra_set_aside() -> Iterator[None]:
-    """Inside, Hydra is uninitialised; afterwards a surrounding Hydra app finds its global state as it left it."""
+    """Uninitialise Hydra in the block, then restore the global state of a surrounding Hydra app."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
     from hydra.core.utils import JobRuntime
@@ -166,22 +174,22 @@ def _hydra_set_aside() -> Iterator[None]:
         instances.update(kept)
 
 
-def _spaces(simulator: TopicRec) -> tuple[spaces.Dict, spaces.MultiDiscrete]:
-    """Observations and actions of one user."""
+def _spaces(simulator: Env) -> tuple[spaces.Dict, spaces.MultiDiscrete]:
+    """Spaces of one user's observations and actions."""
     items = [simulator.num_items] * simulator.slate_size
     clicks = spaces.MultiBinary(simulator.slate_size)
     return spaces.Dict({"slate": spaces.MultiDiscrete(items), "clicks": clicks}), spaces.MultiDiscrete(items)
 
 
-def _new_users(simulator: TopicRec, num_users: int, random: np.random.Generator) -> Observation:
-    """Begin an episode whose users and clicks all follow from one draw of `random`."""
+def _new_users(simulator: Env, num_users: int, random: np.random.Generator) -> Observation:
+    """Start an episode whose users and clicks all follow from one draw of `random`."""
     import torch
 
     return simulator.reset(num_users, generator=torch.Generator().manual_seed(int(random.integers(2**63))))
 
 
 def _checked(action: Any, shape: tuple[int, ...], num_items: int) -> np.ndarray:
-    """The action as item ids of the given shape, an int64 copy."""
+    """Copy an action as int64 item ids, after a check of its shape and range."""
     slate = np.asarray(action)
     if slate.shape != shape or slate.dtype.kind not in "iu":
         found = f"{slate.dtype} of shape {list(slate.shape)}"
@@ -191,26 +199,26 @@ def _checked(action: Any, shape: tuple[int, ...], num_items: int) -> np.ndarray:
     return slate.astype(np.int64)
 
 
-def _step(simulator: TopicRec, slates: np.ndarray) -> tuple[Arrays, np.ndarray, bool]:
-    """Show slates [B, S]. Returns the observation, the numbers of clicks [B], and whether the episode ended."""
+def _step(simulator: Env, slates: np.ndarray) -> tuple[Arrays, np.ndarray, bool]:
+    """Show slates [B, S]. Returns the observation, the rewards [B], and whether the episode ended."""
     import torch
 
-    observation, clicks, ended = simulator.step(torch.from_numpy(slates))
-    return _arrays(observation), clicks.numpy().astype(np.float64), ended
+    observation, rewards, ended = simulator.step(torch.from_numpy(slates))
+    return _arrays(observation), rewards.numpy().astype(np.float64), ended
 
 
 def _arrays(observation: Observation) -> Arrays:
-    """Copies, which the caller may keep or change."""
+    """Copy an observation, so that the caller may keep or change it."""
     return {"slate": observation.slate.numpy().copy(), "clicks": observation.clicks.numpy().astype(np.int8)}
 
 
-def _hidden(simulator: TopicRec) -> Arrays:
-    """The users' hidden state, for the caller to keep: `bored` [B, K] and `user` [B, D]."""
-    return {"bored": simulator.state.bored.numpy(), "user": simulator.state.embedding.numpy().copy()}
+def _hidden(simulator: Env) -> Arrays:
+    """Copy the users' hidden state, see Env.info."""
+    return {name: column.numpy().copy() for name, column in simulator.info().items()}
 
 
 def _first(batch: Arrays) -> Arrays:
-    """The only user of a batch."""
+    """Select the only user of a batch."""
     return {key: array[0] for key, array in batch.items()}
 
 

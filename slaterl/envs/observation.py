@@ -1,8 +1,8 @@
-"""What is seen of the users of an environment."""
+"""What an environment shows of its users."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,17 +14,9 @@ class Observation(NamedTuple):
     clicks: Tensor  # [B, S] bool
 
 
-class Hidden(NamedTuple):
-    """What the next slate will meet: for upper bounds, methods that know the simulator, and for looking at users."""
-
-    user: Tensor  # [B, D] the user's own taste
-    bored: Tensor  # [B, K] bool, the topics that will be bored while the next slate is shown
-    effective: Tensor  # [B, D] the taste that scores it: without the bored topics, the short-term topic boosted
-
-
 class PrivilegedObservation(NamedTuple):
-    """An observation for policies that say that they see the simulator (`sees_hidden`)."""
+    """An observation for policies that declare that they see the simulator (`sees_hidden`)."""
 
     slate: Tensor
     clicks: Tensor
-    hidden: Hidden
+    hidden: Any  # what Env.hidden returns: a NamedTuple of the environment's hidden columns

@@ -9,7 +9,7 @@ from typing import Any
 from slaterl.console import note
 from slaterl.data import card, card_page
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.evaluation.evaluate import anchors, constant_slate_return
 from slaterl.rankers.base import Ranker
 from slaterl.runs.files import whole_file, write_json
@@ -17,7 +17,7 @@ from slaterl.runs.files import whole_file, write_json
 ANCHOR_USERS = 500
 
 
-def reference_returns(env: TopicRec, ranker: Ranker | None, expert: float | None, seed: int) -> dict[str, float | None]:
+def reference_returns(env: Env, ranker: Ranker | None, expert: float | None, seed: int) -> dict[str, float | None]:
     """Mean returns of random slates, one constant slate, the short-term oracle and the expert on the same users.
 
     Args:
@@ -28,7 +28,7 @@ def reference_returns(env: TopicRec, ranker: Ranker | None, expert: float | None
     return {
         "random": known["random_return"],
         "constant_slate": constant_slate_return(env, ranker, ANCHOR_USERS, seed),
-        "short_term_oracle": known["oracle_return"],
+        "short_term_oracle": known.get("oracle_return"),
         "expert": expert,
     }
 

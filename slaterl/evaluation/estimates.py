@@ -16,7 +16,7 @@ from slaterl.agents.loading import load_policy
 from slaterl.config.build import plain, simulator
 from slaterl.console import note, progress, table
 from slaterl.data import trajectories
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.evaluate import evaluate
 from slaterl.evaluation.fqe import fitted_q_evaluation
@@ -61,7 +61,7 @@ def _checkpoints(given: str | None) -> list[Path]:
     return files
 
 
-def _agent(file: Path, env: TopicRec) -> tuple[str, int, LatentAgent]:
+def _agent(file: Path, env: Env) -> tuple[str, int, LatentAgent]:
     """Name, step and agent of a checkpoint.
 
     Raises:
@@ -83,7 +83,7 @@ def _agent(file: Path, env: TopicRec) -> tuple[str, int, LatentAgent]:
 
 
 def _make(
-    cfg: DictConfig, env: TopicRec, run: Run, dataset: Run, agents: Mapping[Path, tuple[str, int, LatentAgent]]
+    cfg: DictConfig, env: Env, run: Run, dataset: Run, agents: Mapping[Path, tuple[str, int, LatentAgent]]
 ) -> dict[str, Any]:
     simulated = cfg.dataset.name != "file"
     recorded, metadata = trajectories.load(dataset.path / trajectories.FILE, num_items=env.num_items)

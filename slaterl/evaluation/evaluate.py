@@ -1,68 +1,78 @@
-"""How good a policy is: its return over users fixed by a seed."""
+"""How good a policy is: its mean return over users fixed by a seed."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from slaterl.agents.heuristics import ConstantSlate, EpsilonOracle
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.rankers.base import Ranker
 from slaterl.rankers.gems import GeMS
 from slaterl.rollout import Policy, rollout
 from slaterl.seeds import stream
 
-MEASURES = ("return", "interval", "clicks_per_turn", "bored_share", "distinct_items")
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What N users did with a policy."""
+    """Measures of a policy over a number of users."""
 
     users: int
-    mean_return: float  # clicks of an episode
+    mean_return: float  # reward of an episode
     interval: float  # half-width of the 95 % confidence interval of the mean over users
     clicks_per_turn: float
-    bored_share: float  # of (user, turn)s in which at least one topic was bored
+    own: Mapping[str, float]  # the environment's own measures, see Env.measures
     distinct_items: int  # over all users and turns
 
     def named(self, prefix: str) -> dict[str, float]:
-        """The measures as flat entries: prefix + return, interval, clicks_per_turn, bored_share, distinct_items."""
-        values = (self.mean_return, self.interval, self.clicks_per_turn, self.bored_share, self.distinct_items)
-        return {prefix + name: value for name, value in zip(MEASURES, values, strict=True)}
+        """The measures by the names of `measure_names`, each after a prefix."""
+        values: dict[str, float] = {"return": self.mean_return, "interval": self.interval}
+        values |= {"clicks_per_turn": self.clicks_per_turn, **self.own, "distinct_items": self.distinct_items}
+        return {prefix + name: value for name, value in values.items()}
 
 
-def evaluate(policy: Policy, env: TopicRec, users: int, seed: int, name: str) -> Evaluation:
+def measure_names(env: Env) -> tuple[str, ...]:
+    """Names of the measures of an Evaluation in an environment, in the order of the columns of metrics.csv."""
+    return ("return", "interval", "clicks_per_turn", *env.own_measures, "distinct_items")
+
+
+def evaluate(policy: Policy, env: Env, users: int, seed: int, name: str) -> Evaluation:
     """Serve `users` users without exploration.
 
     Args:
-        seed, name: the stream of users and their clicks ("validation", "test"): the same for every policy.
+        seed, name: determine the users and their clicks; name is "validation" or "test". Every policy meets the same.
     """
     generator = stream(seed, f"{name} users", env.device)
-    data = rollout(policy, env, users, generator=generator, deterministic=True, hidden=True)
-    returns = data.returns
+    hidden = bool(env.own_measures) and env.hidden_columns is not None
+    data = rollout(policy, env, users, generator=generator, deterministic=True, hidden=hidden)
+    returns, clicks = data.returns, data.clicks[:, 1:].sum(2, dtype=torch.float32).sum(1)
     deviation = returns.std().item() if users > 1 else math.nan
     return Evaluation(
         users=users,
         mean_return=returns.mean().item(),
         interval=1.96 * deviation / math.sqrt(users),
-        clicks_per_turn=returns.mean().item() / env.episode_length,
-        bored_share=data.hidden["bored"].any(2).float().mean().item(),
+        clicks_per_turn=clicks.mean().item() / env.episode_length,
+        own=env.measures(data),
         distinct_items=data.slates[:, 1:].unique().numel(),
     )
 
 
-def anchors(env: TopicRec, users: int, seed: int) -> dict[str, float]:
-    """What the short-term oracle and random slates reach with the test users, as flat entries of a result."""
+def anchors(env: Env, users: int, seed: int) -> dict[str, float]:
+    """Measures of the short-term oracle, if the environment has one, and of random slates with the test users."""
     flat: dict[str, float] = {}
     for name, epsilon in (("oracle_", 0.0), ("random_", 1.0)):
+        if epsilon < 1 and not env.fills_oracle_slots:
+            continue
         generator = stream(seed, "agent", env.device)
         policy = EpsilonOracle(epsilon=epsilon, num_items=env.num_items, slate_size=env.slate_size, generator=generator)
         flat |= evaluate(policy, env, users, seed, "test").named(name)
     return flat
 
 
-def constant_slate_return(env: TopicRec, ranker: Ranker | None, users: int, seed: int) -> float | None:
+def constant_slate_return(env: Env, ranker: Ranker | None, users: int, seed: int) -> float | None:
     """Return of GeMS' decode of latent 0 shown to the test users; None for other rankers, which do not decode it."""
     if not isinstance(ranker, GeMS):
         return None

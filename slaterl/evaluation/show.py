@@ -6,19 +6,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from slaterl.console import table
-from slaterl.evaluation.evaluate import MEASURES
 
 
 def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
-    """The table that ends a run: the tested policy between what every policy is compared with.
+    """Show the tested policy next to the baselines.
 
     Args:
-        tested: what the policy behind the result's `test_...` entries is called.
-        result: flat, with the entries of `anchors`.
+        tested: label of the policy behind the result's `test_...` entries.
+        result: flat, with the entries of `anchors`. A baseline without entries gets no row.
     """
+    random = [name.removeprefix("random_") for name in result if name.startswith("random_")]
+    # besides what any environment measures
+    own = [name for name in random if name not in ("return", "interval", "clicks_per_turn", "distinct_items")]
     rows = []
     for label, prefix in ((tested, "test_"), ("short-term oracle", "oracle_"), ("random slates", "random_")):
-        mean, interval, per_turn, bored, items = (result[prefix + name] for name in MEASURES)
+        if prefix + "return" not in result:
+            continue
         val = f"{result['val_return']:.1f}" if prefix == "test_" and "val_return" in result else ""
-        rows.append([label, val, f"{mean:.1f} ± {interval:.1f}", f"{per_turn:.2f}", f"{bored:.0%}", f"{items:,}"])
-    table(title, ["", "val", "test ± 95 %", "clicks/turn", "bored turns", "items"], rows)
+        returned = f"{result[prefix + 'return']:.1f} ± {result[prefix + 'interval']:.1f}"
+        measured = [_number(name, result[prefix + name]) for name in own]
+        per_turn, items = f"{result[prefix + 'clicks_per_turn']:.2f}", f"{result[prefix + 'distinct_items']:,}"
+        rows.append([label, val, returned, per_turn, *measured, items])
+    headers = [name.replace("_", " ") for name in own]
+    table(title, ["", "val", "test ± 95 %", "clicks/turn", *headers, "items"], rows)
+
+
+def _number(name: str, value: float) -> str:
+    """A measure of the environment's own, a share as a percentage."""
+    return f"{value:.0%}" if name.endswith("_share") else f"{value:.2f}"

@@ -18,7 +18,7 @@ from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.offline.base import OfflineAgent
 from slaterl.config.build import make
 from slaterl.data import trajectories
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.evaluation.evaluate import evaluate
 from slaterl.rankers.gems import GeMS
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
@@ -29,7 +29,7 @@ SIMULATED_USERS = 1024
 UPDATES = 10  # in one measurement
 
 
-def measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
+def measure(cfg: DictConfig, env: Env, agent: Any) -> dict[str, Any]:
     """Measure the simulator and every stage with an untrained agent, and estimate a full run.
 
     Returns:
@@ -100,7 +100,7 @@ def measure(cfg: DictConfig, env: TopicRec, agent: Any) -> dict[str, Any]:
     return found | _estimate(cfg, env, found)
 
 
-def _estimate(cfg: DictConfig, env: TopicRec, found: dict[str, Any]) -> dict[str, float]:
+def _estimate(cfg: DictConfig, env: Env, found: dict[str, Any]) -> dict[str, float]:
     """Seconds of each stage of a full run of this configuration, from an empty machine."""
     if "offline_step_s" in found:
         stage, updates = "offline", cfg.offline.max_steps

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slaterl.envs.topic_rec import TopicRec
-from slaterl.errors import check_counts, check_positive, check_range
+from slaterl.envs.env import Env
+from slaterl.errors import UserError, check_counts, check_positive, check_range
 
 
 def scratch(*, num_items: int, dim: int) -> Tensor:
@@ -15,8 +15,14 @@ def scratch(*, num_items: int, dim: int) -> Tensor:
     return torch.randn(num_items, dim)
 
 
-def ideal(*, env: TopicRec) -> Tensor:
-    """The simulator's own embeddings [N, D]: an upper bound, since no recommender has them."""
+def ideal(*, env: Env) -> Tensor:
+    """The simulator's own embeddings [N, D]: an upper bound, since no recommender has them.
+
+    Raises:
+        UserError: the environment has none.
+    """
+    if env.item_embeddings is None:
+        raise UserError(f"item_embeddings=ideal: env={env.name} has no item embeddings; use scratch or mf")
     return env.item_embeddings.cpu()
 
 

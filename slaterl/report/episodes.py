@@ -1,4 +1,4 @@
-"""Episodes for looking at: what a policy showed to some users, and how well it suited them."""
+"""Episodes for the report's pictures: the slates that a policy showed to some users, and how they answered."""
 
 from __future__ import annotations
 
@@ -22,33 +22,54 @@ class Episodes:
     """U users' episodes with one policy.
 
     Attributes:
-        scores: [U, H, S] of the recommended items, for the user as that turn found them.
-        bored: [U, H, K] bool; topics: [U, H, S] of the recommended items; clicks: [U, H, S] bool.
-        threshold: the score of an item that is relevant with probability 1/2.
+        clicks: [U, H, S] bool.
+        rewards: [U, H].
+    """
+
+    clicks: NDArray[np.bool_]
+    rewards: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TopicEpisodes(Episodes):
+    """Episodes in TopicRec, with topics and boredom.
+
+    Attributes:
+        scores: [U, H, S] of the recommended items, for the users as each turn found them.
+        bored: [U, H, K] bool.
+        topics: [U, H, S] of the recommended items.
+        threshold: score of an item that is relevant with probability 1/2.
     """
 
     scores: NDArray[np.float64]
     bored: NDArray[np.bool_]
     topics: NDArray[np.int64]
-    clicks: NDArray[np.bool_]
     threshold: float
 
 
 def item_scores(env: TopicRec, data: Trajectories) -> Tensor:
-    """Scores [N, H, S] of what was shown, by the taste that met it."""
+    """Scores [N, H, S] of the items shown, for the users as each turn found them."""
     items = embedding(data.slates[:, 1:].long(), env.item_embeddings)  # [N, H, S, D]
     return (items * data.hidden["effective"].unsqueeze(2)).sum(3) / env.max_score
 
 
 def watch(checkpoint: Path, users: int, seed: int) -> Episodes:
-    """Let the policy of a checkpoint serve users of the test users' stream, without exploration."""
+    """Let the policy of a checkpoint serve users of the test users' stream, without exploration.
+
+    Returns:
+        TopicEpisodes if the checkpoint's environment is TopicRec.
+    """
     loaded = load_policy(checkpoint)
     env, generator = loaded.env, stream(seed, "test users")
-    data = rollout(loaded.policy, env, users, generator=generator, deterministic=True, hidden=True)
-    return Episodes(
+    data = rollout(loaded.policy, env, users, generator=generator, deterministic=True, hidden=isinstance(env, TopicRec))
+    clicks, rewards = data.clicks[:, 1:].bool().numpy(), data.rewards.double().numpy()
+    if not isinstance(env, TopicRec):
+        return Episodes(clicks, rewards)
+    return TopicEpisodes(
+        clicks,
+        rewards,
         scores=item_scores(env, data).double().numpy(),
         bored=data.hidden["bored"].numpy(),
         topics=env.item_topic[data.slates[:, 1:].long()].numpy(),
-        clicks=data.clicks[:, 1:].bool().numpy(),
         threshold=float(env.offset),
     )

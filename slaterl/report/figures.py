@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
-from slaterl.report.episodes import Episodes
+from slaterl.report.episodes import Episodes, TopicEpisodes
 from slaterl.report.statistics import half_width
 from slaterl.training import metrics
 
@@ -49,7 +49,7 @@ def learning_curves(runs: pd.DataFrame) -> Figure:
     return _with_legend(_panels(sorted(runs["env"].unique()), draw))
 
 
-def score_density(episodes: Mapping[str, Episodes]) -> Figure:
+def score_density(episodes: Mapping[str, TopicEpisodes]) -> Figure:
     """Scores of the recommended items by the number of bored topics, and the threshold of relevance (Figure 2)."""
 
     def draw(axis: Axes, method: str) -> None:
@@ -72,7 +72,7 @@ def score_density(episodes: Mapping[str, Episodes]) -> Figure:
 
 
 def return_per_turn(episodes: Mapping[str, Episodes], methods: Iterable[str] = ()) -> Figure:
-    """Clicks in each turn of the episode, mean over users with its 95 % interval.
+    """Draw the reward in each turn of the episode, mean over users with its 95 % interval.
 
     Args:
         methods: all of the report, so that each has the colour that it has in the learning curves.
@@ -81,21 +81,21 @@ def return_per_turn(episodes: Mapping[str, Episodes], methods: Iterable[str] = (
     figure = _figure(3.4)
     axis = figure.subplots()
     for method, found in episodes.items():
-        clicks = found.clicks.sum(2)  # [U, H]
-        turns = np.arange(1, clicks.shape[1] + 1)
-        middle = clicks.mean(0)
+        rewards = found.rewards  # [U, H]
+        turns = np.arange(1, rewards.shape[1] + 1)
+        middle = rewards.mean(0)
         axis.plot(turns, middle, label=method, color=colours[method], linewidth=1.4)
-        if len(clicks) > 1:
-            band = np.array([half_width(column) for column in clicks.T])
+        if len(rewards) > 1:
+            band = np.array([half_width(column) for column in rewards.T])
             axis.fill_between(turns, middle - band, middle + band, alpha=0.2, color=colours[method])
     axis.set_xlabel("turn")
-    axis.set_ylabel("clicks")
+    axis.set_ylabel("reward")
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _with_legend(figure)
 
 
-def slate_heat_map(episodes: Mapping[str, Episodes], user: int = 0) -> Figure:
+def slate_heat_map(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figure:
     """One user's episode: how many items of each topic the slates held, clicks as dots, boredom hatched."""
 
     def draw(axis: Axes, method: str) -> None:
@@ -127,7 +127,7 @@ def slate_heat_map(episodes: Mapping[str, Episodes], user: int = 0) -> Figure:
     return _panels(list(episodes), draw, columns=1, height=2.6)
 
 
-def slate_ranks(episodes: Mapping[str, Episodes], user: int = 0) -> Figure:
+def slate_ranks(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figure:
     """One user's episode: the topic at each rank, turn after turn."""
 
     def draw(axis: Axes, method: str) -> None:

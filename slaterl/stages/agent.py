@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from slaterl.config.build import (
 )
 from slaterl.config.check import is_gems
 from slaterl.console import note
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.evaluate import anchors, evaluate
 from slaterl.evaluation.show import show_result
@@ -84,7 +84,7 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
     return Run(Path(cfg.paths.root), stage, cfg.env.name, full_name, spec, products=("result.json", "best.ckpt"))
 
 
-def begin_agent(cfg: DictConfig, inputs: Mapping[str, Product]) -> tuple[TopicRec, Any]:
+def begin_agent(cfg: DictConfig, inputs: Mapping[str, Product]) -> tuple[Env, Any]:
     """The simulator and the agent, untrained.
 
     Raises:
@@ -127,21 +127,23 @@ def provenance(inputs: Mapping[str, Product]) -> dict[str, str]:
 def train(
     cfg: DictConfig,
     run: Run,
-    env: TopicRec,
+    env: Env,
     agent: Agent,
     data: Data,
     schedule: Schedule,
     users: int,
     validate: Callable[[], dict[str, float]],
+    validated: Sequence[str],
     test: Test,
 ) -> dict[str, Any]:
     """Fit an agent, test its best checkpoint and draw its curves. Returns the entries of the result.
 
     Args:
         users: number of test users.
+        validated: names of the metrics that `validate` returns.
         test: measures the best checkpoint: test_users, test_return, test_interval and more.
     """
-    catalogue, protocol = env.item_embeddings.cpu(), {"seed": cfg.seed, "test_users": users}
+    catalogue, protocol = env.catalogue(), {"seed": cfg.seed, "test_users": users}
     outcome = fit(
         agent,
         data,
@@ -150,6 +152,7 @@ def train(
         config={**nodes_of(cfg), "catalogue": catalogue, "evaluation": protocol},
         schedule=schedule,
         validate=validate,
+        validated=validated,
         score="val/return",
         maximise=True,
         loggers=make_loggers(cfg, run),
@@ -175,8 +178,8 @@ def train(
     }
 
 
-def in_simulator(env: TopicRec, users: int, seed: int) -> Test:
-    """A test on the test users of the simulator, next to random slates and the short-term oracle."""
+def in_simulator(env: Env, users: int, seed: int) -> Test:
+    """A test on the test users of the simulator, next to random slates and to the short-term oracle, if it has one."""
 
     def test(best: LoadedPolicy) -> dict[str, Any]:
         tested = evaluate(best.policy, env, users, seed, "test")

@@ -11,10 +11,19 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.agents.loading import policy_of
-from slaterl.config.build import AGENT_NODES, build_env, env_spec, parameters_of, plain, resolve_device, settings_of
+from slaterl.config.build import (
+    AGENT_NODES,
+    build_env,
+    catalogue_argument,
+    env_spec,
+    parameters_of,
+    plain,
+    resolve_device,
+    settings_of,
+)
 from slaterl.config.check import given_keys
 from slaterl.envs.catalog import fingerprint
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.estimates import estimates
 from slaterl.evaluation.evaluate import anchors
@@ -95,7 +104,7 @@ def _run(cfg: DictConfig, env: str, name: str, spec: dict[str, Any]) -> Run:
     return Run(Path(cfg.paths.root), "evaluate", env, name, spec, products=("result.json",))
 
 
-def _test(policy: Policy, env: TopicRec, seed: int, users: int) -> dict[str, Any]:
+def _test(policy: Policy, env: Env, seed: int, users: int) -> dict[str, Any]:
     tested = serve(policy, env, users, seed, "test").named("test_")
     about = {"item_embeddings": env.fingerprint, "device": str(env.device)}
     return {"seed": seed, "test_users": users, **tested, **anchors(env, users, seed), **about}
@@ -115,6 +124,8 @@ def _env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[
     node = copy.deepcopy(dict(own))
     for key in given:
         first, *path, last = key.split(".") if "." in key else (key, None)
+        if first == "click_model" and "click_model" not in own:
+            raise UserError(f"{key}: env={own['name']} of checkpoint={cfg.checkpoint} has no click model")
         if key == "click_model":
             node["click_model"] = plain(cfg.click_model)
         elif first == "click_model" and "click_model" not in given:
@@ -124,8 +135,10 @@ def _env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[
             for name in path:
                 inner = inner[name]
             inner[last] = OmegaConf.select(cfg, key)
-    for name in ("num_items", "num_topics", "topic_size"):  # the node of the items repeats them
-        node["item_embeddings"][name] = node[name]
+    for part, settings in own.items():  # a part that repeats a setting of the environment keeps repeating it
+        for name in settings if isinstance(settings, Mapping) else ():
+            if name in own and settings[name] == own[name]:
+                node[part][name] = node[name]
     return node
 
 
@@ -144,13 +157,17 @@ def _spec_elsewhere(
             f"checkpoint={cfg.checkpoint}: made for {sizes[0][0]} items and slates of {sizes[0][1]}, "
             f"not for {sizes[1][0]} items and slates of {sizes[1][1]}"
         )
-    known = fingerprint(config["catalogue"])
-    if node["item_embeddings"] == own["item_embeddings"]:
-        return {**node, "item_embeddings": known}, {"item_embeddings": config["catalogue"]}
+    # item ids mean the same where catalogues are equal; without a catalogue, in environments of one class
+    known, part = own["_target_"], catalogue_argument(own)
+    if part is not None:
+        known = fingerprint(config["catalogue"])
+        if (node["_target_"], node.get(part)) == (own["_target_"], own[part]):
+            return {**node, part: known}, {part: config["catalogue"]}
     spec = env_spec(node)
-    if spec["item_embeddings"] != known and not cfg.force:
+    there = spec[catalogue_argument(node) or "_target_"]
+    if there != known and not cfg.force:
         raise UserError(
             f"checkpoint={cfg.checkpoint}: learned on the item embeddings {known} of {own['name']}; env={node['name']} "
-            f"has {spec['item_embeddings']}, where its slates mean something else; force=true evaluates anyway"
+            f"has {there}, where its slates mean something else; force=true evaluates anyway"
         )
     return spec, {}

@@ -9,11 +9,11 @@ from typing import Any
 from slaterl.data import trajectories
 from slaterl.data.formats.read import read
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.errors import UserError
 
 
-def import_dataset(source: str, env: TopicRec, force: bool) -> tuple[Trajectories, list[dict[str, Any]]]:
+def import_dataset(source: str, env: Env, force: bool) -> tuple[Trajectories, list[dict[str, Any]]]:
     """Read a file of slaterl (.safetensors) or of another layout (data.formats).
 
     Args:
@@ -34,12 +34,14 @@ def import_dataset(source: str, env: TopicRec, force: bool) -> tuple[Trajectorie
             episode_length=env.episode_length,
             first_slate=env.first_slate,
         )
+        _check_rewards(source, data, env)
         exported = about.pop("exported", None)
         if exported is None:
             return data, [{"name": "file", **about, "trajectories": len(data)}]
         _check_catalogue(source, exported, env, force)
         return data, [{**about, **behaviour} for behaviour in exported["behaviours"]]
     data, metadata = trajectories.load(Path(source), num_items=env.num_items)
+    _check_rewards(source, data, env)
     _check_catalogue(source, metadata, env, force)
     frames = (env.episode_length + 1, env.slate_size)
     if tuple(data.slates.shape[1:]) != frames:
@@ -48,7 +50,15 @@ def import_dataset(source: str, env: TopicRec, force: bool) -> tuple[Trajectorie
     return data, metadata["behaviours"]
 
 
-def _check_catalogue(source: str, metadata: Mapping[str, Any], env: TopicRec, force: bool) -> None:
+def _check_rewards(source: str, data: Trajectories, env: Env) -> None:
+    """Raise UserError unless the dataset records rewards if and only if the environment's rewards are not clicks."""
+    if env.reward_is_clicks != (data.reward is None):
+        recorded = "no rewards" if data.reward is None else "other rewards than clicks"
+        paid = "the number of clicks" if env.reward_is_clicks else "not the number of clicks"
+        raise UserError(f"{source}: it records {recorded}, but the reward of env={env.name} is {paid}")
+
+
+def _check_catalogue(source: str, metadata: Mapping[str, Any], env: Env, force: bool) -> None:
     """Raise UserError unless a dataset that slaterl wrote is of the environment's items."""
     if metadata.get("item_embeddings") != env.fingerprint and not force:
         raise UserError(

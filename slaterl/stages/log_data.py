@@ -12,6 +12,7 @@ from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.config.build import env_spec, plain, simulator
 from slaterl.console import note, progress
 from slaterl.data import trajectories
+from slaterl.errors import UserError
 from slaterl.rollout import collect
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run
@@ -34,6 +35,11 @@ def log_data(cfg: DictConfig) -> Product:
 
     def begin() -> Make:
         env = simulator(cfg)
+        if settings["epsilon"] < 1 and not env.fills_oracle_slots:
+            raise UserError(
+                f"logged_data.epsilon={settings['epsilon']}: env={env.name} has no short-term oracle; "
+                "use logged_data.epsilon=1 (random slates)"
+            )
         policy = EpsilonOracle(
             epsilon=settings["epsilon"],
             num_items=env.num_items,

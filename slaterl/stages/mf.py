@@ -72,6 +72,7 @@ def mf(cfg: DictConfig) -> Product:
                     log_every_n_steps=cfg.log_every_n_steps,
                 ),
                 validate=lambda: learner.validate(clicks.held_out, seed),
+                validated=learner.VAL_TERMS,
                 score="val/loss/bpr",
                 maximise=False,
                 loggers=make_loggers(cfg, run),

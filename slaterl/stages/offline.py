@@ -15,7 +15,7 @@ from slaterl.config.dataset import is_foreign, online_cfg
 from slaterl.console import note
 from slaterl.data import trajectories
 from slaterl.data.score import normalised
-from slaterl.evaluation.evaluate import MEASURES, evaluate
+from slaterl.evaluation.evaluate import evaluate, measure_names
 from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.seeds import stream, stream_seed
@@ -56,6 +56,7 @@ def offline(cfg: DictConfig) -> Product:
             )
             about = dataset.run.result()
             low, high = about["random_return"], _expert_return(cfg)
+            measured = [f"val/{name}" for name in measure_names(env)]
             policy, served = agent.policy(), in_simulator(env, protocol["test_users"], cfg.seed)
 
             def estimated(learned: LatentAgent, name: str) -> Estimate:
@@ -65,7 +66,7 @@ def offline(cfg: DictConfig) -> Product:
 
             def validate() -> dict[str, float]:
                 if by_fqe:
-                    measures = dict.fromkeys((f"val/{name}" for name in MEASURES), math.nan)
+                    measures = dict.fromkeys(measured, math.nan)
                     estimate = estimated(agent, "validation")
                     measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
                 else:
@@ -79,7 +80,8 @@ def offline(cfg: DictConfig) -> Product:
                 estimate = estimated(best.policy.agent, "test")  # type: ignore[attr-defined]
                 return {"test_users": None, "test_return": estimate.mean_return, "test_interval": estimate.interval}
 
-            result = train_agent(cfg, run, env, agent, data, schedule, protocol["test_users"], validate, test)
+            users, validated = protocol["test_users"], [*measured, "val/normalised"]
+            result = train_agent(cfg, run, env, agent, data, schedule, users, validate, validated, test)
             return {
                 **result,
                 **provenance(inputs),

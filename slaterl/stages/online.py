@@ -11,7 +11,7 @@ from slaterl.agents.init_from import check_same_ranker, start_from
 from slaterl.agents.loading import check_environment, policy_of
 from slaterl.agents.online.collecting import OnlineData
 from slaterl.config.build import env_spec
-from slaterl.evaluation.evaluate import evaluate
+from slaterl.evaluation.evaluate import evaluate, measure_names
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
 from slaterl.seeds import stream
@@ -81,8 +81,9 @@ def online(cfg: DictConfig) -> Product:
             def validate() -> dict[str, float]:
                 return evaluate(policy, env, cfg.val_users, cfg.seed, "validation").named("val/")
 
+            validated = [f"val/{name}" for name in measure_names(env)]
             test = in_simulator(env, cfg.test_users, cfg.seed)
-            result = train_agent(cfg, run, env, agent, data, schedule, cfg.test_users, validate, test)
+            result = train_agent(cfg, run, env, agent, data, schedule, cfg.test_users, validate, validated, test)
             return {**result, **provenance(inputs), "init_from": spec.get("init_from")}
 
         return make

@@ -80,6 +80,7 @@ def pretrain(cfg: DictConfig) -> Product:
                     log_every_n_steps=cfg.log_every_n_steps,
                 ),
                 validate=lambda: learner.validate(slates.held_out_batches()),
+                validated=learner.VAL_TERMS,
                 score="val/loss/total",
                 maximise=False,
                 loggers=make_loggers(cfg, run),

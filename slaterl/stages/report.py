@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from slaterl.console import note, table
 from slaterl.errors import UserError
 from slaterl.report import figures, tables
-from slaterl.report.episodes import Episodes, watch
+from slaterl.report.episodes import Episodes, TopicEpisodes, watch
 from slaterl.report.records import Record, find, name_methods, name_tasks, without_lambdas
 from slaterl.runs.files import whole_file
 from slaterl.runs.products import Product
@@ -104,11 +104,12 @@ def _pictures(records: list[Record], runs: pd.DataFrame, users: int) -> dict[str
         served = f"{users} users of seed {group['seed'].min()}"
         whose = f"{env}; of each method the run with the best test return, {served}"
         file = env.replace(", ", "_").replace(" ", "_")
-        caption = f"Clicks in each turn, mean over users with its 95 % interval ({whose})."
+        caption = f"Reward in each turn, mean over users with its 95 % interval ({whose})."
         per_turn = figures.return_per_turn(episodes, runs["method"])
         found[f"return_per_turn_{file}"] = (f"Return per turn ({env})", caption, per_turn)
-        for name, title, caption, draw in LOOKS:
-            found[f"{name}_{file}"] = (f"{title} ({env})", f"{caption} ({whose}).", draw(episodes))
+        looked = {method: shown for method, shown in episodes.items() if isinstance(shown, TopicEpisodes)}
+        for name, title, caption, draw in LOOKS if looked else ():
+            found[f"{name}_{file}"] = (f"{title} ({env})", f"{caption} ({whose}).", draw(looked))
     return found
 
 

@@ -60,6 +60,7 @@ def fit(
     config: dict[str, Any],
     schedule: Schedule,
     validate: Callable[[], dict[str, float]],
+    validated: Sequence[str],
     score: str,
     maximise: bool,
     loggers: Sequence[Logger],
@@ -71,6 +72,7 @@ def fit(
         data: a LightningDataModule that is also a `Data`.
         kind, config: written into every checkpoint next to its state.
         validate: measures the learner; `score` names the metric that chooses `best.ckpt`.
+        validated: names of the metrics that `validate` returns, in the order of their columns in metrics.csv.
         maximise: whether a larger score is better.
         title: of the progress bar.
 
@@ -82,7 +84,7 @@ def fit(
         TrainingDiverged: a term of the loss is not finite.
     """
     sign = 1.0 if maximise else -1.0
-    loop = _Loop(data, folder, {"kind": kind, "config": config}, schedule, validate, score, sign, title)
+    loop = _Loop(data, folder, {"kind": kind, "config": config}, schedule, validate, validated, score, sign, title)
     if (folder / "last.ckpt").is_file():
         loop.resume(learner, checkpoints.load(folder / "last.ckpt", kind))
     if learner.step < schedule.max_steps:
@@ -114,12 +116,14 @@ class _Loop(L.Callback):
         about: dict[str, Any],
         schedule: Schedule,
         validate: Callable[[], dict[str, float]],
+        validated: Sequence[str],
         score: str,
         sign: float,
         title: str,
     ) -> None:
         self.data, self.folder, self.about, self.schedule = data, folder, about, schedule
-        self.validate, self.score, self.sign, self.title = validate, score, sign, title
+        self.validate, self.validated = validate, validated
+        self.score, self.sign, self.title = score, sign, title
         self.best: dict[str, Any] = {"step": 0, "score": None}
         self.seconds = 0.0
         self.signum = 0
@@ -140,7 +144,7 @@ class _Loop(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         counters = self.data.counters
-        columns = ["step", *counters, *pl_module.TERMS, *self.data.measures, *pl_module.VAL_TERMS, "time/seconds"]
+        columns = ["step", *counters, *pl_module.TERMS, *self.data.measures, *self.validated, "time/seconds"]
         columns += [f"speed/{name}_per_s" for name in ("steps", "turns") if name == "steps" or name in counters]
         self.metrics = MetricsFile(self.folder / "metrics.csv", columns, pl_module.step)
         self.open.callback(self.metrics.close)

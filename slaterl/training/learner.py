@@ -76,14 +76,12 @@ class Learner(L.LightningModule):
 
     Attributes:
         TERMS: names of the scalars that `update` returns. They are logged and checked for NaN.
-        VAL_TERMS: names of the validation metrics.
         step: counts the steps of the protocol; the data module sets it before the first update.
         optim: the optimisers by name, filled by `add_optimizer`.
         generators: the random streams that `update` draws from; checkpoints save them.
     """
 
     TERMS: ClassVar[tuple[str, ...]] = ()
-    VAL_TERMS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()

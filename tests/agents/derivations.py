@@ -1,15 +1,18 @@
-"""What the derivations of several learners share: returns, drifted targets, difference quotients, optimisers."""
+"""Helpers for derivations of learners in NumPy: returns, drifted targets, difference quotients, optimisers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from slaterl.config.build import make
 from slaterl.data.trajectories import Trajectories
+from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights
 from slaterl.training.learner import Learner
 from tests.agents.test_sac import gradients
@@ -17,19 +20,19 @@ from tests.helpers import Array
 
 
 def rewards_of(batch: Trajectories) -> Array:
-    """Clicks of every turn; frame 0 is no turn. [B, H]."""
+    """Return the clicks of every turn, [B, H]. Frame 0 is no turn."""
     return batch.clicks.numpy()[:, 1:].sum(2).astype(float)
 
 
 def returns_of(batch: Trajectories, gamma: float) -> Array:
-    """Sum over the turns from t on of gamma^(turns since t) * clicks, [B, H]."""
+    """Return the discounted sum of clicks from each turn on, [B, H]."""
     rewards = rewards_of(batch)
     since = np.subtract.outer(np.arange(rewards.shape[1]), np.arange(rewards.shape[1]))
     return rewards @ np.where(since >= 0, gamma ** np.maximum(since, 0.0), 0)
 
 
 def drift(*modules: nn.Module) -> None:
-    """Moves target networks away from the online ones, as they are after a while."""
+    """Move target networks away from the online ones, as training does."""
     with torch.no_grad(), seeded_weights(0, "tiny targets"):
         for module in modules:
             for parameter in module.parameters():
@@ -39,9 +42,9 @@ def drift(*modules: nn.Module) -> None:
 def assert_gradients(
     learner: Learner, before: dict[str, Array], loss: Callable[[dict[str, Array]], float], names: Iterable[str]
 ) -> None:
-    """The last update's gradients of these parameters are those of `loss`, along a random direction in each.
+    """Compare the gradients of the last update with difference quotients of `loss`, along random directions.
 
-    A target that is not held fixed would show here, and so would what another loss leaves in a gradient.
+    The comparison fails if a target is not held fixed, or if another loss adds to a gradient.
     """
     found = gradients(learner)
     random, step = np.random.default_rng(0), 1e-6
@@ -54,14 +57,20 @@ def assert_gradients(
 
 
 def parameters_of(learner: Learner, *modules: str) -> list[str]:
-    """Names of the parameters of these modules of a learner."""
+    """Return the names of the parameters of these modules."""
     names = [name for name, _ in learner.named_parameters() if name.split(".")[0] in modules]
     assert {name.split(".")[0] for name in names} == set(modules)
     return names
 
 
+def assert_named(kind: type, wrong: dict[str, Any]) -> None:
+    """Check that a class refuses a wrong value by its signature, with a message that names the setting."""
+    with pytest.raises(UserError, match=rf"agent\.{next(iter(wrong))}="):
+        make({"_target_": f"{kind.__module__}.{kind.__qualname__}", **wrong}, "agent")
+
+
 def stepped_by(learner: Learner) -> dict[str, str]:
-    """Which optimiser moves each module; a module that no optimiser knows, or that is known in part, is left out."""
+    """Return the optimiser of each module, leaving out modules that no optimiser knows as a whole."""
     owners: dict[str, set[str | None]] = {}
     owned = {
         id(p): key for key, optimizer in learner.optim.items() for g in optimizer.param_groups for p in g["params"]
@@ -72,13 +81,13 @@ def stepped_by(learner: Learner) -> dict[str, str]:
 
 
 def assert_learning_rates(learner: Learner, batch: Trajectories, rates: dict[str, float]) -> None:
-    """Adam's first step is the learning rate, of the optimiser by name, against the gradient's sign."""
+    """Check each optimiser's rate: Adam's first step is the learning rate against the gradient's sign."""
     before = {name: p.detach().clone() for name, p in learner.named_parameters()}
     learner.update(batch)
     owners = stepped_by(learner)
     for name, gradient in gradients(learner).items():
         moved = dict(learner.named_parameters())[name].detach() - before[name]
-        clear = gradient.abs() > 1e-4  # where Adam's epsilon does not matter
+        clear = gradient.abs() > 1e-4  # Adam's epsilon is negligible here
         expected = -rates[owners[name.split(".")[0]]] * gradient.sign()
         assert clear.any(), name
         torch.testing.assert_close(moved[clear], expected[clear], rtol=1e-3, atol=1e-6)

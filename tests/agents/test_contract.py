@@ -1,4 +1,4 @@
-"""What every agent of conf/agent keeps to, with every ranker that it can act through: a new file is tested at once."""
+"""Contract of every agent in conf/agent, with every ranker that it can act through. A new file is tested at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from slaterl.seeds import stream
 from slaterl.training import checkpoints, metrics
 from tests.helpers import compose_config
 
-# boredom sets in within an episode; several validations; sizes that divide nothing evenly
+# Boredom sets in within an episode, there are several validations, and no size divides another evenly.
 SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.num_topics=5 env.slate_size=4 env.episode_length=7
 env.boredom_threshold=2 max_steps=34 random_steps=11 num_envs=5 batch_size=3 capacity=20 val_every_n_steps=10
 log_every_n_steps=5 val_users=6 test_users=6 logged_data.trajectories=30 dataset=random collect.trajectories=24
@@ -49,13 +49,13 @@ def settings(agent: str, ranker: str | None, *more: str) -> DictConfig:
 
 
 def stage_of(agent: str) -> str:
-    """Which stage trains an agent."""
+    """Return the stage that trains an agent."""
     return "offline" if agent in learners(offline=True) else "online"
 
 
 @functools.cache
 def learners(offline: bool = False) -> list[str]:
-    """The agents that learn in the simulator, or from datasets."""
+    """List the agents that learn in the simulator, or from datasets."""
     names = sorted(file.stem for file in (CONF / "agent").glob("*.yaml"))
     classes = {name: get_object(OmegaConf.load(CONF / "agent" / f"{name}.yaml")["_target_"]) for name in names}
     return [
@@ -75,7 +75,7 @@ PAIRS = [
     for ranker in (RANKERS if acts_through_a_ranker(agent) else [None])
 ]
 pairs = pytest.mark.parametrize(("agent", "ranker"), PAIRS)
-# what an agent can be besides its defaults
+# settings other than an agent's defaults
 VARIANTS = [
     ("slateq", "agent.serving=greedy agent.training=greedy env.diversity_penalty=3 env.diversity_threshold=2"),
     ("slateq", "agent.training=sarsa agent.credit=every_click"),
@@ -95,7 +95,7 @@ def build(cfg: DictConfig) -> tuple[Agent, TopicRec]:
 
 
 def serve(agent: Agent, env: TopicRec, count: int = 6, explore: int | None = 0) -> Trajectories:
-    """What `count` users did with the agent; `explore` seeds its exploration, None is without."""
+    """Serve `count` users with the agent. `explore` seeds its exploration; None acts greedily."""
     policy = agent.policy(None if explore is None else stream(explore, "exploration"))
     users = stream(5, "users")
     return rollout(policy, env, count, generator=users, deterministic=explore is None, hidden=agent.sees_hidden)
@@ -103,7 +103,7 @@ def serve(agent: Agent, env: TopicRec, count: int = 6, explore: int | None = 0) 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with the logged data, GeMS, the item embeddings and the dataset that the agents need."""
+    """Make a home with logged data, GeMS, item embeddings and a dataset, which the agents need."""
     home = tmp_path_factory.mktemp("inputs")
     for stage, more in (("pretrain", ["ranker=gems"]), ("mf", ["item_embeddings=mf"]), ("collect", [])):
         run_stage(compose_config(*SMALL, f"stage={stage}", f"paths.root={home}", *more))
@@ -112,13 +112,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copy_home(inputs: Path, home: Path) -> Path:
     shutil.copytree(inputs, home)
-    for manifest in home.rglob("manifest.json"):  # their inputs' paths are only a record
+    for manifest in home.rglob("manifest.json"):  # the paths of their inputs are not read again
         assert json.loads(manifest.read_text())["status"] == "finished"
     return home
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]], dict[str, Any]]:
-    """All that a run leaves but for times: result, metrics, the last checkpoint."""
+    """Read the products of a run without times: result, metrics and last checkpoint."""
     result = {key: value for key, value in json.loads((folder / "result.json").read_text()).items() if key != "seconds"}
     rows = [
         {key: value for key, value in row.items() if not key.startswith(("time/", "speed/"))}
@@ -130,7 +130,7 @@ def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]], dict[st
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, tensors and NaN included."""
+    """Compare bit for bit, tensors and NaN included."""
     if isinstance(a, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -141,7 +141,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 class Stopped(Exception):
-    """In the middle of a training."""
+    """Raised in the middle of training."""
 
 
 @pairs
@@ -159,7 +159,7 @@ def test_trains_resumes_and_is_evaluated_from_its_checkpoint(
     training = [row for row in rows if row[target.TERMS[0]]]
     assert training and all(math.isfinite(float(row[name])) for row in training for name in target.TERMS)
 
-    # stopped in a round between two validations, and started again
+    # stopped within a round, between two validations, and resumed
     disturbed = copy_home(inputs, tmp_path / "disturbed")
     update, calls = target.update, []
 
@@ -190,7 +190,7 @@ def test_trains_resumes_and_is_evaluated_from_its_checkpoint(
 
 
 def learns(cfg: DictConfig) -> None:
-    """Every parameter moves with updates, or is one that rightly rests; terms are finite and have their names."""
+    """Check that updates move exactly the trained parameters and targets, and return finite terms by name."""
     agent, env = build(cfg)
     if isinstance(agent, OfflineAgent):
         agent.prepare(serve(agent, env))
@@ -229,11 +229,11 @@ def test_variants_learn(agent: str, more: str) -> None:
 @pytest.mark.parametrize("items", ["ideal", "scratch"])
 @pytest.mark.parametrize(("agent", "ranker"), [pair for pair in PAIRS if pair[0] in learners() and pair[1] != "gems"])
 def test_item_embeddings_fit_or_are_refused(agent: str, ranker: str | None, items: str) -> None:
-    """Besides the matrix factorisation, which the others have by default."""
+    """Item embeddings other than the matrix factorisation, which is tested as the default."""
     cfg = settings(agent, ranker, f"item_embeddings={items}")
     if compares_items(cfg):
         learns(cfg)
-    elif items != "scratch":  # the group's default, beside what does not read it
+    elif items != "scratch":  # scratch is the default of the group, so agents that ignore it accept it
         with pytest.raises(UserError, match="leave out item_embeddings"):
             build(cfg)
 
@@ -264,9 +264,9 @@ def test_unique_slates(ranker: str) -> None:
 
 @pytest.mark.parametrize(("agent", "ranker"), [pair for pair in PAIRS if pair[0] != "decision_transformer"])
 def test_a_turn_has_not_seen_what_it_is_to_choose(agent: str, ranker: str | None) -> None:
-    """What is shown at turn t changes with what was seen up to then, and not with frame t + 1 of the record.
+    """The state at turn t depends on the frames up to t, and not on frame t + 1 of the record.
 
-    The decision transformer, which is told what is to come, is tested apart.
+    The decision transformer reads the future return, so it has tests of its own.
     """
     built, env = build(settings(agent, ranker))
     batch = serve(built, env)
@@ -275,7 +275,7 @@ def test_a_turn_has_not_seen_what_it_is_to_choose(agent: str, ranker: str | None
     network.register_forward_hook(lambda module, given, output: seen.append(given[0].detach().clone()))
 
     def states(batch: Trajectories) -> Tensor:
-        """What the first network reads in an update, [B, H, state]."""
+        """Return the input of the first network in an update, [B, H, state]."""
         seen.clear()
         built_now = copy.deepcopy(built)
         built_now.update(with_actions(batch, built_now.ranker) if isinstance(built_now, OfflineAgent) else batch)
@@ -297,7 +297,7 @@ def test_a_turn_has_not_seen_what_it_is_to_choose(agent: str, ranker: str | None
 )
 @pytest.mark.parametrize("stop", [None, 1, 4])
 def test_on_policy_takes_each_trajectory_once(agent: str, stop: int | None) -> None:
-    """Rounds of 5 in batches of 3 up to 12 trajectories; also where it goes on in the middle of a round."""
+    """Rounds of 5 in batches of 3 up to 12 trajectories, also after resuming in the middle of a round."""
 
     def data_of(built: Agent, env: TopicRec) -> OnlineData:
         names = ("users", "exploration", "batches")
@@ -372,8 +372,8 @@ def test_on_policy_takes_each_trajectory_once(agent: str, stop: int | None) -> N
         (["agent=constant_slate", "ranker=top_k", "stage=evaluate"], ["ranker=top_k", "ranker=gems or agent.slate"]),
         (["agent=sac", "ranker=top_k", "ranker.unique=false"], ["ranker.unique=False", "no repeats"]),
         (["agent=wolpertinger", "agent.neighbours=61"], ["agent.neighbours=61", "env.num_items=60"]),
-        (["agent=slateq", "agent.training=best"], ["agent.training=best", "topk, greedy, sarsa"]),
-        (["agent=reinforce_slate", "agent.credit=all"], ["agent.credit=all", "first_click, every_click"]),
+        (["agent=slateq", "agent.training=best"], ["agent.training=best", "topk, greedy or sarsa"]),
+        (["agent=reinforce_slate", "agent.credit=all"], ["agent.credit=all", "first_click or every_click"]),
         (["agent=constant_slate", "stage=evaluate", "agent.slate=[1,2]"], ["agent.slate=[1, 2]", "4 item ids"]),
         (["item_embeddings=mf", "item_embeddings.lr=0", "agent=wolpertinger"], ["item_embeddings.lr=0", "above zero"]),
         (["stage=mf"], ["item_embeddings=scratch", "nothing to train"]),

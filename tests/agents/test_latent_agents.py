@@ -1,4 +1,4 @@
-"""TD3, REINFORCE and Wolpertinger against derivations in NumPy; SAC has a file of its own."""
+"""TD3, REINFORCE and Wolpertinger against derivations in NumPy. SAC has its own file."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from slaterl.seeds import seeded_weights, stream
 from tests.agents.derivations import (
     assert_gradients,
     assert_learning_rates,
+    assert_named,
     drift,
     parameters_of,
     returns_of,
@@ -50,7 +51,7 @@ BATCH, EMBEDDING, NEIGHBOURS = 3, 2, 5
 
 
 def build(kind: type[LatentAgent], settings: dict[str, Any], changes: dict[str, Any]) -> Any:
-    """Every learning rate is another number, so that none can stand for another."""
+    """Build an agent whose learning rates all differ, so that none can replace another unnoticed."""
     shared: dict[str, Any] = dict(
         belief=partial(GRUBelief, num_items=ITEMS, slate_size=SLOTS, item_dim=2, hidden_dim=5),
         gamma=0.8,
@@ -59,13 +60,13 @@ def build(kind: type[LatentAgent], settings: dict[str, Any], changes: dict[str, 
     )
     with seeded_weights(0, "tiny latent agent"):
         agent = kind(**(shared | settings | changes))
-    with torch.no_grad():  # actions that differ from turn to turn
+    with torch.no_grad():  # actions then differ from turn to turn
         agent.actor[-1].weight.mul_(4)
     return agent
 
 
 def tiny_td3(**changes: Any) -> TD3:
-    """The target's noise is so large that its bound, and that of the actions, is reached."""
+    """Build a TD3 whose target noise reaches both its own bound and that of the actions."""
     settings = dict(ranker=tiny_gems(), generator=stream(0, "update"), tau=0.1, q_lr=1e-3, q_hidden=[16])
     settings |= dict(exploration_noise=0.4, target_noise=0.7, noise_clip=0.5, policy_delay=2)
     agent = build(TD3, settings, changes)
@@ -89,7 +90,7 @@ def tiny_wolpertinger(**changes: Any) -> Wolpertinger:
 
 
 def states(weights: dict[str, Array], whose: str, batch: Trajectories) -> Array:
-    """Of the actor's or the critics' belief as each turn begins, [B, H, state]."""
+    """States of the actor's or the critics' belief at the start of each turn, [B, H, state]."""
     return belief_states(weights, f"{whose}_belief.", batch)
 
 
@@ -106,7 +107,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 class TD3Derivation:
-    """What one update on a batch should compute, from the weights before and the generator's state."""
+    """Derivation of one update on a batch, from the weights and the generator before it."""
 
     def __init__(self, agent: TD3, batch: Trajectories) -> None:
         assert batch.actions is not None
@@ -119,7 +120,7 @@ class TD3Derivation:
         self.target = self._target()
 
     def _target(self) -> Array:
-        """r + gamma * min_i Q'_i(s', clip(pi'(s') + clip(noise))); in the last turn r alone."""
+        """r + gamma * min_i Q'_i(s', clip(pi'(s') + clip(noise))) and r alone in the last turn."""
         target, last = rewards_of(self.batch), self.noise.shape[1]
         actor_states, critic_states = (
             states(self.before, "actor", self.batch),
@@ -139,7 +140,7 @@ class TD3Derivation:
         return float(((self.q(weights) - self.target) ** 2).mean())
 
     def actor_loss(self, weights: dict[str, Array]) -> float:
-        """-Q_1(s, pi(s)), as a function of actor and actor belief; the critics are as before the update."""
+        """-Q_1(s, pi(s)) as a function of actor and actor belief, with the critics of before the update."""
         action = np.tanh(mlp_forward(weights, "actor.", states(weights, "actor", self.batch)))
         return -float(q_values(self.before, "critics", states(self.before, "critic", self.batch), action)[0].mean())
 
@@ -155,7 +156,7 @@ def test_td3_terms_equal_the_derivation(turns: int) -> None:
 
 
 def test_td3_derivation_reaches_every_bound() -> None:
-    """Else the test above would not see them missing: noise beyond its bound, and each critic the smaller one."""
+    """Otherwise the test above would pass without the bound on the noise, or without the minimum."""
     expected = TD3Derivation(tiny_td3(), tiny_trajectories(BATCH))
     smaller = expected.next_q.argmin(0)
     assert 0 < smaller.mean() < 1
@@ -166,7 +167,7 @@ def test_td3_derivation_reaches_every_bound() -> None:
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_td3_gradients(step: int) -> None:
-    """The critics' is of their own loss whether the policy learns or not; the policy's is of Q_1 through its action."""
+    """The critics get the gradient of their own loss, and the policy that of Q_1 through its action."""
     agent, batch = tiny_td3(), tiny_trajectories(BATCH)
     agent.step = step
     expected = TD3Derivation(agent, batch)
@@ -236,7 +237,7 @@ def reinforce_loss(weights: dict[str, Array], batch: Trajectories, sigma: float 
 
 
 def near_policy_batch() -> Trajectories:
-    """Actions not so far from the policy that a density would vanish."""
+    """Take actions close enough to the policy that no density vanishes."""
     batch = tiny_trajectories(BATCH)
     assert batch.actions is not None
     batch.actions.mul_(0.5)
@@ -258,7 +259,7 @@ def test_returns_to_go_are_discounted_sums() -> None:
 
 
 def test_reinforce_draws_what_it_takes_for_likely() -> None:
-    """Actions are tanh of draws with deviation sigma around the mean, and without exploration tanh of the mean."""
+    """Actions are the tanh of draws around the mean with deviation sigma, and without exploration of the mean."""
     agent = tiny_reinforce()
     state = torch.randn(50, agent.actor_belief.state_dim, generator=stream(0, "states"))
     generator = stream(0, "exploration")
@@ -282,13 +283,13 @@ def test_reinforce_survives_saturated_actions() -> None:
 
 
 def slate_values(weights: dict[str, Array], critics: str, state: Array, slate: list[int]) -> Array:
-    """[2] values of one slate of items for one user; critics read its items' embeddings."""
+    """Value a slate for one user by both critics, [2]. They read the embeddings of its items."""
     inputs = np.concatenate([state, weights["ranker.item_embeddings"][slate].ravel()])
     return np.array([mlp_forward(weights, f"{critics}.members.{i}.", inputs)[0] for i in range(2)])
 
 
 def refined(weights: dict[str, Array], state: Array, action: Array, neighbours: int = NEIGHBOURS) -> list[int]:
-    """Slot after slot, of the items nearest to its proto-item, the one of the largest Q', which fills what is left."""
+    """Choose slot after slot, among the nearest items, the one of the largest Q' if it fills all later slots."""
     items = weights["ranker.item_embeddings"]
     proto_items = (weights["ranker.center"] + weights["ranker.half_width"] * action).reshape(SLOTS, -1)
     slate: list[int] = []
@@ -302,7 +303,7 @@ def refined(weights: dict[str, Array], state: Array, action: Array, neighbours: 
 
 
 class WolpertingerDerivation:
-    """What one update on a batch should compute, from the weights before and the generator's state."""
+    """Derivation of one update on a batch, from the weights and the generator before it."""
 
     def __init__(self, agent: Wolpertinger, batch: Trajectories) -> None:
         self.batch, self.before, self.alpha = batch, arrays(agent), 0.5
@@ -315,7 +316,7 @@ class WolpertingerDerivation:
         self.target = self._target()
 
     def _target(self) -> Array:
-        """r + gamma * (min Q'(s', refined slate) - alpha * log pi(a' | s')); in the last turn r alone."""
+        """r + gamma * (min Q'(s', refined slate) - alpha * log pi(a' | s')) and r alone in the last turn."""
         target = rewards_of(self.batch)
         actor_states, critic_states = (
             states(self.before, "actor", self.batch),
@@ -330,7 +331,7 @@ class WolpertingerDerivation:
         return target
 
     def critic_loss(self, weights: dict[str, Array]) -> float:
-        """Of the slates that were shown."""
+        """Loss of the critics on the slates that were shown."""
         critic_states, errors = states(weights, "critic", self.batch), []
         for place in np.ndindex(self.target.shape):
             q = slate_values(weights, "critics", critic_states[place], self.shown[place].tolist())
@@ -341,7 +342,7 @@ class WolpertingerDerivation:
         return policy(weights, states(weights, "actor", self.batch), self.noise)[1]
 
     def actor_loss(self, weights: dict[str, Array]) -> float:
-        """Through the proto-items, as if they were shown."""
+        """Loss of the policy through its proto-items, as if they were shown."""
         action, log_prob = policy(weights, states(weights, "actor", self.batch), self.noise)
         q = q_values(self.before, "critics", states(self.before, "critic", self.batch), action).min(0)
         return float((self.alpha * log_prob - q).mean())
@@ -349,7 +350,7 @@ class WolpertingerDerivation:
 
 @pytest.fixture
 def slates_alone() -> Trajectories:
-    """No actions: a slate says all that the critics learn from."""
+    """Build a batch without actions, because the critics learn from slates alone."""
     batch = tiny_trajectories(BATCH)
     batch.actions = None
     return batch
@@ -388,7 +389,7 @@ def test_refinement_is_that_of_a_plain_loop(neighbours: int) -> None:
 
 
 def test_refinement_improves_on_the_nearest_items() -> None:
-    """By the value of the target critic that it goes by; slates of turns in batches are those of single users."""
+    """Refined slates have the larger value by the target critic, and batches give the slates of single users."""
     agent = tiny_wolpertinger()
     state = torch.randn(10, TURNS, agent.critic_belief.state_dim, generator=stream(0, "states"))
     action = torch.rand(10, TURNS, SLOTS * EMBEDDING, generator=stream(0, "actions")) * 2 - 1
@@ -403,7 +404,7 @@ def test_refinement_improves_on_the_nearest_items() -> None:
 
 
 def test_wolpertinger_acts_with_a_belief_for_each_network() -> None:
-    """The actor's half of the joined state gives the proto-items, the critics' half refines them."""
+    """The actor's half of the joined state gives the proto-items, and the critics' half refines them."""
     agent, users = tiny_wolpertinger(), 8
     weights = arrays(agent)
     seen = Observation(torch.randint(ITEMS, (users, SLOTS), generator=stream(0, "slates")), torch.ones(users, SLOTS))
@@ -445,7 +446,7 @@ def test_what_is_frozen_gets_no_gradient_and_no_optimiser(make: Any, frozen: Any
     owners = {"actor": "actor", "actor_belief": "actor"} | others
     assert stepped_by(agent) == owners
     assert {name.split(".")[0] for name in gradients(agent)} == set(owners)
-    for name, parameter in agent.named_parameters():  # an update turns the critics' off for a while
+    for name, parameter in agent.named_parameters():  # an update freezes the critics for a while
         assert parameter.requires_grad == (name.split(".")[0] not in frozen), name
     assert same(state_dict_of(agent, "ranker"), ranker)
 
@@ -458,7 +459,7 @@ def test_learning_rates_belong_to_their_groups(make: Any) -> None:
 @pytest.mark.parametrize("make", [tiny_td3, tiny_reinforce, tiny_wolpertinger])
 def test_continues_identically_from_its_state(make: Any) -> None:
     agent, resumed, batch = make(), make(), tiny_trajectories(BATCH)
-    for step in (4, 5):  # the next two are between two updates of TD3's policy
+    for step in (4, 5):  # then two updates between two of TD3's policy
         agent.step = step
         agent.update(batch)
     resumed.load_learner_state(copy.deepcopy(agent.learner_state()))
@@ -469,13 +470,17 @@ def test_continues_identically_from_its_state(make: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "wrong"),
+    ("kind", "wrong"),
     [
-        *((tiny_td3, wrong) for wrong in ({"gamma": 1.1}, {"tau": -0.1}, {"policy_delay": 0}, {"noise_clip": -1.0})),
-        *((tiny_reinforce, wrong) for wrong in ({"gamma": -0.1}, {"pi_lr": 0}, {"sigma": 0.0})),
-        *((tiny_wolpertinger, wrong) for wrong in ({"neighbours": 0}, {"neighbours": ITEMS + 1})),
+        *((TD3, wrong) for wrong in ({"gamma": 1.1}, {"tau": -0.1}, {"policy_delay": 0}, {"noise_clip": -1.0})),
+        *((REINFORCE, wrong) for wrong in ({"gamma": -0.1}, {"pi_lr": 0}, {"sigma": 0.0})),
+        (Wolpertinger, {"neighbours": 0}),
     ],
 )
-def test_impossible_values_are_named(make: Any, wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=rf"agent\.{next(iter(wrong))}="):
-        make(**wrong)
+def test_impossible_values_are_named(kind: type, wrong: dict[str, Any]) -> None:
+    assert_named(kind, wrong)
+
+
+def test_more_neighbours_than_items_are_refused() -> None:
+    with pytest.raises(UserError, match=r"agent\.neighbours="):
+        tiny_wolpertinger(neighbours=ITEMS + 1)

@@ -1,4 +1,4 @@
-"""Checkpoints whose classes are not what they were."""
+"""Checkpoints whose classes have changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = ["scale=smoke", "device=cpu", "agent=td3", "ranker=top_k", "item_embe
 
 @pytest.fixture
 def state() -> dict[str, Any]:
-    """An untrained agent's."""
+    """State of an untrained agent's checkpoint."""
     cfg = compose_config(*SETTINGS)
     env = build_env(cfg.env, torch.device("cpu"))
     nodes = {name: plain(cfg[name]) for name in AGENT_NODES}

@@ -1,4 +1,4 @@
-"""The offline agents against derivations in NumPy: every loss, what is held fixed in it, and what it moves."""
+"""Offline agents against derivations in NumPy: every loss, its constants, and the parameters that it moves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from slaterl.evaluation.fqe import policy_actions
 from slaterl.networks import EDGE, log_prob_of
 from slaterl.rollout import rollout
 from slaterl.seeds import seeded_weights, stream
-from tests.agents.derivations import assert_gradients, drift, parameters_of, rewards_of
+from tests.agents.derivations import assert_gradients, assert_named, drift, parameters_of, rewards_of
 from tests.agents.test_latent_agents import states
 from tests.agents.test_sac import policy
 from tests.helpers import ITEMS, LATENT, SLOTS, TURNS, Array, arrays, copy_of, tiny_env, tiny_gems, tiny_trajectories
@@ -55,7 +55,7 @@ LEARNERS = [kind for kind in SETTINGS if kind not in (BC, EDAC)]
 
 
 def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
-    """Rewards are scaled, targets have drifted, actions differ from turn to turn."""
+    """Build an agent with scaled rewards, drifted targets, and actions that differ from turn to turn."""
     settings: dict[str, Any] = dict(
         ranker=tiny_gems(),
         belief=partial(GRUBelief, num_items=ITEMS, slate_size=SLOTS, item_dim=2, hidden_dim=5),
@@ -64,7 +64,7 @@ def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
         pi_hidden=[12, 8],
     )
     if kind is not BC:
-        settings |= dict(gamma=GAMMA, reward_scale=SCALE, tau=0.1, q_lr=1e-3, q_hidden=[16, 9])
+        settings |= dict(gamma=GAMMA, reward_scale=SCALE, tau=0.1, q_lr=1e-3, q_hidden=[16, 9], num_critics=2)
     with seeded_weights(0, "tiny offline agent"):
         agent = kind(**(settings | SETTINGS[kind] | changes))
     with torch.no_grad():
@@ -80,7 +80,7 @@ def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
 
 
 def network(weights: dict[str, Array], prefix: str, inputs: Array) -> Array:
-    """Linear layers with ReLU between them, and after each ReLU the layer norm where there is one."""
+    """Apply linear layers with ReLU between them, and the layer norm after each ReLU if the network has one."""
     numbers = sorted({int(name[len(prefix) :].split(".")[0]) for name in weights if name.startswith(prefix)})
     for number in numbers:
         weight, bias = (weights[f"{prefix}{number}.{name}"] for name in ("weight", "bias"))
@@ -94,7 +94,7 @@ def network(weights: dict[str, Array], prefix: str, inputs: Array) -> Array:
 
 
 def critics(weights: dict[str, Array], name: str, state: Array, action: Array) -> Array:
-    """Values of all critics, [n, ...]; they read latent units."""
+    """Compute the values of all critics, [n, ...]. They read latent units."""
     latent = weights["ranker.center"] + weights["ranker.half_width"] * action
     inputs = np.concatenate([state, latent], axis=-1)
     count = len({key.split(".")[2] for key in weights if key.startswith(f"{name}.members.")})
@@ -102,7 +102,7 @@ def critics(weights: dict[str, Array], name: str, state: Array, action: Array) -
 
 
 def log_density(parameters: Array, action: Array) -> Array:
-    """Of recorded actions under a tanh-Gaussian whose deviation is at least e^-2: normal density over the slope."""
+    """Log-density of recorded actions under a tanh-Gaussian of deviation at least e^-2: normal density over slope."""
     mean, log_std = np.split(parameters, 2, axis=-1)
     std, raw = np.exp(log_std.clip(-2, 2)), np.arctanh(action.clip(-EDGE, EDGE))
     normal = np.exp(-(((raw - mean) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
@@ -110,9 +110,9 @@ def log_density(parameters: Array, action: Array) -> Array:
 
 
 class Derivation:
-    """What one update of an agent on a batch should compute. Subclasses give the equations.
+    """Derivation of one update of an agent on a batch. Subclasses give the equations.
 
-    `draw` and `permutation` repeat what the agent draws, so a subclass asks for them in the order of an update.
+    `draw` repeats the agent's draws, so a subclass calls it in the order of an update.
     """
 
     def __init__(self, agent: OfflineAgent, batch: Trajectories) -> None:
@@ -137,7 +137,7 @@ class Derivation:
         return critics(self.before, "target_critics", self.critic_state[:, 1:], action).min(0)
 
     def prepare(self) -> None:
-        """Draws for the losses, after those of the target."""
+        """Make the draws of the losses, after those of the target."""
 
     def q(self, weights: dict[str, Array]) -> Array:
         return critics(weights, "critics", states(weights, "critic", self.batch), self.action)
@@ -152,7 +152,7 @@ class Derivation:
         raise NotImplementedError
 
     def own_q(self, action: Array) -> Array:
-        """Of the policy's actions: neither the critics nor their belief move with the policy's loss."""
+        """Value the policy's actions. Neither the critics nor their belief move with the policy's loss."""
         return critics(self.before, "critics", self.critic_state, action)
 
 
@@ -166,7 +166,7 @@ class OfTD3BC(Derivation):
         return (np.tanh(network(self.before, "target_actor.", self.actor_state[:, 1:])) + noise).clip(-1, 1)
 
     def actor_loss(self, weights: dict[str, Array]) -> float:
-        """-lam * Q1(s, pi) + squared error to the data; lam = 2.5 / mean |Q1| is a number."""
+        """-lam * Q1(s, pi) + squared error to the data; lam = 2.5 / mean |Q1| is a constant."""
         action = np.tanh(network(weights, "actor.", states(weights, "actor", self.batch)))
         held = np.tanh(network(self.before, "actor.", self.actor_state))
         lam = 2.5 / np.abs(self.own_q(held)[0]).mean()
@@ -206,7 +206,7 @@ class OfIQL(Derivation):
         self.weight = np.exp(8 * advantage).clip(max=100)
 
     def further_loss(self, weights: dict[str, Array]) -> float:
-        """The expectile of min Q'(s, a), which the value alone moves towards."""
+        """Expectile loss of V against min Q'(s, a). Only V moves."""
         u = self.held - network(weights, "value.", states(weights, "critic", self.batch))[..., 0]
         return float((np.where(u < 0, 0.3, 0.7) * u**2).mean())
 
@@ -226,7 +226,7 @@ class OfEntropy(Derivation):
         return float((0.5 * log_prob - self.own_q(action).min(0)).mean())
 
     def alpha_loss(self, weights: dict[str, Array]) -> float:
-        """Falls with alpha where the entropy is above -A."""
+        """Loss of the temperature: it falls with alpha while the entropy is above -A."""
         entropy = -policy(self.before, self.actor_state, self.noise)[1].mean()
         return float(np.exp(weights["log_alpha"]) * (entropy + LATENT))
 
@@ -245,7 +245,7 @@ class OfEDAC(OfSACN):
         super().prepare()
 
     def slopes(self, weights: dict[str, Array], critic: int) -> Array:
-        """dQ_i / da at the data's actions of the drawn turns, by the chain rule, [B, T, A]."""
+        """Compute dQ_i / da at the data's actions of the drawn turns by the chain rule, [B, T, A]."""
         state, prefix = states(weights, "critic", self.batch)[:, self.turns], f"critics.members.{critic}."
         latent = weights["ranker.center"] + weights["ranker.half_width"] * self.action[:, self.turns]
         inputs = np.concatenate([state, latent], axis=-1)
@@ -275,7 +275,7 @@ class OfCQL(OfEntropy):
         super().prepare()
 
     def penalty(self, weights: dict[str, Array]) -> float:
-        """logsumexp of 4 actions of each kind - Q of the data's; the actions are given, and move nothing."""
+        """logsumexp over 4 actions of each kind - Q of the data's action. The actions are constants."""
         state = states(weights, "critic", self.batch)
         here = np.broadcast_to(state[:, self.turns], (4, len(self.batch), 3, state.shape[-1]))
         scores = [critics(weights, "critics", here, action) - log_prob for action, log_prob in self.draws]
@@ -318,7 +318,7 @@ class OfBCQ(Derivation):
         return float(((decoded - self.action) ** 2).mean() + kl.mean() / 2)
 
     def climb(self, weights: dict[str, Array]) -> float:
-        """-Q1 of the moved proposals: the proposals and the state are given."""
+        """-Q1 of the moved proposals. The proposals and the state are constants."""
         xi = network(weights, "actor.", np.concatenate([self.actor_state, self.proposal], axis=-1))
         return -float(self.own_q(self.moved(xi, self.proposal))[0].mean())
 
@@ -338,7 +338,7 @@ DERIVATIONS: dict[type, Callable[[Any, Trajectories], Any]] = {
 
 
 def updated(kind: type[OfflineAgent], **changes: Any) -> tuple[Any, Any, dict[str, float]]:
-    """An agent after an update that moves policy and critics, its derivation, and its terms."""
+    """Update policy and critics of an agent once. Return the agent, its derivation, and its terms."""
     agent, batch = tiny(kind, **changes), tiny_trajectories(BATCH)
     agent.prepare(batch)
     agent.step = 2
@@ -361,15 +361,13 @@ def test_terms_equal_the_derivation(kind: type[OfflineAgent]) -> None:
 
 @pytest.mark.parametrize("kind", LEARNERS)
 def test_the_gap_is_of_values_by_the_same_critics(kind: type[OfflineAgent]) -> None:
-    """The minimum where the policy is valued by it, and the first critic where the policy is valued by that."""
+    """Both values are the critics' minimum, or both are the first critic's."""
     agent, batch = tiny(kind), tiny_trajectories(BATCH)
     expected, seen = DERIVATIONS[kind](agent, batch), []
-    actor_loss = agent.actor_loss
-    agent.actor_loss = lambda turns: seen.append(actor_loss(turns)) or seen[0]
+    beyond_data = agent.beyond_data
+    agent.beyond_data = lambda action: seen.append(action) or beyond_data(action)  # called with the policy's action
     terms = agent.update(batch)
-    of_data, of_policy = (
-        expected.own_q(action.double().numpy()) for action in (batch.actions, seen[0].action.detach())
-    )
+    of_data, of_policy = (expected.own_q(action.double().numpy()) for action in (batch.actions, *seen))
     by = (lambda q: q[0]) if kind in (TD3BC, BCQ, IQL) else (lambda q: q.min(0))
     assert terms["value/q_data"].item() == pytest.approx(by(of_data).mean(), rel=1e-4)
     assert terms["value/q_policy"].item() == pytest.approx(by(of_policy).mean(), rel=1e-4)
@@ -391,7 +389,7 @@ def test_gradients_are_those_of_the_groups_own_loss(kind: type[OfflineAgent]) ->
 
 
 def test_edac_weighs_cosines_against_the_sum_of_the_critics_errors() -> None:
-    """eta / (N - 1) * sum over i != j of cos(dQ_i/da, dQ_j/da), beside sum_i (Q_i - y)^2; all of it over N."""
+    """eta / (N - 1) * sum over i != j of cos(dQ_i/da, dQ_j/da), next to sum_i (Q_i - y)^2, all divided by N."""
     agent, batch = tiny(EDAC), tiny_trajectories(BATCH)
     expected = OfEDAC(agent, batch)
     assert agent.update(batch)["loss/critic"].item() == pytest.approx(expected.critic_loss(expected.before), rel=1e-4)
@@ -400,7 +398,7 @@ def test_edac_weighs_cosines_against_the_sum_of_the_critics_errors() -> None:
 
 @pytest.mark.parametrize("kind", LEARNERS)
 def test_each_critic_is_the_smaller_one_somewhere(kind: type[OfflineAgent]) -> None:
-    """Else the tests above would not see the minimum missing."""
+    """Otherwise the tests above would pass without the minimum."""
     _, expected, _ = updated(kind)
     for name in ("critics", "target_critics"):
         q = critics(expected.before, name, expected.critic_state, expected.action)
@@ -409,7 +407,7 @@ def test_each_critic_is_the_smaller_one_somewhere(kind: type[OfflineAgent]) -> N
 
 @pytest.mark.parametrize("kind", [AWAC, IQL])
 def test_weights_reach_their_bound_and_do_not_only(kind: type[OfflineAgent]) -> None:
-    """Else the tests above would not see it missing."""
+    """Otherwise the tests above would pass without the bound."""
     _, expected, _ = updated(kind)
     assert 0 < (expected.weight == 100).mean() < 1
 
@@ -443,7 +441,7 @@ def test_bc_equals_the_derivation(gaussian: bool) -> None:
 
 
 def test_actions_say_nothing_of_clicks() -> None:
-    """The reward of a_t is the clicks of its frame: an action that holds them holds the label."""
+    """The reward of a_t is the clicks of its frame, so an action that holds them would hold the label."""
     data, ranker = tiny_trajectories(3), tiny_gems()
     other = copy.deepcopy(data)
     other.clicks = 1 - other.clicks
@@ -455,7 +453,7 @@ def test_actions_say_nothing_of_clicks() -> None:
 def test_estimates_write_a_policys_actions_as_the_datas() -> None:
     agent, env = tiny(BC), tiny_env()
     data = rollout(agent.policy(), env, 6, generator=torch.Generator().manual_seed(3), deterministic=True)
-    # not to the bit: one turn of all users at a time, or all turns
+    # Not to the bit: one call encodes a turn of all users, the other all turns.
     torch.testing.assert_close(policy_actions(agent, data), with_actions(data, agent.ranker).actions)
 
 
@@ -474,6 +472,25 @@ def test_log_probability_of_recorded_actions_depends_on_them() -> None:
     assert log_prob_of(parameters, action.sign()).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        *((BC, wrong) for wrong in ({"policy": "laplace"}, {"top_fraction": 0}, {"top_fraction": 1.1}, {"pi_lr": 0})),
+        *((TD3BC, wrong) for wrong in ({"gamma": 1.1}, {"tau": -0.1}, {"reward_scale": 0}, {"alpha": -1.0})),
+        *((ReBRAC, wrong) for wrong in ({"actor_penalty": -1.0}, {"critic_penalty": -1.0}, {"policy_delay": 0})),
+        *((AWAC, wrong) for wrong in ({"temperature": 0}, {"q_hidden": []}, {"pi_hidden": "wide"})),
+        *((IQL, wrong) for wrong in ({"expectile": 1.5}, {"beta": -1.0}, {"decay_steps": 0})),
+        *((CQL, wrong) for wrong in ({"conservatism": 0}, {"threshold": -1.0}, {"actions": 0}, {"turns": 1.5})),
+        *((SACN, wrong) for wrong in ({"alpha_lr": 0}, {"initial_alpha": 0}, {"num_critics": 0})),
+        *((EDAC, wrong) for wrong in ({"eta": -1.0}, {"num_critics": 1}, {"initial_alpha": 0})),
+        *((BCQ, wrong) for wrong in ({"phi": 2.0}, {"weight_of_min": -0.1}, {"vae_hidden": [0]}, {"candidates": 0})),
+        *((DecisionTransformer, wrong) for wrong in ({"context": 0}, {"weight_decay": -1.0}, {"target_return": 0})),
+    ],
+)
+def test_impossible_values_are_named(kind: type, wrong: dict[str, Any]) -> None:
+    assert_named(kind, wrong)
+
+
 def test_iql_decays_the_policy_learning_rate_by_a_cosine() -> None:
     agent, batch, rates = tiny(IQL), tiny_trajectories(BATCH), []
     for step in (0, 50, 100, 150):
@@ -485,7 +502,7 @@ def test_iql_decays_the_policy_learning_rate_by_a_cosine() -> None:
 
 
 def test_bcq_stays_within_the_range_of_actions() -> None:
-    """Also where the decoder is far out, and the perturbation full."""
+    """Actions stay in range also with an extreme decoder and a full perturbation."""
     agent, state = tiny(BCQ), torch.randn(40, 10, generator=stream(0, "states"))
     with torch.no_grad():
         agent.vae.decoder[-1].weight.mul_(1000)
@@ -558,7 +575,7 @@ def linear(weights: dict[str, Array], name: str, x: Array) -> Array:
 
 
 def transformed(weights: dict[str, Array], x: Array) -> Array:
-    """Two pre-norm blocks of two heads, each token on itself and what came before, and a last norm: [3K, width]."""
+    """Apply two pre-norm blocks of two causal heads and a last norm: [3K, width]."""
     for block in ("transformer.layers.0", "transformer.layers.1"):
         inner = normed(weights, f"{block}.norm1", x)
         joint = inner @ weights[f"{block}.self_attn.in_proj_weight"].T + weights[f"{block}.self_attn.in_proj_bias"]
@@ -602,7 +619,7 @@ def test_decision_transformer_equals_the_derivation() -> None:
 
 @pytest.mark.parametrize("column", ["slates", "clicks", "actions"])
 def test_decision_transformer_has_not_seen_what_it_is_to_choose(column: str) -> None:
-    """The action of turn 2 is predicted without the frame and the action that show it; only the return is told."""
+    """The prediction for turn 2 reads neither the frame nor the action that reveal it, only the return."""
     agent, batch = tiny_transformer(context=TURNS), tiny_trajectories(BATCH)
     to_go = torch.ones(BATCH, TURNS)
 
@@ -622,7 +639,7 @@ def test_decision_transformer_has_not_seen_what_it_is_to_choose(column: str) -> 
 
 @pytest.mark.parametrize("context", [3, TURNS])
 def test_decision_transformer_acts_as_it_was_trained(context: int) -> None:
-    """Shown a trajectory and asked for its return, what it would do next is what it predicts of the record."""
+    """Acting on a recorded trajectory, with its return as the target, gives the actions predicted from the record."""
     agent, data = tiny_transformer(context=context), tiny_trajectories(1)
     data = with_actions(data, agent.ranker)
     assert data.actions is not None

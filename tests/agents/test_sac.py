@@ -1,4 +1,4 @@
-"""SAC against a derivation in NumPy: every loss, every gradient, and what an update must not touch."""
+"""SAC against a derivation in NumPy: every loss, every gradient, and the parameters that an update must not touch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.online.sac import SAC, tanh_gaussian
+from slaterl.config.build import make
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.seeds import stream
@@ -26,7 +27,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def belief_states(weights: dict[str, Array], prefix: str, batch: Trajectories) -> Array:
-    """The GRU's equations over frames 0..H-1, [B, H, state]."""
+    """Apply the GRU's equations to frames 0..H-1: [B, H, state]."""
     p = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     slates, clicks = batch.slates.numpy()[:, :-1].astype(int), batch.clicks.numpy()[:, :-1].astype(float)
     state = np.zeros((len(slates), p["weight_hh"].shape[1]))
@@ -43,7 +44,7 @@ def belief_states(weights: dict[str, Array], prefix: str, batch: Trajectories) -
 
 
 def policy(weights: dict[str, Array], states: Array, noise: Array) -> tuple[Array, Array]:
-    """Tanh-Gaussian actions and their log-probabilities, as they stand in the paper's appendix C."""
+    """Return tanh-Gaussian actions and their log-probabilities by appendix C of the paper."""
     mean, log_std = np.split(mlp_forward(weights, "actor.", states), 2, axis=-1)
     log_std = log_std.clip(-20, 2)
     raw = mean + np.exp(log_std) * noise
@@ -52,14 +53,14 @@ def policy(weights: dict[str, Array], states: Array, noise: Array) -> tuple[Arra
 
 
 def q_values(weights: dict[str, Array], critics: str, states: Array, actions: Array) -> Array:
-    """[2, B, H]; the critics read latent units."""
+    """Return the values of both critics, [2, B, H]. They read latent units."""
     latent = weights["ranker.center"] + weights["ranker.half_width"] * actions
     inputs = np.concatenate([states, latent], axis=-1)
     return np.stack([mlp_forward(weights, f"{critics}.members.{i}.", inputs)[..., 0] for i in range(2)])
 
 
 class Derivation:
-    """What one update of an agent on a batch should compute, from its weights before and its generator's state."""
+    """Derivation of one update of an agent on a batch, from its weights and its generator before it."""
 
     def __init__(self, agent: SAC, batch: Trajectories) -> None:
         assert batch.actions is not None
@@ -72,7 +73,7 @@ class Derivation:
         self.target = self._target()
 
     def _target(self) -> Array:
-        """r + gamma * (min Q'(s', a') - alpha * log pi(a' | s')); in the last turn r alone. A loop, as one reads it."""
+        """r + gamma * (min Q'(s', a') - alpha * log pi(a' | s')) and r alone in the last turn, as a plain loop."""
         rewards = self.batch.clicks.numpy()[:, 1:].sum(2).astype(float)
         critic_states = belief_states(self.before, "critic_belief.", self.batch)
         actor_states = belief_states(self.before, "actor_belief.", self.batch)
@@ -92,20 +93,20 @@ class Derivation:
         return q_values(weights, "critics", states, self.batch.actions.double().numpy())
 
     def critic_loss(self, weights: dict[str, Array]) -> float:
-        """As a function of critics and critic belief; the target is a constant."""
+        """Loss of the critics as a function of critics and critic belief. The target is a constant."""
         return float(((self.q(weights) - self.target) ** 2).mean())
 
     def log_prob(self, weights: dict[str, Array]) -> Array:
         return policy(weights, belief_states(weights, "actor_belief.", self.batch), self.noise)[1]
 
     def actor_loss(self, weights: dict[str, Array]) -> float:
-        """As a function of actor and actor belief; critics and their belief are as before the update."""
+        """Loss of the policy as a function of actor and actor belief. Critics and their belief are constants."""
         action, log_prob = policy(weights, belief_states(weights, "actor_belief.", self.batch), self.noise)
         states = belief_states(self.before, "critic_belief.", self.batch)
         return float((self.alpha * log_prob - q_values(self.before, "critics", states, action).min(0)).mean())
 
     def alpha_loss(self, weights: dict[str, Array]) -> float:
-        """Falls with alpha where the entropy -mean(log pi) is above its target -A."""
+        """Loss of the temperature: it falls with alpha while the entropy -mean(log pi) is above -A."""
         entropy = -self.log_prob(self.before).mean()
         return float(np.exp(weights["log_alpha"]) * (entropy - -LATENT))
 
@@ -121,13 +122,13 @@ def batch() -> Trajectories:
 
 
 def group_of(name: str) -> str:
-    """critic, actor or alpha: the loss that a parameter belongs to; frozen for those that belong to none."""
+    """Return the loss of a parameter (critic, actor or alpha), or `frozen` if it has none."""
     owners = {"critics": "critic", "critic_belief": "critic", "actor": "actor", "actor_belief": "actor"}
     return (owners | {"log_alpha": "alpha"}).get(name.split(".")[0], "frozen")
 
 
 def gradients(agent: SAC) -> dict[str, Tensor]:
-    """What the last update left in .grad."""
+    """Return the gradients of the last update."""
     return {name: p.grad.clone() for name, p in agent.named_parameters() if p.grad is not None}
 
 
@@ -151,7 +152,7 @@ def test_terms_equal_the_derivation(agent: SAC, turns: int) -> None:
 
 
 def test_last_turn_is_terminal(agent: SAC) -> None:
-    """The target of the last turn is its reward, however much the targets promise after it."""
+    """The target of the last turn is its reward, even if the target critics' values are large."""
     batch = tiny_trajectories(BATCH, turns=1)
     for member in agent.target_critics.members:
         torch.nn.init.constant_(member[-1].bias, 1000.0)
@@ -160,8 +161,11 @@ def test_last_turn_is_terminal(agent: SAC) -> None:
 
 @pytest.mark.parametrize("group", ["critic", "actor", "alpha"])
 def test_gradients_are_those_of_the_groups_own_loss(agent: SAC, batch: Trajectories, group: str) -> None:
-    """Along a random direction in each parameter: what the critics get from the actor's loss would show here,
-    and so would a belief or an embedding that its loss does not reach, or a target that is not held fixed."""
+    """Compare gradients with difference quotients along a random direction in each parameter.
+
+    The comparison fails if the actor's loss reaches the critics, if a loss misses its belief or an embedding, or if a
+    target is not held fixed.
+    """
     expected = Derivation(agent, batch)
     loss: Callable[[dict[str, Array]], float] = getattr(expected, f"{group}_loss")
     agent.update(batch)
@@ -186,7 +190,7 @@ def test_what_is_frozen_gets_no_gradient_and_no_optimiser(agent: SAC, batch: Tra
     for name, parameter in agent.named_parameters():
         owners = [owner for owner, ids in owned.items() if id(parameter) in ids]
         assert owners == ([] if group_of(name) == "frozen" else [group_of(name)]), name
-        # the update turns the critics' off for a while
+        # the update freezes the critics for a while
         assert parameter.requires_grad == (group_of(name) != "frozen"), name
 
 
@@ -197,7 +201,7 @@ def test_learning_rates_belong_to_their_groups(agent: SAC, batch: Trajectories) 
     rates = {"critic": 1e-3, "actor": 3e-3, "alpha": 2e-3}
     for name, gradient in gradients(agent).items():
         moved = dict(agent.named_parameters())[name].detach() - before[name]
-        clear = gradient.abs() > 1e-4  # where Adam's epsilon does not matter
+        clear = gradient.abs() > 1e-4  # Adam's epsilon is negligible here
         assert clear.any(), name
         expected = -rates[group_of(name)] * gradient.sign()
         torch.testing.assert_close(moved[clear], expected[clear], rtol=1e-3, atol=1e-6)
@@ -228,12 +232,12 @@ def test_targets_start_as_the_critics() -> None:
     assert len(agent.critics.members) == len(agent.target_critics.members) == 3
     pairs = zip(agent.critics.parameters(), agent.target_critics.parameters(), strict=True)
     assert all(torch.equal(online, target) and online is not target for online, target in pairs)
-    # the members are not copies of one another
+    # The members are not copies of one another.
     assert not torch.equal(agent.critics.members[0][0].weight, agent.critics.members[1][0].weight)
 
 
 def inputs_of(agent: SAC, batch: Trajectories) -> tuple[Tensor, Tensor]:
-    """What the critics read for their own loss [B, H, state + A], and what the actor gave [B, H, 2A], in an update."""
+    """Return an update's input of the critics [B, H, state + A] and output of the actor [B, H, 2A]."""
     read: list[Tensor] = []
     given: list[Tensor] = []
     agent.critics.register_forward_hook(lambda module, args, output: read.append(args[0].detach().clone()))
@@ -252,7 +256,7 @@ def test_critics_read_latent_units(agent: SAC, batch: Trajectories) -> None:
 
 @pytest.mark.parametrize("what", ["slates", "clicks"])
 def test_turn_t_has_not_seen_frame_t_plus_1(batch: Trajectories, what: str) -> None:
-    """Frame t + 1 holds a_t's slate and its clicks: neither the critics' state nor the actor may know it at turn t."""
+    """Neither the critics' state nor the actor may know frame t + 1 at turn t: it holds a_t's slate and clicks."""
     state_dim = tiny_sac().critic_belief.state_dim
     read, given = inputs_of(tiny_sac(), batch)
     for turn in range(TURNS):
@@ -271,7 +275,7 @@ def normal_cdf(x: float) -> float:
 
 @pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.7, -1.0), (-0.4, 0.5)])
 def test_log_probability_is_the_density(mean: float, log_std: float) -> None:
-    """Against the difference quotient of P(a <= x) = Phi((atanh(x) - mean) / std)."""
+    """Compare with the difference quotient of P(a <= x) = Phi((atanh(x) - mean) / std)."""
     parameters = torch.tensor([mean, log_std], dtype=torch.float64).expand(50, 2)
     action, log_prob = tanh_gaussian(parameters, stream(0, "density"))
     assert action.std() > 0.1
@@ -329,4 +333,4 @@ def test_continues_identically_from_its_state(batch: Trajectories) -> None:
 )
 def test_impossible_values_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"agent\.{next(iter(wrong))}="):
-        tiny_sac(**wrong)
+        make({"_target_": "slaterl.agents.online.sac.SAC", **wrong}, "agent")

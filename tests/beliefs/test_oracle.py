@@ -15,8 +15,8 @@ from slaterl.beliefs.base import JoinedBeliefs, states_of
 from slaterl.beliefs.oracle import OracleState
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.catalog import generate
-from slaterl.envs.observation import Hidden, Observation, PrivilegedObservation
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.observation import Observation, PrivilegedObservation
+from slaterl.envs.topic_rec import Hidden, TopicRec
 from slaterl.rollout import Decision, rollout
 from slaterl.seeds import stream
 from tests.helpers import ITEMS, SLOTS, TURNS, tiny_env

@@ -52,6 +52,16 @@ def test_columns_keep_their_types() -> None:
     assert same_columns(replay.trajectories(), data)
 
 
+def test_recorded_rewards_go_along() -> None:
+    replay, data = ReplayBuffer(CAPACITY), tiny_trajectories(CAPACITY + 2)
+    data.reward = torch.arange(len(data)).unsqueeze(1) / 2 + torch.zeros(1, 6)
+    replay.push(data)
+    assert same_columns(replay.trajectories(), data[2:])
+    other = ReplayBuffer(CAPACITY)
+    other.load_state_dict(replay.state_dict(), CPU)
+    assert same_columns(other.trajectories(), data[2:])
+
+
 @pytest.mark.parametrize("pushed", [3, 5, 8])
 def test_samples_without_repeats_from_all(pushed: int) -> None:
     replay = ReplayBuffer(CAPACITY)

@@ -59,6 +59,21 @@ def test_rewards_are_the_clicks_of_the_frame_after() -> None:
     assert data.rewards.dtype == torch.float32
 
 
+def test_recorded_rewards_take_the_place_of_clicks(tmp_path: Path) -> None:
+    """They go along with every copy, selection and file; a file without them has the clicks."""
+    data = make()
+    clicks = data.rewards
+    data.reward = 0.5 * clicks - 1
+    save(tmp_path / "data", data, METADATA)
+    loaded, _ = load(tmp_path / "data")
+    for found in (data, loaded, data.compact(ITEMS), data.to(torch.device("cpu")), data[torch.arange(3)]):
+        assert torch.equal(found.rewards, 0.5 * clicks - 1)
+        assert torch.equal(found.returns, (0.5 * clicks - 1).sum(1))
+    assert data[:2].reward.shape == (2, TURNS)
+    save(tmp_path / "clicks", make(), METADATA)
+    assert load(tmp_path / "clicks")[0].reward is None
+
+
 def test_rewards_do_not_overflow_a_byte() -> None:
     clicks = torch.ones(1, 2, 300, dtype=torch.uint8)
     assert Trajectories(slates=clicks, clicks=clicks).rewards.tolist() == [[300.0]]

@@ -44,7 +44,7 @@ def node(name: str) -> dict:
     loaded = OmegaConf.to_container(OmegaConf.load(CONF / "agent" / f"{name}.yaml"), resolve=False)
     assert isinstance(loaded, dict)
     others = [entry for entry in loaded.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-    inherited = {key: value for other in others for key, value in node(other).items()}
+    inherited = {key: value for other in others for key, value in node(other.removesuffix("@_here_")).items()}
     return inherited | loaded
 
 

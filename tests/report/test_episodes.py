@@ -100,7 +100,7 @@ def test_what_is_watched(checkpoint: Path, watched: Episodes) -> None:
     assert watched.bored.shape == (USERS, 20, env.num_topics) and watched.bored.dtype == bool
     tested = evaluate(loaded.policy, env, USERS, SEED, "test")
     assert watched.clicks.sum((1, 2)).mean() == pytest.approx(tested.mean_return)
-    assert watched.bored.any(2).mean() == pytest.approx(tested.bored_share)
+    assert watched.bored.any(2).mean() == pytest.approx(tested.own["bored_share"])
     assert watched.threshold == pytest.approx(0.2)
     assert watched.topics.min() >= 0 and watched.topics.max() < env.num_topics
     again = watch(checkpoint, USERS, SEED)

@@ -1,38 +1,68 @@
-"""AWAC: the policy imitates the data's actions, weighted by how much better than its own they are.
+"""AWAC: the policy imitates the data's actions, weighted by how much better they are than its own.
 
 Nair et al., "AWAC: Accelerating Online Reinforcement Learning with Offline Datasets", arXiv 2006.09359.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
 
-from slaterl.agents.offline.base import OfflineActorCritic, PolicyStep, Turns
-from slaterl.errors import check_positive
-from slaterl.networks import log_prob_of
-
-LARGEST_WEIGHT = 100.0
+from slaterl.agents.losses import advantage_weight, bootstrap
+from slaterl.agents.offline.actor_critic import OfflineActorCritic
+from slaterl.agents.offline.base import MakeBelief
+from slaterl.config.bounds import Count, Fraction, Positive, Widths
+from slaterl.data.trajectories import Trajectories
+from slaterl.networks import gaussian_action, log_prob_of, mlp, polyak
+from slaterl.rankers.base import Ranker
 
 
 class AWAC(OfflineActorCritic):
-    """-log pi(a) * min(exp(A / lam), 100), A = min Q(s, a) - min Q(s, a_pi). No entropy in the target.
+    """The policy minimises -min(exp(A / lam), 100) * log pi(a|s), A = min Q(s, a) - min Q(s, a_pi).
+
+    The target has no entropy.
 
     Args:
         temperature: lam.
         others: see OfflineActorCritic.
     """
 
-    def __init__(self, *, temperature: float, **common: Any) -> None:
-        check_positive(**{"agent.temperature": temperature})
-        super().__init__(**common)
+    def __init__(
+        self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
+        gamma: Fraction, reward_scale: Positive, tau: Fraction,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        temperature: Positive,
+    ) -> None:  # fmt: skip
+        super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
         self.temperature = temperature
+        self.actor = mlp(self.state_dim, pi_hidden, 2 * self.action_dim)
+        self.build_critics(num_critics, q_hidden)
+        self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
+        self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
 
-    def actor_loss(self, turns: Turns) -> PolicyStep:
+    def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
+        return gaussian_action(self.actor(state), generator)
+
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """Take one step of critics, policy and targets on B whole trajectories."""
+        turns = self.turns(batch)
+
+        # critics: y = r + gamma * min Q'(s', a'), a' ~ pi(s')
+        with torch.no_grad():
+            next_action, _ = self.sample(turns.actor_state[:, 1:])
+            next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
+            target = bootstrap(turns.reward, next_q, self.gamma)
+        q = self.q_values(self.critics, turns.critic_state, turns.action)
+        critic_loss = (q - target).square().mean()
+
+        # policy: -min(exp(A / lam), 100) * log pi(a|s)
         with torch.no_grad():
             action, _ = self.sample(turns.actor_state)
-            own = self.q_values(self.critics, turns.critic_state, action).amin(0)
-            advantage = self.q_values(self.critics, turns.critic_state, turns.action).amin(0) - own
-            weight = (advantage / self.temperature).exp().clamp(max=LARGEST_WEIGHT)
-        return PolicyStep(-(weight * log_prob_of(self.actor(turns.actor_state), turns.action)).mean(), action, own)
+            policy_q = self.q_values(self.critics, turns.critic_state, action).amin(0)
+            weight = advantage_weight((q.amin(0) - policy_q) / self.temperature)
+        actor_loss = -(weight * log_prob_of(self.actor(turns.actor_state), turns.action)).mean()
+
+        self.descend(critic=critic_loss, actor=actor_loss)
+        polyak(self.critics, self.target_critics, self.tau)
+        self.record_policy(actor_loss, action, policy_q)
+        return self.terms(critic_loss, target, q, q_data=q.amin(0))

@@ -5,19 +5,21 @@ Fujimoto et al., "Off-Policy Deep Reinforcement Learning without Exploration", a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from slaterl.agents.offline.base import OfflineActorCritic, PolicyStep, Turns
+from slaterl.agents.losses import bootstrap
+from slaterl.agents.offline.actor_critic import OfflineActorCritic
+from slaterl.agents.offline.base import MakeBelief
 from slaterl.beliefs.base import JoinedBeliefs
-from slaterl.errors import check_counts, check_range, check_widths
-from slaterl.networks import mlp, polyak
+from slaterl.config.bounds import Count, Fraction, Positive, Widths
+from slaterl.data.trajectories import Trajectories
+from slaterl.networks import frozen, mlp, polyak, target_of
+from slaterl.rankers.base import Ranker
 
-LATENT_CLIP = 0.5  # of the draws that are decoded: the middle of the prior
+LATENT_CLIP = 0.5  # bound on the latents that are decoded: the middle of the prior
 
 
 class ActionVAE(nn.Module):
@@ -30,11 +32,11 @@ class ActionVAE(nn.Module):
         self.decoder = mlp(state_dim + self.latent_dim, hidden, action_dim)
 
     def decode(self, state: Tensor, latent: Tensor) -> Tensor:
-        """Actions [..., A] in [-1, 1] for states [..., state] and latents [..., 2A]."""
+        """Decode states [..., state] and latents [..., 2A] into actions [..., A] in [-1, 1]."""
         return self.decoder(torch.cat([state, latent], dim=-1)).tanh()
 
     def loss(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """Squared error of the reconstruction + KL / 2, each a mean, for standard normal noise [..., 2A]."""
+        """Return the squared error of the reconstruction + KL / 2, each a mean, for standard normal noise [..., 2A]."""
         mean, log_std = self.encoder(torch.cat([state, action], dim=-1)).chunk(2, dim=-1)
         log_std = log_std.clamp(-4, 15)
         decoded = self.decode(state, mean + log_std.exp() * noise)
@@ -43,53 +45,51 @@ class ActionVAE(nn.Module):
 
 
 class BCQ(OfflineActorCritic):
-    """y = r + gamma * max over candidates of (lam * min + (1 - lam) * max) of Q'_i; acts on the candidate of best Q1.
+    """Q-learning whose maximum runs over proposals that look like the data (algorithm 1 of the paper).
 
-    Candidates are draws of the VAE, each moved by the policy (the perturbation xi) by at most `phi`. The VAE and xi
-    read the actor's belief, which the VAE trains.
+    A proposal is a draw of the VAE, moved by the perturbation xi by at most `phi`. The target is y = r + gamma * max
+    over n proposals of (lam * min_i Q'_i + (1 - lam) * max_i Q'_i). The perturbation (the `actor`) maximises Q1, and
+    the agent acts on the proposal of the largest Q1. Both read the actor's belief, which the VAE trains.
 
     Args:
-        candidates, acting_candidates: n in targets and when acting; those of acting have fixed latents.
-        weight_of_min: lam; phi: the largest perturbation.
+        candidates, acting_candidates: number of proposals in targets and when acting; those of acting have fixed
+            latents.
+        weight_of_min: lam.
+        phi: largest perturbation.
         vae_hidden: widths of the VAE's hidden layers; pi_hidden: of the perturbation's.
         others: see OfflineActorCritic.
     """
 
-    GAUSSIAN: ClassVar = False
-    FIRST_CRITIC: ClassVar = True
+    explores = False
 
     acting_latents: Tensor
 
     def __init__(
-        self,
-        *,
-        candidates: int,
-        acting_candidates: int,
-        weight_of_min: float,
-        phi: float,
-        vae_hidden: Sequence[int],
-        **common: Any,
-    ) -> None:
-        check_counts(**{"agent.candidates": candidates, "agent.acting_candidates": acting_candidates})
-        check_range(0, 1, **{"agent.weight_of_min": weight_of_min, "agent.phi": phi})
-        check_widths(**{"agent.vae_hidden": vae_hidden})
-        super().__init__(**common)
+        self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
+        gamma: Fraction, reward_scale: Positive, tau: Fraction,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        candidates: Count, acting_candidates: Count, weight_of_min: Fraction, phi: Fraction, vae_hidden: Widths,
+    ) -> None:  # fmt: skip
+        super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
         self.candidates, self.weight_of_min, self.phi = candidates, weight_of_min, phi
-        state_dim, action_dim = self.actor_belief.state_dim, self.ranker.action_dim
-        self.vae = ActionVAE(state_dim, action_dim, vae_hidden)
-        self.actor = mlp(state_dim + action_dim, common["pi_hidden"], action_dim)
-        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
-        # the same proposals for every user and turn, so that acting is repeatable
+        # Replaced below. Its draws keep the weights that a seed gave from the first version on.
+        self.actor = mlp(self.state_dim, pi_hidden, self.action_dim)
+        self.build_critics(num_critics, q_hidden)
+        self.vae = ActionVAE(self.state_dim, self.action_dim, vae_hidden)
+        self.actor = mlp(self.state_dim + self.action_dim, pi_hidden, self.action_dim)
+        self.target_actor = target_of(self.actor)
+        # The same proposals for every user and turn, so that acting is repeatable.
         latents = torch.randn(acting_candidates, self.vae.latent_dim).clamp(-LATENT_CLIP, LATENT_CLIP)
         self.register_buffer("acting_latents", latents)
-        self.add_optimizer("actor", self.actor, self.vae, self.actor_belief, lr=common["pi_lr"])
+        self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
+        self.add_optimizer("actor", self.actor, self.vae, self.actor_belief, lr=pi_lr)
 
     @property
     def acting_belief(self) -> JoinedBeliefs:
         return JoinedBeliefs([self.actor_belief, self.critic_belief])
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The same with and without a generator: what is explored is what the candidates differ in."""
+        """Choose the proposal of the largest Q1. A generator changes nothing."""
         actor_state, critic_state = state.chunk(2, dim=-1)
         shape = (len(self.acting_latents), *actor_state.shape[:-1])
         latents = self.acting_latents.view(shape[0], *(1 for _ in shape[1:]), -1).expand(*shape, -1)
@@ -98,37 +98,50 @@ class BCQ(OfflineActorCritic):
         return proposals.gather(0, q.argmax(0)[None, ..., None].expand(1, *proposals.shape[1:]))[0]
 
     def perturbed(self, perturbation: nn.Module, state: Tensor, latents: Tensor) -> Tensor:
-        """clip(decoded + phi * tanh(xi)) for states [..., state] and latents [n, ..., 2A] -> [n, ..., A]."""
+        """Return clip(decoded + phi * tanh(xi)) for states [..., state] and latents [n, ..., 2A]: [n, ..., A]."""
         state = state.expand(len(latents), *state.shape)
         decoded = self.vae.decode(state, latents)
+        return self.moved(perturbation, state, decoded)
+
+    def moved(self, perturbation: nn.Module, state: Tensor, decoded: Tensor) -> Tensor:
+        """Return clip(decoded + phi * tanh(xi)) for states [..., state] and decoded actions [..., A]: [..., A]."""
         return (decoded + self.phi * perturbation(torch.cat([state, decoded], dim=-1)).tanh()).clamp(-1, 1)
 
-    def proposals(self, perturbation: nn.Module, state: Tensor, count: int) -> Tensor:
-        """Candidates [count, ..., A] with latents drawn anew."""
-        shape = (count, *state.shape[:-1], self.vae.latent_dim)
-        latents = torch.randn(shape, generator=self.generators["update"], device=state.device)
-        return self.perturbed(perturbation, state, latents.clamp(-LATENT_CLIP, LATENT_CLIP))
+    def noise(self, *shape: int) -> Tensor:
+        """Draw standard normal latents [*shape, 2A] for an update."""
+        generator = self.generators["update"]
+        return torch.randn(*shape, self.vae.latent_dim, generator=generator, device=generator.device)
 
-    def next_value(self, turns: Turns) -> Tensor:
-        action = self.proposals(self.target_actor, turns.actor_state[:, 1:], self.candidates)
-        states = turns.critic_state[:, 1:].expand(self.candidates, -1, -1, -1)
-        low, high = self.q_values(self.target_critics, states, action).aminmax(dim=0)
-        return (self.weight_of_min * low + (1 - self.weight_of_min) * high).amax(0)
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """Take one step of critics, VAE, perturbation and targets on B whole trajectories."""
+        turns = self.turns(batch)
+        count, horizon = turns.reward.shape
 
-    def actor_loss(self, turns: Turns) -> PolicyStep:
-        shape = (*turns.action.shape[:-1], self.vae.latent_dim)
-        noise = torch.randn(shape, generator=self.generators["update"], device=turns.action.device)
-        vae_loss = self.vae.loss(turns.actor_state, turns.action, noise)
-        # the perturbation alone climbs Q1: neither the VAE nor the belief is moved by it
+        # critics: y = r + gamma * max over proposals of (lam * min Q' + (1 - lam) * max Q')
+        with torch.no_grad():
+            latents = self.noise(self.candidates, count, horizon - 1).clamp(-LATENT_CLIP, LATENT_CLIP)
+            proposals = self.perturbed(self.target_actor, turns.actor_state[:, 1:], latents)
+            states = turns.critic_state[:, 1:].expand(self.candidates, -1, -1, -1)
+            low, high = self.q_values(self.target_critics, states, proposals).aminmax(dim=0)
+            next_q = (self.weight_of_min * low + (1 - self.weight_of_min) * high).amax(0)
+            target = bootstrap(turns.reward, next_q, self.gamma)
+        q = self.q_values(self.critics, turns.critic_state, turns.action)
+        critic_loss = (q - target).square().mean()
+
+        # VAE: squared error + KL / 2
+        vae_loss = self.vae.loss(turns.actor_state, turns.action, self.noise(count, horizon))
+
+        # perturbation: -Q1(s, decoded + phi * tanh(xi)). It moves neither the VAE nor the belief.
         state = turns.actor_state.detach()
         with torch.no_grad():
-            latents = torch.randn(shape, generator=self.generators["update"], device=state.device)
-            decoded = self.vae.decode(state, latents.clamp(-LATENT_CLIP, LATENT_CLIP))
-        moved = decoded + self.phi * self.actor(torch.cat([state, decoded], dim=-1)).tanh()
-        action = moved.clamp(-1, 1)
-        q = self.first_q(turns.critic_state, action)
-        return PolicyStep(vae_loss - q.mean(), action, q)
+            decoded = self.vae.decode(state, self.noise(count, horizon).clamp(-LATENT_CLIP, LATENT_CLIP))
+        action = self.moved(self.actor, state, decoded)
+        with frozen(self.critics):
+            policy_q = self.first_q(turns.critic_state.detach(), action)
+        actor_loss = vae_loss - policy_q.mean()
 
-    def move_targets(self) -> None:
-        super().move_targets()
+        self.descend(critic=critic_loss, actor=actor_loss)
+        polyak(self.critics, self.target_critics, self.tau)
         polyak(self.actor, self.target_actor, self.tau)
+        self.record_policy(actor_loss, action, policy_q)
+        return self.terms(critic_loss, target, q, q_data=q[0])

@@ -1,4 +1,4 @@
-"""Decision Transformer: actions as a sequence model continues (return to go, observation, action) sequences.
+"""Decision Transformer: a sequence model continues sequences of returns to go, observations and actions.
 
 Chen et al., "Decision Transformer: Reinforcement Learning via Sequence Modeling", arXiv 2106.01345.
 """
@@ -13,10 +13,11 @@ from torch.nn.functional import embedding
 
 from slaterl.agents.offline.base import OfflineAgent, gradient_norm
 from slaterl.beliefs.base import Belief
+from slaterl.config.bounds import Count, NonNegative, Positive
 from slaterl.data.trajectories import Trajectories
+from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.envs.topic_rec import TopicRec
-from slaterl.errors import UserError, check_counts, check_positive, check_range
+from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
 
 
@@ -25,11 +26,11 @@ class Context(NamedTuple):
 
     slates: Tensor  # [B, K, S]
     clicks: Tensor  # [B, K, S]
-    turn: Tensor  # [B, K] at which each frame is o_t; below zero where there was none yet
+    turn: Tensor  # [B, K] turn at which each frame is o_t; below zero before the episode
 
 
 class ContextWindow(Belief):
-    """What a transformer reads: the last K frames, the number of frames and of clicks so far, as one row of numbers."""
+    """The transformer's input as one row of numbers: the last K frames, and the counts of frames and clicks so far."""
 
     def __init__(self, length: int, slate_size: int) -> None:
         super().__init__()
@@ -43,29 +44,37 @@ class ContextWindow(Belief):
     def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
         frames, count, clicks = state[:, :-2], state[:, -2:-1], state[:, -1:]
         new = torch.cat([observation.slate, observation.clicks], dim=1).to(state.dtype)
-        earned = observation.clicks.sum(1, keepdim=True) * (count > 0)  # nobody chose frame 0
+        earned = observation.clicks.sum(1, keepdim=True) * (count > 0)  # frame 0 was chosen by nobody
         return torch.cat([frames[:, new.shape[1] :], new, count + 1, clicks + earned], dim=1)
 
     def read_state(self, state: Tensor) -> tuple[Context, Tensor]:
-        """The context in states [B, state], and the clicks so far [B]."""
+        """Split states [B, state] into the context and the clicks so far [B]."""
         slates, clicks = state[:, :-2].unflatten(1, (self.length, 2, self.slate_size)).unbind(2)
         turn = state[:, -2:-1].long() - torch.arange(self.length, 0, -1, device=state.device)
         return Context(slates.long(), clicks, turn), state[:, -1]
 
 
 class DecisionTransformer(OfflineAgent):
-    """Predicts a_t from the returns to go, frames and actions of the last K turns; loss: squared error.
+    """Predict a_t from the returns to go, frames and actions of the last K turns. The loss is (pi(context) - a_t)^2.
 
-    When acting, the return to go is what is left of `target_return` after the clicks so far. The actions of its context
-    are read from the frames themselves (see OfflineAgent), so it continues what was shown.
+    When acting, the return to go is `target_return` minus the clicks so far. The actions of the context are read from
+    the shown frames (see OfflineAgent).
 
     Args:
-        context: K; layers, heads, width: of the transformer; item_dim: of the embeddings of shown items.
-        pi_lr, weight_decay: of AdamW.
-        target_return: clicks of an episode to ask for; None asks for the best of the data.
+        ranker, generator: see OfflineAgent.
+        env: gives sizes of slates, items and episodes.
+        context: K, in turns.
+        layers, heads, width: size of the transformer.
+        item_dim: width of the embeddings of shown items.
+        pi_lr, weight_decay: learning rate and weight decay of AdamW.
+        target_return: clicks of an episode to ask for; None asks for the best return of the data.
+
+    Raises:
+        UserError: the width is not a multiple of the heads.
     """
 
     TERMS: ClassVar = ("loss/actor", "policy/beyond_data", "grad/actor")
+    CREDITS_CLICKS: ClassVar = True  # its return to go counts the clicks of the context
     explores = False
 
     target_return: Tensor
@@ -76,26 +85,20 @@ class DecisionTransformer(OfflineAgent):
         *,
         ranker: Ranker,
         generator: torch.Generator,
-        env: TopicRec,
-        context: int,
-        layers: int,
-        heads: int,
-        width: int,
-        item_dim: int,
-        pi_lr: float,
-        weight_decay: float,
-        target_return: float | None,
+        env: Env,
+        context: Count,
+        layers: Count,
+        heads: Count,
+        width: Count,
+        item_dim: Count,
+        pi_lr: Positive,
+        weight_decay: NonNegative,
+        target_return: Positive | None,
     ) -> None:
-        sizes = {"agent.context": context, "agent.layers": layers, "agent.heads": heads}
-        check_counts(**sizes, **{"agent.width": width, "agent.item_dim": item_dim})
-        check_positive(**{"agent.pi_lr": pi_lr})
-        check_range(0, float("inf"), **{"agent.weight_decay": weight_decay})
-        if target_return is not None:
-            check_positive(**{"agent.target_return": target_return})
         if width % heads:
             raise UserError(f"agent.width={width}: must be a multiple of agent.heads={heads}")
         self.length = min(context, env.episode_length)
-        super().__init__(ranker=ranker, generator=generator, belief=lambda: ContextWindow(self.length, env.slate_size))
+        super().__init__(ranker, lambda: ContextWindow(self.length, env.slate_size), generator)
         self.given_return = target_return
         self.register_buffer("target_return", torch.tensor(target_return or 1.0))
         self.register_buffer("return_scale", torch.tensor(1.0))
@@ -121,11 +124,12 @@ class DecisionTransformer(OfflineAgent):
         return data
 
     def predict(self, context: Context, to_go: Tensor, actions: Tensor) -> Tensor:
-        """Actions [B, K, A] in [-1, 1] after each frame of a context.
+        """Predict the actions [B, K, A] in [-1, 1] after each frame of a context.
 
         Args:
+            context: frames of B users.
             to_go: [B, K] return to go at each frame.
-            actions: [B, K, A] that followed each frame; the last one is not looked at.
+            actions: [B, K, A] action after each frame; the last one is not read.
         """
         items = embedding(context.slates.long(), self.item_embeddings)
         frames = torch.cat([items, context.clicks.unsqueeze(3).to(items.dtype)], dim=3).flatten(2)
@@ -134,10 +138,10 @@ class DecisionTransformer(OfflineAgent):
             self.embed_frame(frames),
             self.embed_action(actions),
         ]
-        # in episodes longer than those learned from, later turns count as the last one
+        # In longer episodes than those of the data, later turns count as the last one.
         turn = self.embed_turn(context.turn.clamp(0, self.embed_turn.num_embeddings - 1))
         sequence = torch.stack([token + turn for token in tokens], dim=2).flatten(1, 2)  # [B, 3K, width]
-        # a token sees itself and, of what came before it, what there was
+        # A token attends to itself and to the earlier tokens of the episode.
         length = sequence.shape[1]
         there = (context.turn >= 0).repeat_interleave(3, dim=1)
         itself = torch.eye(length, dtype=torch.bool, device=there.device)
@@ -148,20 +152,20 @@ class DecisionTransformer(OfflineAgent):
         return self.actor(encoded.unflatten(1, (-1, 3))[:, :, 1]).tanh()
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
-        """[B, A] for states of its window; deterministic."""
+        """Act on states of the context window: [B, state] -> [B, A]. Always deterministic."""
         window = self.actor_belief
         assert isinstance(window, ContextWindow)
         context, so_far = window.read_state(state)
-        # return to go at a frame: what was left then, that is now and what has come since
+        # The return to go at a frame is what is left now and the clicks since then.
         reward = context.clicks.sum(2) * (context.turn > 0)
         since = reward.flip(1).cumsum(1).flip(1) - reward
         to_go = (self.target_return - so_far).unsqueeze(1) + since
-        # the action after a frame is that of the next frame
+        # The action after a frame is read from the next frame.
         actions = self.ranker.action_of(context.slates.flatten(0, 1)).unflatten(0, context.turn.shape).roll(-1, dims=1)
         return self.predict(context, to_go, actions)[:, -1]
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
-        """One step on a window of K turns of each of B trajectories, where it begins drawn uniformly."""
+        """Take one step on a window of K turns of each of B trajectories, which starts at a random turn."""
         assert batch.actions is not None
         count, horizon = batch.rewards.shape
         device = batch.slates.device

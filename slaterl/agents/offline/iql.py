@@ -6,62 +6,78 @@ Kostrikov et al., "Offline Reinforcement Learning with Implicit Q-Learning", arX
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from slaterl.agents.offline.base import OfflineActorCritic, PolicyStep, Turns
-from slaterl.errors import check_counts, check_range
-from slaterl.networks import log_prob_of, mlp
-
-LARGEST_WEIGHT = 100.0
+from slaterl.agents.losses import advantage_weight, bootstrap
+from slaterl.agents.offline.actor_critic import OfflineActorCritic
+from slaterl.agents.offline.base import MakeBelief
+from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Widths
+from slaterl.data.trajectories import Trajectories
+from slaterl.networks import gaussian_action, log_prob_of, mlp, polyak
+from slaterl.rankers.base import Ranker
 
 
 class IQL(OfflineActorCritic):
-    """V: the tau_e-expectile of min Q'(s, a); Q: r + gamma * V(s'); policy: -min(exp(beta * A), 100) * log pi(a).
+    """Critics and a value V, which never see an action of the policy, and a policy cloned with weights.
 
-    The critics' belief carries V as well.
+    V minimises the tau_e-expectile loss |tau_e - [u < 0]| * u^2, u = min Q'(s, a) - V(s) (equation 5). Q minimises
+    (r + gamma * V(s') - Q)^2 (equation 6), the policy -min(exp(beta * u), 100) * log pi(a|s) (equation 7). V reads the
+    critics' belief and learns with the critics' optimiser.
 
     Args:
-        expectile: tau_e; beta: inverse temperature of the policy's weights.
-        decay_steps: updates over which the policy's learning rate falls to zero, by a cosine.
+        expectile: tau_e.
+        beta: inverse temperature of the policy's weights.
+        decay_steps: updates until the policy's learning rate is zero, by a cosine.
         others: see OfflineActorCritic.
     """
 
-    FIRST_CRITIC: ClassVar = True
+    def __init__(
+        self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
+        gamma: Fraction, reward_scale: Positive, tau: Fraction,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        expectile: Fraction, beta: NonNegative, decay_steps: Count,
+    ) -> None:  # fmt: skip
+        super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
+        self.expectile, self.beta, self.decay_steps, self.pi_lr = expectile, beta, decay_steps, pi_lr
+        self.actor = mlp(self.state_dim, pi_hidden, 2 * self.action_dim)
+        self.build_critics(num_critics, q_hidden)
+        self.value = mlp(self.state_dim, q_hidden, 1)
+        self.add_optimizer("critic", self.critics, self.value, self.critic_belief, lr=q_lr)
+        self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
 
-    def __init__(self, *, expectile: float, beta: float, decay_steps: int, **common: Any) -> None:
-        check_range(0, 1, **{"agent.expectile": expectile})
-        check_range(0, float("inf"), **{"agent.beta": beta})
-        check_counts(**{"agent.decay_steps": decay_steps})
-        super().__init__(**common)
-        self.expectile, self.beta, self.decay_steps, self.pi_lr = expectile, beta, decay_steps, common["pi_lr"]
-        self.value = mlp(self.critic_belief.state_dim, common["q_hidden"], 1)
-        self.add_optimizer("critic", self.critics, self.value, self.critic_belief, lr=common["q_lr"])
+    def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
+        return gaussian_action(self.actor(state), generator)
 
-    def update(self, batch: Any) -> dict[str, Tensor]:
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """Take one step of value, critics, policy and targets on B whole trajectories."""
         progress = min(self.step / self.decay_steps, 1.0)
         self.optim["actor"].param_groups[0]["lr"] = self.pi_lr * (1 + math.cos(math.pi * progress)) / 2
-        return super().update(batch)
+        turns = self.turns(batch)
 
-    def next_value(self, turns: Turns) -> Tensor:
-        return self.value(turns.critic_state[:, 1:]).squeeze(-1)
-
-    def further_loss(self, turns: Turns, q: Tensor) -> Tensor:
-        """Mean of |tau_e - [u < 0]| * u^2, u = min Q'(s, a) - V(s)."""
+        # critics: y = r + gamma * V(s')
         with torch.no_grad():
-            target = self.q_values(self.target_critics, turns.critic_state, turns.action).amin(0)
-        difference = target - self.value(turns.critic_state).squeeze(-1)
-        weight = (self.expectile - (difference.detach() < 0).float()).abs()
-        return (weight * difference.square()).mean()
+            next_value = self.value(turns.critic_state[:, 1:]).squeeze(-1)
+            target = bootstrap(turns.reward, next_value, self.gamma)
+        q = self.q_values(self.critics, turns.critic_state, turns.action)
 
-    def actor_loss(self, turns: Turns) -> PolicyStep:
+        # value: |tau_e - [u < 0]| * u^2, u = min Q'(s, a) - V(s)
+        with torch.no_grad():
+            target_q = self.q_values(self.target_critics, turns.critic_state, turns.action).amin(0)
+        advantage = target_q - self.value(turns.critic_state).squeeze(-1)
+        asymmetry = (self.expectile - (advantage.detach() < 0).float()).abs()
+        critic_loss = (q - target).square().mean() + (asymmetry * advantage.square()).mean()
+
+        # policy: -min(exp(beta * u), 100) * log pi(a|s)
         parameters = self.actor(turns.actor_state)
         with torch.no_grad():
-            q = self.q_values(self.target_critics, turns.critic_state, turns.action).amin(0)
-            advantage = q - self.value(turns.critic_state).squeeze(-1)
-            weight = (self.beta * advantage).exp().clamp(max=LARGEST_WEIGHT)
-            action = parameters.chunk(2, dim=-1)[0].tanh()
-            of_policy = self.first_q(turns.critic_state, action)
-        return PolicyStep(-(weight * log_prob_of(parameters, turns.action)).mean(), action, of_policy)
+            weight = advantage_weight(self.beta * advantage)
+            action = gaussian_action(parameters, None)
+            policy_q = self.first_q(turns.critic_state, action)
+        actor_loss = -(weight * log_prob_of(parameters, turns.action)).mean()
+
+        self.descend(critic=critic_loss, actor=actor_loss)
+        polyak(self.critics, self.target_critics, self.tau)
+        self.record_policy(actor_loss, action, policy_q)
+        return self.terms(critic_loss, target, q, q_data=q[0])

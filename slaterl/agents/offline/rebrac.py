@@ -1,44 +1,81 @@
-"""ReBRAC: TD3 + BC with the penalties of actor and critic apart, layer norm in the critics, and deeper networks.
+"""ReBRAC: TD3 + BC with separate penalties for actor and critics, layer norm in the critics, and deeper networks.
 
 Tarasov et al., "Revisiting the Minimalist Approach to Offline Reinforcement Learning", arXiv 2305.09836.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
+import torch
 from torch import Tensor
 
-from slaterl.agents.offline.base import PolicyStep, Turns
-from slaterl.agents.offline.td3_bc import TargetPolicy
-from slaterl.errors import check_range
+from slaterl.agents.losses import bootstrap, smoothed
+from slaterl.agents.offline.actor_critic import OfflineActorCritic
+from slaterl.agents.offline.base import MakeBelief
+from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Widths
+from slaterl.data.trajectories import Trajectories
+from slaterl.networks import frozen, mlp, polyak, target_of
+from slaterl.rankers.base import Ranker
 
 
-class ReBRAC(TargetPolicy):
-    """Target min Q'(s', a~') - critic_penalty * |a~' - a'_data|^2; policy actor_penalty * |pi - a|^2 - lam * min Q.
+class ReBRAC(OfflineActorCritic):
+    """TD3 with the policy's distance to the data as a penalty, in its own loss and in the critics' target.
 
-    lam = 1 / mean |Q| without gradient.
+    The policy minimises mean(actor_penalty * |pi(s) - a|^2 - lam * min Q(s, pi(s))), lam = 1 / mean |min Q|.
 
     Args:
-        actor_penalty, critic_penalty: weights of the squared distances (summed over the action) to the data's actions.
-        others: see TargetPolicy.
+        policy_delay: updates of the critics for one of the policy.
+        target_noise, noise_clip: standard deviation and bound of the noise on the target's actions.
+        actor_penalty, critic_penalty: weights of the squared distances to the data's actions, summed over the action.
+        others: see OfflineActorCritic.
     """
 
-    LAYER_NORM: ClassVar = True
+    explores = False
 
-    def __init__(self, *, actor_penalty: float, critic_penalty: float, **common: Any) -> None:
-        penalties = {"agent.actor_penalty": actor_penalty, "agent.critic_penalty": critic_penalty}
-        check_range(0, float("inf"), **penalties)
-        super().__init__(**common)
+    def __init__(
+        self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
+        gamma: Fraction, reward_scale: Positive, tau: Fraction,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        policy_delay: Count, target_noise: NonNegative, noise_clip: NonNegative,
+        actor_penalty: NonNegative, critic_penalty: NonNegative,
+    ) -> None:  # fmt: skip
+        super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
+        self.policy_delay, self.target_noise, self.noise_clip = policy_delay, target_noise, noise_clip
         self.actor_penalty, self.critic_penalty = actor_penalty, critic_penalty
+        self.actor = mlp(self.state_dim, pi_hidden, self.action_dim)
+        self.build_critics(num_critics, q_hidden, layer_norm=True)
+        self.target_actor = target_of(self.actor)
+        self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
+        self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
 
-    def next_value(self, turns: Turns) -> Tensor:
-        action = self.target_action(turns.actor_state[:, 1:])
-        value = self.q_values(self.target_critics, turns.critic_state[:, 1:], action).amin(0)
-        return value - self.critic_penalty * (action - turns.action[:, 1:]).square().sum(-1)
+    def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.actor(state).tanh()
 
-    def actor_loss(self, turns: Turns) -> PolicyStep:
-        action = self.actor(turns.actor_state).tanh()
-        q = self.q_values(self.critics, turns.critic_state, action).amin(0)
-        distance = (action - turns.action).square().sum(-1)
-        return PolicyStep((self.actor_penalty * distance - q / q.detach().abs().mean()).mean(), action, q)
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """Take one step of the critics, and every policy_delay-th time one of policy and targets."""
+        turns = self.turns(batch)
+
+        # critics: y = r + gamma * (min Q'(s', a~') - critic_penalty * |a~' - a'|^2), a' of the data
+        with torch.no_grad():
+            next_action = self.target_actor(turns.actor_state[:, 1:]).tanh()
+            next_action = smoothed(next_action, self.target_noise, self.noise_clip, self.generators["update"])
+            next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
+            next_distance = (next_action - turns.action[:, 1:]).square().sum(-1)
+            target = bootstrap(turns.reward, next_q - self.critic_penalty * next_distance, self.gamma)
+        q = self.q_values(self.critics, turns.critic_state, turns.action)
+        losses = {"critic": (q - target).square().mean()}
+
+        # policy: actor_penalty * |pi(s) - a|^2 - lam * min Q(s, pi(s))
+        policy_turn = self.step % self.policy_delay == 0
+        if policy_turn:
+            action = self.actor(turns.actor_state).tanh()
+            with frozen(self.critics):
+                policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
+            distance = (action - turns.action).square().sum(-1)
+            losses["actor"] = (self.actor_penalty * distance - policy_q / policy_q.detach().abs().mean()).mean()
+
+        self.descend(**losses)
+        if policy_turn:
+            polyak(self.critics, self.target_critics, self.tau)
+            polyak(self.actor, self.target_actor, self.tau)
+            self.record_policy(losses["actor"], action, policy_q)
+        return self.terms(losses["critic"], target, q, q_data=q.amin(0))

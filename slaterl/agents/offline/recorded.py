@@ -1,4 +1,4 @@
-"""Where offline batches come from: whole trajectories of a file, drawn uniformly."""
+"""Batches of offline training: whole trajectories of a dataset, drawn uniformly."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from slaterl.data.trajectories import Trajectories
 
 
 class OfflineData(L.LightningDataModule):
-    """Yields a batch for each update, without end but for `max_steps`. A step is an update.
+    """Yield a batch for each update until `max_steps`. A step is an update.
 
     Args:
-        data: the trajectories, on the agent's device; the agent takes of them what it learns from.
-        batch_size: of whole trajectories; where there are fewer, a batch is all of them.
-        batches: the stream that batches are drawn from.
+        data: the trajectories, on the agent's device; `agent.prepare` may select some of them.
+        agent: the agent to train.
+        max_steps: number of updates.
+        batch_size: number of whole trajectories in a batch; a smaller dataset gives all of them.
+        batches: random stream that batches are drawn from.
     """
 
     def __init__(

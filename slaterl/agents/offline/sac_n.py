@@ -1,60 +1,141 @@
-"""SAC-N and EDAC: many critics, whose minimum is low where the data say little.
+"""SAC-N and EDAC: many critics, whose minimum is low for actions that the data do not cover.
 
 An et al., "Uncertainty-Based Offline Reinforcement Learning with Diversified Q-Ensemble", arXiv 2110.01548.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from slaterl.agents.offline.base import EntropyActor, Turns, some_turns
-from slaterl.errors import UserError, check_counts, check_range
+from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
+from slaterl.agents.offline.actor_critic import OfflineActorCritic, Turns, some_turns
+from slaterl.agents.offline.base import MakeBelief
+from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Several, Widths
+from slaterl.data.trajectories import Trajectories
+from slaterl.networks import frozen, gaussian_action, mlp, polyak
+from slaterl.rankers.base import Ranker
 
 
-class SACN(EntropyActor):
-    """SAC with N critics: y = r + gamma * (min_i Q'_i(s', a') - alpha * log pi(a' | s')). See EntropyActor."""
+class SACN(OfflineActorCritic):
+    """SAC with N critics: y = r + gamma * (min_i Q'_i(s', a') - alpha * log pi(a'|s')).
 
-    def next_value(self, turns: Turns) -> Tensor:
-        action, log_prob = self.sample(turns.actor_state[:, 1:])
-        q = self.q_values(self.target_critics, turns.critic_state[:, 1:], action).amin(0)
-        return q - self.log_alpha.exp() * log_prob
+    The policy maximises min_i Q_i(s, a) - alpha * log pi(a|s), and alpha is learned towards an entropy of -A.
+
+    Args:
+        alpha_lr: Adam's learning rate of the temperature alpha.
+        initial_alpha: temperature before the first update.
+        others: see OfflineActorCritic.
+    """
+
+    def __init__(
+        self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
+        gamma: Fraction, reward_scale: Positive, tau: Fraction,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        alpha_lr: Positive, initial_alpha: Positive,
+    ) -> None:  # fmt: skip
+        super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
+        self.actor = mlp(self.state_dim, pi_hidden, 2 * self.action_dim)
+        self.build_critics(num_critics, q_hidden)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(initial_alpha)))
+        self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
+        self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
+        self.add_optimizer("alpha", self.log_alpha, lr=alpha_lr)
+
+    def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
+        return gaussian_action(self.actor(state), generator)
+
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """Take one step of critics, policy, temperature and targets on B whole trajectories."""
+        turns = self.turns(batch)
+
+        # critics: y = r + gamma * (min Q'(s', a') - alpha * log pi(a'|s'))
+        target = self.soft_target(turns)
+        q = self.q_values(self.critics, turns.critic_state, turns.action)
+        critic_loss = (q - target).square().mean()
+
+        # policy: alpha * log pi(a|s) - min Q(s, a); temperature: towards an entropy of -A
+        action, log_prob = self.sample(turns.actor_state)
+        with frozen(self.critics):
+            policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
+        actor_loss = soft_policy_loss(self.log_alpha.detach().exp(), log_prob, policy_q)
+        alpha_loss = temperature_loss(self.log_alpha, log_prob, target_entropy=-self.action_dim)
+
+        self.descend(critic=critic_loss, actor=actor_loss, alpha=alpha_loss)
+        polyak(self.critics, self.target_critics, self.tau)
+        self.record_policy(actor_loss, action, policy_q)
+        return self.terms(critic_loss, target, q, q_data=q.amin(0))
+
+    @torch.no_grad()
+    def soft_target(self, turns: Turns) -> Tensor:
+        """Return y = r + gamma * (min Q'(s', a') - alpha * log pi(a'|s')), a' ~ pi(s'): [B, H]."""
+        next_action, next_log_prob = self.sample(turns.actor_state[:, 1:])
+        next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
+        return bootstrap(turns.reward, next_q - self.log_alpha.exp() * next_log_prob, self.gamma)
 
 
 class EDAC(SACN):
-    """SAC-N with critics whose gradients by the action are kept apart: + eta / (N - 1) * sum of their cosines.
+    """SAC-N that keeps the gradients of its critics by the action apart, so that few critics suffice.
 
-    The sum stands beside the sum of the critics' squared errors, as in the paper's algorithm 1.
+    The critics' squared errors, summed over critics, get the extra term eta / (N - 1) * sum over i != j of
+    cos(dQ_i/da, dQ_j/da) (algorithm 1 of the paper). The logged loss is this sum divided by N.
 
     Args:
         eta: weight of the cosines.
-        turns: of the episode, drawn anew with every update, in whose states they are taken.
-        others: see EntropyActor.
+        turns: number of turns whose states the cosines are taken in; every update draws other ones.
+        others: see SACN.
     """
 
     MIN_TURNS: ClassVar = 2
 
-    def __init__(self, *, eta: float, turns: int, **common: Any) -> None:
-        check_range(0, float("inf"), **{"agent.eta": eta})
-        check_counts(**{"agent.turns": turns})
-        if common["num_critics"] < 2:
-            raise UserError(f"agent.num_critics={common['num_critics']}: diversity takes at least 2")
-        super().__init__(**common)
-        self.eta, self.turns = eta, turns
+    def __init__(
+        self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
+        gamma: Fraction, reward_scale: Positive, tau: Fraction,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Several,
+        alpha_lr: Positive, initial_alpha: Positive, eta: NonNegative, turns: Count,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            ranker=ranker, belief=belief, generator=generator, gamma=gamma, reward_scale=reward_scale, tau=tau,
+            q_lr=q_lr, pi_lr=pi_lr, q_hidden=q_hidden, pi_hidden=pi_hidden, num_critics=num_critics,
+            alpha_lr=alpha_lr, initial_alpha=initial_alpha,
+        )  # fmt: skip
+        self.eta, self.turns_drawn = eta, turns
 
-    def further_loss(self, turns: Turns, q: Tensor) -> Tensor:
-        some, _ = some_turns(turns, self.turns, self.generators["update"])
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """Take one step of critics, policy, temperature and targets on B whole trajectories."""
+        turns = self.turns(batch)
+
+        # critics: SAC-N's, and the cosines. The loss is a mean over critics, so the cosines are divided by N, too.
+        target = self.soft_target(turns)
+        q = self.q_values(self.critics, turns.critic_state, turns.action)
         count = len(self.critics.members)
-        # an action for each critic, so that one backward pass gives each its own gradient
-        action = some.action.expand(count, -1, -1, -1).clone().requires_grad_()
+        cosines = self.cosines(turns).mean()
+        critic_loss = (q - target).square().mean() + self.eta * cosines / (count - 1) / count
+
+        # policy: alpha * log pi(a|s) - min Q(s, a); temperature: towards an entropy of -A
+        action, log_prob = self.sample(turns.actor_state)
+        with frozen(self.critics):
+            policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
+        actor_loss = soft_policy_loss(self.log_alpha.detach().exp(), log_prob, policy_q)
+        alpha_loss = temperature_loss(self.log_alpha, log_prob, target_entropy=-self.action_dim)
+
+        self.descend(critic=critic_loss, actor=actor_loss, alpha=alpha_loss)
+        polyak(self.critics, self.target_critics, self.tau)
+        self.record_policy(actor_loss, action, policy_q)
+        return self.terms(critic_loss, target, q, q_data=q.amin(0))
+
+    def cosines(self, turns: Turns) -> Tensor:
+        """Return the sum over pairs i != j of cos(dQ_i/da, dQ_j/da) in some states of the data: [B, T]."""
+        some, _ = some_turns(turns, self.turns_drawn, self.generators["update"])
+        # A copy of the action for each critic, so that one backward pass gives each its own gradient.
+        action = some.action.expand(len(self.critics.members), -1, -1, -1).clone().requires_grad_()
         inputs = [torch.cat([some.critic_state, self.ranker.to_latent(own)], dim=-1) for own in action]
         values = [member(own) for member, own in zip(self.critics.members, inputs, strict=True)]
         (gradient,) = torch.autograd.grad(torch.stack(values).sum(), action, create_graph=True)
         directions = normalize(gradient, dim=-1)
-        # the sum over pairs i != j is |sum of directions|^2 - N
-        cosines = directions.sum(0).square().sum(-1) - directions.square().sum((0, -1))
-        # each critic has the sum beside its own squared error, and the loss is the critics' mean
-        return self.eta * cosines.mean() / (count - 1) / count
+        # The sum over pairs i != j is |sum of directions|^2 - N.
+        return directions.sum(0).square().sum(-1) - directions.square().sum((0, -1))

@@ -5,66 +5,73 @@ Fujimoto and Gu, "A Minimalist Approach to Offline Reinforcement Learning", arXi
 
 from __future__ import annotations
 
-import copy
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 
-from slaterl.agents.offline.base import OfflineActorCritic, PolicyStep, Turns
-from slaterl.errors import check_range
-from slaterl.networks import polyak
+from slaterl.agents.losses import bootstrap, smoothed
+from slaterl.agents.offline.actor_critic import OfflineActorCritic
+from slaterl.agents.offline.base import MakeBelief
+from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Widths
+from slaterl.data.trajectories import Trajectories
+from slaterl.networks import frozen, mlp, polyak, target_of
+from slaterl.rankers.base import Ranker
 
 
-class TargetPolicy(OfflineActorCritic):
-    """A deterministic policy with a slow copy of itself, whose noisy actions are those of the critics' targets.
+class TD3BC(OfflineActorCritic):
+    """TD3 whose policy maximises lam * Q1(s, pi(s)) - (pi(s) - a)^2, lam = alpha / mean |Q1|.
 
     Args:
-        target_noise, noise_clip: deviation and bound of the noise on the target's actions.
+        policy_delay: updates of the critics for one of the policy.
+        target_noise, noise_clip: standard deviation and bound of the noise on the target's actions.
+        alpha: weight of Q against imitation.
         others: see OfflineActorCritic.
     """
 
-    GAUSSIAN: ClassVar = False
+    explores = False
 
-    def __init__(self, *, target_noise: float, noise_clip: float, **common: Any) -> None:
-        check_range(0, float("inf"), **{"agent.target_noise": target_noise, "agent.noise_clip": noise_clip})
-        super().__init__(**common)
+    def __init__(
+        self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
+        gamma: Fraction, reward_scale: Positive, tau: Fraction,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        policy_delay: Count, target_noise: NonNegative, noise_clip: NonNegative, alpha: NonNegative,
+    ) -> None:  # fmt: skip
+        super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
+        self.policy_delay, self.alpha = policy_delay, alpha
         self.target_noise, self.noise_clip = target_noise, noise_clip
-        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.actor = mlp(self.state_dim, pi_hidden, self.action_dim)
+        self.build_critics(num_critics, q_hidden)
+        self.target_actor = target_of(self.actor)
+        self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
+        self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
 
-    def target_action(self, state: Tensor) -> Tensor:
-        """clip(pi'(s) + clip(noise)) at belief states [..., state] -> [..., A] in [-1, 1]."""
-        action = self.target_actor(state).tanh()
-        noise = torch.randn(action.shape, generator=self.generators["update"], device=action.device)
-        noise = (self.target_noise * noise).clamp(-self.noise_clip, self.noise_clip)
-        return (action + noise).clamp(-1, 1)
+    def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.actor(state).tanh()
 
-    def next_value(self, turns: Turns) -> Tensor:
-        action = self.target_action(turns.actor_state[:, 1:])
-        return self.q_values(self.target_critics, turns.critic_state[:, 1:], action).amin(0)
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """Take one step of the critics, and every policy_delay-th time one of policy and targets."""
+        turns = self.turns(batch)
 
-    def move_targets(self) -> None:
-        super().move_targets()
-        polyak(self.actor, self.target_actor, self.tau)
+        # critics: y = r + gamma * min Q'(s', clip(pi'(s') + clip(noise)))
+        with torch.no_grad():
+            next_action = self.target_actor(turns.actor_state[:, 1:]).tanh()
+            next_action = smoothed(next_action, self.target_noise, self.noise_clip, self.generators["update"])
+            next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
+            target = bootstrap(turns.reward, next_q, self.gamma)
+        q = self.q_values(self.critics, turns.critic_state, turns.action)
+        losses = {"critic": (q - target).square().mean()}
 
+        # policy: -lam * Q1(s, pi(s)) + (pi(s) - a)^2
+        policy_turn = self.step % self.policy_delay == 0
+        if policy_turn:
+            action = self.actor(turns.actor_state).tanh()
+            with frozen(self.critics):
+                policy_q = self.first_q(turns.critic_state.detach(), action)
+            lam = self.alpha / policy_q.detach().abs().mean()
+            losses["actor"] = -lam * policy_q.mean() + (action - turns.action).square().mean()
 
-class TD3BC(TargetPolicy):
-    """The policy maximises lam * Q1 - squared error to the data's actions, lam = alpha / mean |Q1|.
-
-    Args:
-        alpha: weight of Q against imitation.
-        others: see TargetPolicy.
-    """
-
-    FIRST_CRITIC: ClassVar = True
-
-    def __init__(self, *, alpha: float, **common: Any) -> None:
-        check_range(0, float("inf"), **{"agent.alpha": alpha})
-        super().__init__(**common)
-        self.alpha = alpha
-
-    def actor_loss(self, turns: Turns) -> PolicyStep:
-        action = self.actor(turns.actor_state).tanh()
-        q = self.first_q(turns.critic_state, action)
-        weight = self.alpha / q.detach().abs().mean()
-        return PolicyStep(-weight * q.mean() + (action - turns.action).square().mean(), action, q)
+        self.descend(**losses)
+        if policy_turn:
+            polyak(self.critics, self.target_critics, self.tau)
+            polyak(self.actor, self.target_actor, self.tau)
+            self.record_policy(losses["actor"], action, policy_q)
+        return self.terms(losses["critic"], target, q, q_data=q[0])

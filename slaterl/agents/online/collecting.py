@@ -1,4 +1,4 @@
-"""Where online batches come from: rounds of trajectories into the replay buffer, then as many batches out of it."""
+"""Batches of online training: rounds of trajectories go into the replay buffer, then as many batches come out of it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,32 @@ from slaterl.agents.base import Agent
 from slaterl.console import note
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
-from slaterl.envs.topic_rec import TopicRec
+from slaterl.envs.env import Env
 from slaterl.rollout import Policy, rollout
 
 
 class OnlineData(L.LightningDataModule):
-    """Collects `num_envs` trajectories together, then yields as many batches; first `random_steps` random ones.
+    """Collect `num_envs` trajectories together, then yield as many batches. The first `random_steps` are random.
 
-    A step is one trajectory and one update (the random trajectories are steps without an update), so `agent.step`
-    tells where in a round one is, and together with this module's state all that comes next. An agent that learns on
-    policy has no use for random or old trajectories: its batches are those of the round, each trajectory once.
+    A step is one trajectory and one update; random trajectories are steps without an update. So `agent.step` and this
+    module's state determine all that comes next. An agent that learns on policy gets no random or old trajectories: its
+    batches are those of the round, each trajectory once.
 
     Args:
-        warm: whether the agent has learned before; then the first `random_steps` trajectories are its own.
-        users, exploration, batches: the streams that training users, the policy's noise and the batches are drawn from.
+        env: environment to collect in.
+        agent: the agent to train.
+        max_steps: number of trajectories in all, random ones included.
+        random_steps: number of random trajectories before the first update.
+        num_envs: trajectories of a round.
+        batch_size: trajectories of a batch.
+        capacity: trajectories that the replay buffer holds.
+        warm: whether the agent has learned before; then it collects the first `random_steps` trajectories itself.
+        users, exploration, batches: random streams of training users, the policy's noise and the batches.
     """
 
     def __init__(
         self,
-        env: TopicRec,
+        env: Env,
         agent: Agent,
         *,
         max_steps: int,
@@ -56,7 +63,7 @@ class OnlineData(L.LightningDataModule):
 
     @property
     def counters(self) -> dict[str, int]:
-        """Trajectories, turns and updates so far; each is logged under its own name."""
+        """Numbers of trajectories, turns and updates so far; each is logged under its own name."""
         return {
             "trajectories": self.trajectories,
             "turns": self.trajectories * self.env.episode_length,
@@ -65,7 +72,7 @@ class OnlineData(L.LightningDataModule):
 
     @property
     def measures(self) -> dict[str, float]:
-        """Mean return of the last round, with exploration."""
+        """Return the mean return of the last round, with exploration."""
         return {"train/return": float(self.last_return)}
 
     def _collect(self, policy: Policy, count: int) -> None:
@@ -97,7 +104,7 @@ class OnlineData(L.LightningDataModule):
 
 
 class _Batches:
-    """The rest of the training as a sized iterable: with a length, Lightning does not fetch a batch ahead."""
+    """The remaining batches as a sized iterable: given a length, Lightning does not fetch a batch ahead."""
 
     def __init__(self, data: OnlineData) -> None:
         self.data = data

@@ -1,4 +1,4 @@
-"""REINFORCE, with continuous actions through a ranker, or with slates sampled from a softmax over items.
+"""REINFORCE with continuous actions through a ranker, and with slates sampled from a softmax over items.
 
 Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992; the
 slate form is that of Chen et al., "Top-K Off-Policy Correction for a REINFORCE Recommender System", WSDM 2019,
@@ -8,7 +8,7 @@ arXiv 1812.02353.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -17,16 +17,16 @@ from torch.nn.functional import log_softmax
 
 from slaterl.agents.base import ItemAgent, LatentAgent
 from slaterl.beliefs.base import Belief, states_of
+from slaterl.config.bounds import Fraction, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.errors import UserError, check_positive, check_range, check_widths
 from slaterl.networks import mlp
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision
 
 
 def returns_to_go(rewards: Tensor, gamma: float) -> Tensor:
-    """G_t = r_t + gamma * G_{t+1}, [B, H]."""
+    """Return G_t = r_t + gamma * G_{t+1} for rewards [B, H]: [B, H]."""
     total = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for turn in reversed(range(rewards.shape[1])):
@@ -36,12 +36,16 @@ def returns_to_go(rewards: Tensor, gamma: float) -> Tensor:
 
 
 class REINFORCE(LatentAgent):
-    """A Gaussian of fixed deviation, squashed by tanh, in a ranker's latent space.
+    """A Gaussian policy of fixed deviation, squashed by tanh, in a ranker's latent space.
+
+    It climbs the mean over trajectories of sum_t G_t * log pi(a_t | s_t), without a baseline.
 
     Args:
+        ranker: the ranker that the agent acts through, already trained.
         belief: makes the actor's belief.
-        gamma: discount of the returns to go.
-        sigma: deviation of the Gaussian before the tanh.
+        gamma: discount of the returns to go G_t.
+        pi_lr: Adam's learning rate of policy and belief; pi_hidden: widths of the hidden layers.
+        sigma: standard deviation of the Gaussian before the tanh.
     """
 
     TERMS: ClassVar = ("loss/actor", "value/return_to_go", "policy/log_prob")
@@ -52,14 +56,11 @@ class REINFORCE(LatentAgent):
         *,
         ranker: Ranker,
         belief: Callable[[], Belief],
-        gamma: float,
-        pi_lr: float,
-        pi_hidden: Sequence[int],
-        sigma: float,
+        gamma: Fraction,
+        pi_lr: Positive,
+        pi_hidden: Widths,
+        sigma: Positive,
     ) -> None:
-        check_range(0, 1, **{"agent.gamma": gamma})
-        check_positive(**{"agent.pi_lr": pi_lr, "agent.sigma": sigma})
-        check_widths(**{"agent.pi_hidden": pi_hidden})
         super().__init__(ranker)
         self.gamma, self.sigma = gamma, sigma
         self.actor_belief = belief()
@@ -73,12 +74,12 @@ class REINFORCE(LatentAgent):
         return mean.tanh()
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
-        """One step up the gradient of mean over trajectories of sum_t G_t * log pi(a_t)."""
+        """Take one step on B whole trajectories, each used once."""
         assert batch.actions is not None
         (state,) = states_of([self.actor_belief], batch)
-        limit = 1 - torch.finfo(batch.actions.dtype).eps  # where the tanh saturated, atanh would be infinite
+        limit = 1 - torch.finfo(batch.actions.dtype).eps  # atanh is infinite where the tanh saturated
         raw = batch.actions.clamp(-limit, limit).atanh()
-        # the tanh's slope does not depend on the policy and is left out
+        # The slope of the tanh does not depend on the policy, so it is left out.
         scaled = (raw - self.actor(state)) / self.sigma
         log_prob = -(0.5 * scaled.square() + math.log(self.sigma) + 0.5 * math.log(2 * math.pi)).sum(2)
         to_go = returns_to_go(batch.rewards, self.gamma)
@@ -88,18 +89,23 @@ class REINFORCE(LatentAgent):
 
 
 class REINFORCESlate(ItemAgent):
-    """A softmax over items: a slate is S draws with replacement; without exploration, the S most probable.
+    """A softmax over items: a slate is S draws with replacement, or without exploration the S most probable items.
 
-    With pi the probability of a clicked item, that of its being on the slate is 1 - (1 - pi)^S: its logarithm is what
-    is weighted by the return.
+    An item of probability pi is on the slate with probability 1 - (1 - pi)^S. The agent climbs the mean over
+    trajectories of sum_t G_t * log(1 - (1 - pi)^S), summed over the credited clicks of turn t.
 
     Args:
-        credit: clicks that are learned from: `first_click` of a slate, or `every_click`.
-        top_k_correction: instead weight log pi by the return and by S * (1 - pi)^(S-1), the multiplier of Chen et al.
-            (equation 6 there, on policy).
+        num_items, slate_size: of the environment.
+        belief: makes the actor's belief.
+        gamma: discount of the returns to go G_t.
+        pi_lr: Adam's learning rate of policy and belief; pi_hidden: widths of the hidden layers.
+        credit: clicks to learn from: `first_click` of a slate, or `every_click`.
+        top_k_correction: climb G_t * S * (1 - pi)^(S-1) * log pi instead; the factor is the multiplier of Chen et al.
+            (equation 6 there, on policy) and takes no gradient.
     """
 
     TERMS: ClassVar = ("loss/actor", "value/return_to_go", "policy/entropy")
+    CREDITS_CLICKS: ClassVar = True
     ON_POLICY: ClassVar = True
 
     def __init__(
@@ -108,19 +114,12 @@ class REINFORCESlate(ItemAgent):
         num_items: int,
         slate_size: int,
         belief: Callable[[], Belief],
-        gamma: float,
-        pi_lr: float,
-        pi_hidden: Sequence[int],
+        gamma: Fraction,
+        pi_lr: Positive,
+        pi_hidden: Widths,
         credit: Literal["first_click", "every_click"],
         top_k_correction: bool,
     ) -> None:
-        check_range(0, 1, **{"agent.gamma": gamma})
-        check_positive(**{"agent.pi_lr": pi_lr})
-        check_widths(**{"agent.pi_hidden": pi_hidden})
-        if credit not in ("first_click", "every_click"):
-            raise UserError(f"agent.credit={credit}: expected first_click, every_click")
-        if not isinstance(top_k_correction, bool):
-            raise UserError(f"agent.top_k_correction={top_k_correction}: expected true or false")
         super().__init__(num_items, slate_size)
         self.gamma, self.credit, self.top_k_correction = gamma, credit, top_k_correction
         self.actor_belief = belief()
@@ -141,14 +140,14 @@ class REINFORCESlate(ItemAgent):
         return Decision(probabilities.multinomial(self.slate_size, replacement=True, generator=generator))
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
-        """One step up the gradient of mean over trajectories of sum_t G_t * (sum over the credited clicks)."""
+        """Take one step on B whole trajectories, each used once."""
         shown, clicks = batch.slates[:, 1:].long(), batch.clicks[:, 1:].float()  # [B, H, S]
         if self.credit == "first_click":
             clicks = clicks * (clicks.cumsum(2) == 1)
         (state,) = states_of([self.actor_belief], batch)
         log_policy = log_softmax(self.actor(state), dim=2)  # [B, H, N]
         log_prob = log_policy.gather(2, shown)
-        # log(1 - pi), with pi kept off 1, where the gradient of what follows would be infinite
+        # log(1 - pi). pi stays below 1, where the gradient of the next lines would be infinite.
         log_other = torch.log1p(-log_prob.exp().clamp(max=1 - 1e-6))
         if self.top_k_correction:
             weight = self.slate_size * ((self.slate_size - 1) * log_other).exp()

@@ -1,18 +1,21 @@
 """SlateQ: the value of a slate is the sum over its items of P(click | slate) * Q(s, item).
 
 Ie et al., "SlateQ: A Tractable Decomposition for Reinforcement Learning with Recommendation Sets", IJCAI 2019,
-arXiv 1905.12767. It knows the simulator's click model and, at every turn, every item's relevance to the user.
+arXiv 1905.12767. The agent knows the simulator's click model and, in every turn, the relevance of all items.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from slaterl.agents.losses import bootstrap
 from slaterl.agents.online.dqn import DQN
-from slaterl.beliefs.base import states_of
+from slaterl.beliefs.base import Belief, states_of
+from slaterl.config.bounds import Fraction, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.envs.topic_rec import TopicRec
@@ -22,14 +25,17 @@ from slaterl.rollout import Decision
 
 
 class SlateQ(DQN):
-    """Q(s, i): what follows a click on item i, itself included (DQN gives the network, its target and exploration).
+    """Q(s, i) is the value of a click on item i, the click included. Network, target and exploration are DQN's.
+
+    Q minimises (Q(s, i) - y)^2 over the clicked items, y = 1 + gamma * sum over j of P(j | s', A') * Q'(s', j), where j
+    are the items of the next slate A'.
 
     Args:
-        env: whose click model and item embeddings it knows.
-        serving: how a slate is built: `topk` sorts the items by P(click) * Q where each is examined for certain (TS in
-            the paper); `greedy` fills slot after slot, the best examined first, by the value of the whole slate (GS).
-        training: the next slate in the target: `topk` or `greedy` (Q-learning), or `sarsa`, the slate that was shown.
-        credit: clicks that are learned from: `first_click` of a slate, or `every_click`.
+        env: simulator; the agent knows its click model and item embeddings.
+        serving: how a slate is built. `topk` sorts the items by P(click) * Q, as if each were examined for certain (TS
+            in the paper). `greedy` fills slot after slot, the most examined first, by the value of the slate (GS).
+        training: next slate in the target: `topk` or `greedy` (Q-learning), or `sarsa`, the slate that was shown.
+        credit: clicks to learn from: `first_click` of a slate, or `every_click`.
         others: see DQN.
     """
 
@@ -41,26 +47,20 @@ class SlateQ(DQN):
         env: TopicRec,
         num_items: int,
         slate_size: int,
-        belief: Any,
-        gamma: float,
-        tau: float,
-        q_lr: float,
-        q_hidden: Any,
-        epsilon_start: float,
-        epsilon_end: float,
-        epsilon_decay: float,
+        belief: Callable[[], Belief],
+        gamma: Fraction,
+        tau: Fraction,
+        q_lr: Positive,
+        q_hidden: Widths,
+        epsilon_start: Fraction,
+        epsilon_end: Fraction,
+        epsilon_decay: Positive,
         serving: Literal["topk", "greedy"],
         training: Literal["topk", "greedy", "sarsa"],
         credit: Literal["first_click", "every_click"],
     ) -> None:
-        choices = {
-            "serving": (serving, ("topk", "greedy")),
-            "training": (training, ("topk", "greedy", "sarsa")),
-            "credit": (credit, ("first_click", "every_click")),
-        }
-        for field, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise UserError(f"agent.{field}={value}: expected {', '.join(allowed)}")
+        if not isinstance(env, TopicRec):
+            raise UserError(f"agent=slateq: it knows only TopicRec's users, not those of env={env.name}; use agent=sac")
         super().__init__(
             num_items=num_items,
             slate_size=slate_size,
@@ -79,7 +79,7 @@ class SlateQ(DQN):
         self.serving, self.training_slates, self.credit = serving, training, credit
 
     def best_slate(self, how: str, relevance: Tensor, values: Tensor) -> Tensor:
-        """Slates [..., S] for relevance and values of all items [..., N]."""
+        """Build slates [..., S] from relevance and values of all items [..., N]; `how` is `topk` or `greedy`."""
         if how == "topk":
             return self.slate_of(relevance * values)
         return self._greedy(relevance, values)
@@ -92,7 +92,7 @@ class SlateQ(DQN):
         return Decision(self.explore(self.best_slate(self.serving, relevance, self.critic(state)), generator))
 
     def _greedy(self, relevance: Tensor, values: Tensor) -> Tensor:
-        """Slot after slot the item with which the slate so far is worth most, diversity penalty included."""
+        """Fill slot after slot with the item that makes the slate so far worth most, diversity penalty included."""
         env = self.env
         gain = relevance * values  # [..., N]
         taken = torch.zeros_like(gain, dtype=torch.bool)
@@ -101,7 +101,7 @@ class SlateQ(DQN):
         slate: dict[int, Tensor] = {}
         for slot, examination in self.slots:
             with_item = worth + examination * gain
-            # crowded: a topic was full before, or the item fills its topic
+            # crowded: a topic was full before, or this item fills its topic
             full = counts.amax(-1, keepdim=True) >= env.diversity_threshold
             crowded = full | (counts[..., env.item_topic] + 1 >= env.diversity_threshold)
             seen = torch.where(crowded, with_item / env.diversity_penalty, with_item)
@@ -112,11 +112,11 @@ class SlateQ(DQN):
         return torch.cat([slate[slot] for slot in range(self.slate_size)], dim=-1)
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
-        """One step of Q and its target on B whole trajectories, hidden state included."""
+        """Take one step of Q and its target on B whole trajectories with hidden state."""
         shown, clicks = batch.slates[:, 1:].long(), batch.clicks[:, 1:].float()  # [B, H, S]
         (state,) = states_of([self.critic_belief], batch)  # [B, H, state]
 
-        # of a click: y = 1 + gamma * sum over j in the next slate A' of P(j | s', A') * Q'(s', j); at the end y = 1
+        # of a click: y = 1 + gamma * sum over j in the next slate A' of P(j | s', A') * Q'(s', j)
         with torch.no_grad():
             next_values = self.target_critic(state[:, 1:])  # [B, H-1, N]
             relevance = self.env.relevance(batch.hidden["effective"][:, 1:])
@@ -125,12 +125,12 @@ class SlateQ(DQN):
             else:
                 following = self.best_slate(self.training_slates, relevance, next_values)
             odds = self.env.click_odds(relevance.gather(2, following), self.env.item_topic[following])
-            target = clicks.new_ones(clicks.shape[:2])
-            target[:, :-1] += self.gamma * (odds * next_values.gather(2, following)).sum(2)
+            next_value = (odds * next_values.gather(2, following)).sum(2)
+            target = bootstrap(clicks.new_ones(clicks.shape[:2]), next_value, self.gamma)
         if self.credit == "first_click":
             clicks = clicks * (clicks.cumsum(2) == 1)
         q = self.critic(state).gather(2, shown)
-        # a mean over clicks; the clamp is for a batch without any
+        # A mean over clicks. The clamp serves batches without clicks.
         count = clicks.sum().clamp(min=1)
         loss = (clicks * (q - target.unsqueeze(2)).square()).sum() / count
         self.minimise("critic", loss)

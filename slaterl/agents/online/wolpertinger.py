@@ -6,7 +6,7 @@ Deffayet et al. 2023 (SAC + WkNN): one proto-item a slot, and the slots refined 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -14,25 +14,33 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from slaterl.agents.heuristics import EpsilonOracle
+from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
 from slaterl.agents.online.sac import SAC
-from slaterl.beliefs.base import Belief, JoinedBeliefs
+from slaterl.beliefs.base import Belief, JoinedBeliefs, states_of
+from slaterl.config.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.errors import UserError, check_counts
+from slaterl.errors import UserError
+from slaterl.networks import frozen, polyak, tanh_gaussian
 from slaterl.rankers.embedding_space import KHeadArgmax
 from slaterl.rollout import Decision, Policy
 
 
 class Wolpertinger(SAC):
-    """The policy's action is a proto-item for each slot; a slot shows that one of its k nearest items which Q prefers.
+    """SAC whose action is a proto-item for each slot. A slot shows the one of the k nearest items that Q prefers.
 
-    The critics read their belief and the embeddings of the whole slate; the policy is improved through its proto-items,
-    as if they were shown. (In the published code the refining critic reads the actor's belief; here it reads its own.)
+    Objectives are SAC's. The critics read their belief and the embeddings of the whole slate. The policy is improved
+    through its proto-items, as if they were shown. In the published code the refining critic reads the actor's belief;
+    here it reads its own.
 
     Args:
         item_embeddings: [N, E], fixed.
+        num_items, slate_size: N and S of the environment.
         neighbours: k; 1 is nearest-neighbour lookup.
         others: see SAC.
+
+    Raises:
+        UserError: there are more neighbours than items.
     """
 
     REFINES: ClassVar = True
@@ -43,21 +51,20 @@ class Wolpertinger(SAC):
         item_embeddings: Tensor,
         num_items: int,
         slate_size: int,
-        neighbours: int,
+        neighbours: Count,
         belief: Callable[[], Belief],
         generator: torch.Generator,
-        gamma: float,
-        tau: float,
-        q_lr: float,
-        pi_lr: float,
-        alpha_lr: float,
-        q_hidden: Sequence[int],
-        pi_hidden: Sequence[int],
-        num_critics: int,
-        initial_alpha: float,
-        target_entropy_scale: float,
+        gamma: Fraction,
+        tau: Fraction,
+        q_lr: Positive,
+        pi_lr: Positive,
+        alpha_lr: Positive,
+        q_hidden: Widths,
+        pi_hidden: Widths,
+        num_critics: Count,
+        initial_alpha: Positive,
+        target_entropy_scale: NonNegative,
     ) -> None:
-        check_counts(**{"agent.neighbours": neighbours})
         if neighbours > num_items:
             raise UserError(f"agent.neighbours={neighbours}: more than env.num_items={num_items}")
         super().__init__(
@@ -85,38 +92,69 @@ class Wolpertinger(SAC):
         self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
     ) -> Decision:
         actor_state, critic_state = state.chunk(2, dim=1)
-        # the slate says all that the critics learn from
+        # The slate is all that the critics learn from, so no action is recorded.
         return Decision(self.refine(critic_state, self.action(actor_state, generator)))
 
     def random_policy(self, generator: torch.Generator) -> Policy:
         return EpsilonOracle(epsilon=1.0, num_items=self.num_items, slate_size=self.slate_size, generator=generator)
 
-    def behaviour(self, batch: Trajectories) -> Tensor:
-        return self.ranker.action_of(batch.slates[:, 1:])
+    def update(self, batch: Trajectories) -> dict[str, Tensor]:
+        """Take one step of critics, policy, temperature and targets on B whole trajectories.
 
-    def served(self, state: Tensor, action: Tensor) -> Tensor:
-        return self.ranker.action_of(self.refine(state, action))
+        SAC's update, but the critics learn from the slates that were shown, and the target from the refined slate.
+        """
+        generator, alpha = self.generators["update"], self.log_alpha.detach().exp()
+        critic_state, actor_state = states_of([self.critic_belief, self.actor_belief], batch)  # [B, H, state]
+        gaussian = self.actor(actor_state)  # [B, H, 2A]
+
+        # critics: y = r + gamma * (min Q'(s', slate') - alpha * log pi(a'|s')), slate' refined from a'
+        with torch.no_grad():
+            proto_items, next_log_prob = tanh_gaussian(gaussian[:, 1:], generator)
+            next_action = self.ranker.action_of(self.refine(critic_state[:, 1:], proto_items))
+            next_q = self.q_values(self.target_critics, critic_state[:, 1:], next_action).amin(0)
+            target = bootstrap(batch.rewards, next_q - alpha * next_log_prob, self.gamma)
+        q = self.q_values(self.critics, critic_state, self.ranker.action_of(batch.slates[:, 1:]))
+        critic_loss = (q - target).square().mean()
+
+        # policy: alpha * log pi(a|s) - min Q(s, a) of the proto-items; temperature as in SAC
+        action, log_prob = tanh_gaussian(gaussian, generator)
+        with frozen(self.critics):
+            policy_q = self.q_values(self.critics, critic_state.detach(), action).amin(0)
+        actor_loss = soft_policy_loss(alpha, log_prob, policy_q)
+        alpha_loss = temperature_loss(self.log_alpha, log_prob, self.target_entropy)
+
+        self.descend(critic=critic_loss, actor=actor_loss, alpha=alpha_loss)
+        polyak(self.critics, self.target_critics, self.tau)
+        return {
+            "loss/critic": critic_loss,
+            "loss/actor": actor_loss,
+            "loss/alpha": alpha_loss,
+            "value/q": q.mean(),
+            "value/target": target.mean(),
+            "policy/entropy": -log_prob.mean(),
+            "policy/alpha": alpha,
+        }
 
     def nearest(self, action: Tensor) -> Tensor:
-        """The k items of the smallest Euclidean distance to each slot's proto-item, [..., A] -> [..., S, k]."""
+        """Return the k items of the smallest Euclidean distance to each slot's proto-item: [..., A] -> [..., S, k]."""
         items = self.ranker.item_embeddings
         queries = self.ranker.to_latent(action).unflatten(-1, (self.slate_size, -1))
-        # |q - e|^2 = |q|^2 - 2 (q e - |e|^2 / 2), of which the first term is the same for all items
+        # |q - e|^2 = |q|^2 - 2 (q e - |e|^2 / 2), and |q|^2 is the same for all items.
         nearness = queries @ items.T - items.square().sum(1) / 2
         return nearness.topk(self.neighbours, dim=-1).indices
 
     @torch.no_grad()
     def refine(self, state: Tensor, action: Tensor) -> Tensor:
-        """Slates [..., S] for the critics' belief states [..., H] and actions [..., A].
+        """Choose slates [..., S] for the critics' belief states [..., state] and actions [..., A].
 
-        Slot after slot the candidate of the largest Q' where it fills the slots after it, too. A first layer is a sum
-        over slots, so that a candidate changes it by a row of a table.
+        Slot after slot takes the candidate of the largest Q', valued as if it also filled all later slots. The first
+        layer is a sum over slots, so a candidate changes it by one row of a table.
         """
         first, *rest = self.target_critics.members[0]
         of_state, of_slots = first.weight.split([state.shape[-1], self.ranker.action_dim], dim=1)
         by_slot = of_slots.unflatten(1, (self.slate_size, -1)).permute(1, 2, 0)  # [S, E, hidden]
-        share = self.ranker.item_embeddings @ by_slot  # [S, N, hidden] what an item adds in a slot
-        filling = share.flip(0).cumsum(0).flip(0)  # in this slot and all after it
+        share = self.ranker.item_embeddings @ by_slot  # [S, N, hidden]: an item's share in a slot
+        filling = share.flip(0).cumsum(0).flip(0)  # of an item in this slot and all later ones
         hidden = linear(state, of_state, first.bias)
         slate = []
         for slot, candidates in enumerate(self.nearest(action).unbind(-2)):

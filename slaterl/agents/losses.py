@@ -1,0 +1,45 @@
+"""Targets and losses that several actor-critic agents share, as pure functions.
+
+All of them read columns of whole trajectories: turn t + 1 of a column [B, H] is what follows turn t.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LARGEST_WEIGHT = 100.0
+
+
+def bootstrap(reward: Tensor, next_value: Tensor, gamma: float) -> Tensor:
+    """Return y = r + gamma * V(s'), and y = r in the last turn: rewards [B, H, ...], values [B, H-1, ...] of s'."""
+    target = reward.clone()
+    target[:, :-1] += gamma * next_value
+    return target
+
+
+def smoothed(action: Tensor, noise: float, clip: float, generator: torch.Generator) -> Tensor:
+    """Smooth a target policy's actions [..., A]: clip(a + clip(noise * N(0, 1), -clip, clip), -1, 1).
+
+    Target policy smoothing of TD3 (arXiv 1802.09477, section 5.3).
+    """
+    normal = torch.randn(action.shape, generator=generator, device=action.device)
+    return (action + (noise * normal).clamp(-clip, clip)).clamp(-1, 1)
+
+
+def soft_policy_loss(alpha: Tensor, log_prob: Tensor, q: Tensor) -> Tensor:
+    """Return mean(alpha * log pi(a|s) - Q(s, a)) for actions of the policy (SAC, arXiv 1812.05905, equation 7)."""
+    return (alpha * log_prob - q).mean()
+
+
+def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """Return -alpha * mean(log pi + target entropy): alpha rises while the entropy is below its target.
+
+    SAC, arXiv 1812.05905, equation 18. The log-probabilities take no gradient.
+    """
+    return -log_alpha.exp() * (log_prob.detach().mean() + target_entropy)
+
+
+def advantage_weight(scaled_advantage: Tensor) -> Tensor:
+    """Return min(exp(A), 100), the weight of an action in advantage-weighted imitation."""
+    return scaled_advantage.exp().clamp(max=LARGEST_WEIGHT)

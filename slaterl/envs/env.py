@@ -1,0 +1,108 @@
+"""What rollout, evaluation, agents and stages may ask of any environment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slaterl.data.trajectories import Trajectories
+from slaterl.envs.observation import Observation
+from slaterl.errors import UserError, check_counts
+
+
+class Env:
+    """Simulated users, B at a time. A subclass gives `reset` and `step`; everything else has a default.
+
+    All users' episodes last `episode_length` turns. Shapes: B users, N items, S slots, H turns.
+
+    Attributes:
+        name: names the environment in folders and tables.
+        fingerprint: 16 hex digits. Item ids mean the same in two environments with the same fingerprint.
+        first_slate: [S], frame 0 of imported data that have none; by default the items 0..S-1.
+        reward_is_clicks: whether the reward of a turn is its number of clicks. If not, trajectories record rewards.
+        fills_oracle_slots: whether `step` can fill slots with the best items for each user.
+        hidden_columns: names of the fields of `hidden`; None if the environment tells nothing of its users' state.
+        full_state_dim: width of `full_state`, which belief=none reads; None if there is none.
+        own_measures: names of the entries of `measures`, such as bored_share.
+        item_embeddings: [N, D], the environment's own knowledge of its items; None if it has none.
+        catalogue_argument: constructor argument that a checkpoint must carry to rebuild the environment; None if the
+            settings suffice. The attribute of the same name holds its value.
+
+    The settings of an `env` node are the constructor's arguments but for `device`; name, num_items, slate_size and
+    episode_length are always among them.
+    """
+
+    reward_is_clicks: bool = True
+    fills_oracle_slots: bool = False
+    hidden_columns: tuple[str, ...] | None = None
+    full_state_dim: int | None = None
+    own_measures: tuple[str, ...] = ()
+    item_embeddings: Tensor | None = None
+    catalogue_argument: str | None = None
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        num_items: int,
+        slate_size: int,
+        episode_length: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Set the attributes that every environment has.
+
+        Raises:
+            UserError: a size that is not a whole number above zero, or a slate larger than the catalogue.
+        """
+        sizes = {"num_items": num_items, "slate_size": slate_size, "episode_length": episode_length}
+        check_counts(**{f"env.{setting}": value for setting, value in sizes.items()})
+        if slate_size > num_items:
+            raise UserError(f"env.slate_size={slate_size}: a slate cannot be larger than env.num_items={num_items}")
+        self.name, self.device = name, torch.device(device)
+        self.num_items, self.slate_size, self.episode_length = num_items, slate_size, episode_length
+        kind = f"{type(self).__module__}.{type(self).__qualname__} {num_items}"
+        self.fingerprint = hashlib.sha256(kind.encode()).hexdigest()[:16]
+        self.first_slate = torch.arange(slate_size, device=self.device)
+
+    def reset(self, num_users: int, *, generator: torch.Generator) -> Observation:
+        """Start the episodes of B new users and show each a first slate.
+
+        Args:
+            generator: source of every draw until the next reset, on the environment's device.
+        """
+        raise NotImplementedError
+
+    def step(self, slate: Tensor, *, oracle_slots: Tensor | None = None) -> tuple[Observation, Tensor, bool]:
+        """Show a slate [B, S] to every user.
+
+        Args:
+            oracle_slots: [B, S] bool, slots to fill with the best items; only given if `fills_oracle_slots`.
+
+        Returns:
+            the observation, with the slate as shown; the rewards [B] float; and whether the episodes ended.
+        """
+        raise NotImplementedError
+
+    def hidden(self) -> Any:
+        """The users' state as the next slate will find it: a NamedTuple of `hidden_columns`, each [B, ...]."""
+        raise NotImplementedError
+
+    def full_state(self, hidden: Mapping[str, Tensor]) -> Tensor:
+        """The users' whole state [..., full_state_dim] from the columns of `hidden`, each [..., width]."""
+        raise NotImplementedError
+
+    def measures(self, data: Trajectories) -> dict[str, float]:
+        """The environment's own measures of trajectories that hold its hidden columns, if it has any."""
+        return {}
+
+    def info(self) -> dict[str, Tensor]:
+        """What a Gymnasium `info` shows of the users now, each [B, ...]; never part of an observation."""
+        return {}
+
+    def catalogue(self) -> Tensor | None:
+        """The value of `catalogue_argument` on the CPU, for a checkpoint."""
+        return None if self.catalogue_argument is None else getattr(self, self.catalogue_argument).cpu()
