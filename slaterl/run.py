@@ -92,7 +92,7 @@ def run_stage(cfg: DictConfig) -> float | None:
 
 
 def command() -> None:
-    """Run the command line."""
+    """The command line: `python -m slaterl.run`, or `slaterl`."""
     from slaterl.errors import UserError
     from slaterl.training.logger_settings import check_overrides
 

@@ -281,16 +281,6 @@ def test_part_of_the_environment_of_a_checkpoint(undisturbed: Path, tmp_path: Pa
     assert spec["click_model"]["bottom_weight"] == 0
 
 
-def test_python_of_the_readme(first: Path) -> None:
-    """Its blocks run as they stand, but for the path."""
-    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 2
-    script = "\n".join(blocks).replace("outputs/online/.../best.ckpt", str(first / "best.ckpt"))
-    done = run(first, script=["-c", script])
-    assert done.returncode == 0, done.stderr
-    assert "mean_return=" in done.stdout
-
-
 def test_all_environments(undisturbed: Path) -> None:
     """One process a job would spend its time on imports: the stages are called as run.py calls them."""
     script = (

@@ -103,7 +103,7 @@ def _check_keys(path: str, target: Any, settings: Mapping[str, Any]) -> None:
 
 def _check_values(path: str, target: Any, settings: Mapping[str, Any]) -> None:
     """Check values against the types of our own loggers; other loggers check theirs when they are made."""
-    from slaterl.config.bounds import checked, has_range
+    from slaterl.bounds import checked, has_range
     from slaterl.training.run_logger import RunLogger
 
     if isinstance(target, type) and issubclass(target, RunLogger):

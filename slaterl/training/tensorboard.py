@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lightning.pytorch import loggers
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from slaterl.config.bounds import Positive
+from slaterl.bounds import Positive
 from slaterl.training.run_logger import RunDetails, RunLogger
 
 

@@ -1,4 +1,4 @@
-"""What --help and the README list is what conf/ holds."""
+"""What --help and docs/choices.md list is what conf/ holds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from slaterl.config.listing import as_help, as_markdown, choices, groups
 from slaterl.paths import CONF
 
-README = Path(__file__).parents[2] / "README.md"
+CHOICES = Path(__file__).parents[2] / "docs" / "choices.md"
 
 
-def test_readme_lists_what_there_is() -> None:
-    listed = README.read_text().split("<!-- choices -->")[1].split("<!-- end of choices -->")[0]
-    assert listed.strip() == as_markdown(), "python -m slaterl.config.listing > the README's list"
+def test_choices_lists_what_there_is() -> None:
+    listed = CHOICES.read_text(encoding="utf-8").split("<!-- choices -->")[1].split("<!-- end of choices -->")[0]
+    assert listed.strip() == as_markdown(), "put the output of python -m slaterl.config.listing there"
 
 
 def test_every_file_says_what_it_is() -> None:
@@ -23,5 +23,5 @@ def test_every_file_says_what_it_is() -> None:
 
 
 def test_every_group_is_listed() -> None:
-    hidden = {"hydra", "logger"}  # launchers; a list in config.yaml, see the README's Loggers
+    hidden = {"hydra", "logger"}  # launchers; a list in config.yaml, see docs/loggers.md
     assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} - hidden <= set(groups())
