@@ -153,7 +153,7 @@ def test_closed_terminal_saves_and_goes_on(undisturbed: Path, tmp_path: Path) ->
     online = next(home.glob("online/*/*"))
     assert json.loads((online / "manifest.json").read_text())["status"] == "interrupted"
     again = run(home, *SMOKE)
-    assert "going on from step 32" in again.stderr
+    assert "resuming from step 32" in again.stderr
     folder(again)
     assert same_results(home, undisturbed)
 
@@ -177,7 +177,7 @@ def test_two_quick_ctrl_c_say_what_is_saved(point: int, saved: str, tmp_path: Pa
     again = run(home, *SMOKE)
     assert folder(again)
     step = saved.rpartition("step ")[2] if "step" in saved else None
-    assert (f"going on from step {step}" in again.stderr) == (step is not None)
+    assert (f"resuming from step {step}" in again.stderr) == (step is not None)
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,7 @@ class TopicRec(Env):
         boredom_timeout: number of turns for which a topic stays boring.
         boredom_moving_window: number of turns after which a click leaves the log.
         recent_items_maxlen: size M of the click log.
-        diversity_threshold: from this many items of one topic on, diversity_penalty divides the attractiveness of
-            the whole slate.
+        diversity_threshold: with this many items of one topic, diversity_penalty divides the slate's attractiveness.
 
     Raises:
         UserError: the sizes do not fit together, or the item embeddings cannot be used.

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from slaterl.agents.loading import policy_of
 from slaterl.config.build import (
     AGENT_NODES,
     build_env,
-    catalogue_argument,
     env_spec,
     parameters_of,
-    plain,
     resolve_device,
     settings_of,
 )
 from slaterl.config.check import given_keys
-from slaterl.envs.catalog import fingerprint
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.estimates import estimates
@@ -34,6 +29,7 @@ from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
 from slaterl.runs.run import Run
 from slaterl.stages.agent import agent_inputs, begin_agent, give_inputs, provenance, ranker_spec
+from slaterl.stages.elsewhere import env_node, env_spec_elsewhere
 from slaterl.training import checkpoints
 
 
@@ -78,8 +74,8 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
             raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
     state = checkpoints.load(file, "agent")
     config, step = state["config"], state["learner"]["step"]
-    node = _env_node(cfg, config["env"], given)
-    spec, items = _spec_elsewhere(cfg, node, config)
+    node = env_node(cfg, config["env"], given)
+    spec, items = env_spec_elsewhere(cfg, node, config)
     seed = cfg.seed if "seed" in given else config["evaluation"]["seed"]
     users = cfg.test_users if "test_users" in given else config["evaluation"]["test_users"]
     content, agent = fingerprint_of(file), config["agent"]["name"]
@@ -115,59 +111,3 @@ def _show(run: Run) -> None:
     label = f"step {result['step']:,}" if "checkpoint" in result else result["agent"]
     users = f"{result['test_users']} test users of seed {result['seed']}"
     show_result(f"{result['agent']} on {result['env']}, {users}", label, result)
-
-
-def _env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[str, Any]:
-    """The checkpoint's environment with the command line's changes, or another environment as a whole."""
-    if "env" in given:
-        return plain(cfg.env)
-    node = copy.deepcopy(dict(own))
-    for key in given:
-        first, *path, last = key.split(".") if "." in key else (key, None)
-        if first == "click_model" and "click_model" not in own:
-            raise UserError(f"{key}: env={own['name']} of checkpoint={cfg.checkpoint} has no click model")
-        if key == "click_model":
-            node["click_model"] = plain(cfg.click_model)
-        elif first == "click_model" and "click_model" not in given:
-            node["click_model"][last] = OmegaConf.select(cfg, key)
-        elif first == "env":
-            inner = node
-            for name in path:
-                inner = inner[name]
-            inner[last] = OmegaConf.select(cfg, key)
-    for part, settings in own.items():  # a part that repeats a setting of the environment keeps repeating it
-        for name in settings if isinstance(settings, Mapping) else ():
-            if name in own and settings[name] == own[name]:
-                node[part][name] = node[name]
-    return node
-
-
-def _spec_elsewhere(
-    cfg: DictConfig, node: dict[str, Any], config: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What determines an environment in which a checkpoint's agent acts, and the parts that the checkpoint gives it.
-
-    Raises:
-        UserError: the agent cannot act there: its slates have other items or another size.
-    """
-    own = config["env"]
-    sizes = [(where["num_items"], where["slate_size"]) for where in (own, node)]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"checkpoint={cfg.checkpoint}: made for {sizes[0][0]} items and slates of {sizes[0][1]}, "
-            f"not for {sizes[1][0]} items and slates of {sizes[1][1]}"
-        )
-    # item ids mean the same where catalogues are equal; without a catalogue, in environments of one class
-    known, part = own["_target_"], catalogue_argument(own)
-    if part is not None:
-        known = fingerprint(config["catalogue"])
-        if (node["_target_"], node.get(part)) == (own["_target_"], own[part]):
-            return {**node, part: known}, {part: config["catalogue"]}
-    spec = env_spec(node)
-    there = spec[catalogue_argument(node) or "_target_"]
-    if there != known and not cfg.force:
-        raise UserError(
-            f"checkpoint={cfg.checkpoint}: learned on the item embeddings {known} of {own['name']}; env={node['name']} "
-            f"has {there}, where its slates mean something else; force=true evaluates anyway"
-        )
-    return spec, {}

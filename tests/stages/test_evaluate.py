@@ -14,7 +14,7 @@ from slaterl.report.find import find
 from slaterl.report.records import name_methods
 from slaterl.run import run_stage
 from slaterl.runs.files import read_json
-from slaterl.stages.evaluate import _env_node
+from slaterl.stages.elsewhere import env_node
 from slaterl.training import checkpoints
 from tests.helpers import compose_config
 
@@ -56,9 +56,9 @@ def test_slates_of_different_rankers_are_no_seeds_of_one_method(home: Path) -> N
 def test_part_of_a_checkpoints_click_model() -> None:
     """The rest of it stays the checkpoint's, not that of the environment which the command would compose."""
     own = plain(compose_config("env=diffuse_mix").env)
-    node = _env_node(compose_config("click_model.decay=0.5"), own, {"click_model.decay"})
+    node = env_node(compose_config("click_model.decay=0.5"), own, {"click_model.decay"})
     assert node["click_model"] == {**own["click_model"], "decay": 0.5}
-    node = _env_node(compose_config("click_model=tdPBM", "click_model.decay=0.5"), own, {"click_model"})
+    node = env_node(compose_config("click_model=tdPBM", "click_model.decay=0.5"), own, {"click_model"})
     assert (node["click_model"]["decay"], node["click_model"]["bottom_weight"]) == (0.5, 0)
 
 

@@ -1,0 +1,69 @@
+"""The environment in which a checkpoint is evaluated: its own, a changed one, or another one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Set
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from slaterl.config.build import catalogue_argument, env_spec, plain
+from slaterl.envs.catalog import fingerprint
+from slaterl.errors import UserError
+
+
+def env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[str, Any]:
+    """The checkpoint's environment with the command line's changes, or another environment as a whole."""
+    if "env" in given:
+        return plain(cfg.env)
+    node = copy.deepcopy(dict(own))
+    for key in given:
+        first, *path, last = key.split(".") if "." in key else (key, None)
+        if first == "click_model" and "click_model" not in own:
+            raise UserError(f"{key}: env={own['name']} of checkpoint={cfg.checkpoint} has no click model")
+        if key == "click_model":
+            node["click_model"] = plain(cfg.click_model)
+        elif first == "click_model" and "click_model" not in given:
+            node["click_model"][last] = OmegaConf.select(cfg, key)
+        elif first == "env":
+            inner = node
+            for name in path:
+                inner = inner[name]
+            inner[last] = OmegaConf.select(cfg, key)
+    for part, settings in own.items():  # a part that repeats a setting of the environment keeps repeating it
+        for name in settings if isinstance(settings, Mapping) else ():
+            if name in own and settings[name] == own[name]:
+                node[part][name] = node[name]
+    return node
+
+
+def env_spec_elsewhere(
+    cfg: DictConfig, node: dict[str, Any], config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Everything that determines the environment of an evaluation, and the parts of it that the checkpoint holds.
+
+    Raises:
+        UserError: the agent cannot act there: its slates have other items or another size.
+    """
+    own = config["env"]
+    sizes = [(where["num_items"], where["slate_size"]) for where in (own, node)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"checkpoint={cfg.checkpoint}: made for {sizes[0][0]} items and slates of {sizes[0][1]}, "
+            f"not for {sizes[1][0]} items and slates of {sizes[1][1]}"
+        )
+    # item ids mean the same where catalogues are equal; without a catalogue, in environments of one class
+    known, part = own["_target_"], catalogue_argument(own)
+    if part is not None:
+        known = fingerprint(config["catalogue"])
+        if (node["_target_"], node.get(part)) == (own["_target_"], own[part]):
+            return {**node, part: known}, {part: config["catalogue"]}
+    spec = env_spec(node)
+    there = spec[catalogue_argument(node) or "_target_"]
+    if there != known and not cfg.force:
+        raise UserError(
+            f"checkpoint={cfg.checkpoint}: learned on the item embeddings {known} of {own['name']}; env={node['name']} "
+            f"has {there}, where its slates mean something else; force=true evaluates anyway"
+        )
+    return spec, {}
