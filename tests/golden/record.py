@@ -4,8 +4,8 @@
     python -m tests.golden.record parameters        names and shapes in every agent's state dict
     python -m tests.golden.record results FOLDER    what a run of every stage, agent and ranker writes
 
-Each prints JSON. Names and parameters are the same on every machine (tests/golden/test_golden.py compares them with
-tests/golden/*.json); results are the same to the bit on one machine, before and after a change.
+Each prints JSON. test_golden.py compares them with the JSON files of this folder. Names and parameters are the same on
+every machine. Results are the same to the bit on one machine, before and after a change.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def parameters() -> dict[str, dict[str, list[int]]]:
 
 
 def results(home: Path) -> dict[str, Any]:
-    """Run every stage, agent and ranker at scale=smoke; everything that is written down, but for times and paths."""
+    """Run every stage, agent and ranker at scale=smoke."""
     os.environ["SLATERL_HOME"] = str(home)
     commands = [[f"agent={agent}"] for agent in ONLINE]
     commands += [["agent=sac", "ranker=top_k"], ["agent=td3", "ranker=k_head_argmax", "item_embeddings=ideal"]]
@@ -103,6 +103,11 @@ def results(home: Path) -> dict[str, Any]:
         checkpoint = min(home.glob("online/focused_topdown/sac-gems*/best.ckpt"))
         for more in ([], ["evaluation=fqe", *fqe]):
             run_stage(compose_config("scale=smoke", "device=cpu", "stage=evaluate", f"checkpoint={checkpoint}", *more))
+    return written(home)
+
+
+def written(home: Path) -> dict[str, Any]:
+    """The content of all runs below a folder, without times and paths."""
     return {_name(file.parent.relative_to(home)): _told(file) for file in sorted(home.glob("*/*/*/result.json"))}
 
 
