@@ -44,7 +44,7 @@ def _robust(stream: Any) -> Any:
     descriptor = _Descriptor(raw.fileno(), "wb", closefd=False)
     plain = codecs.lookup(stream.encoding).name in ("ascii", "utf-8")
     return io.TextIOWrapper(
-        descriptor if raw is buffer else io.BufferedWriter(descriptor),  # type: ignore[arg-type]
+        descriptor if raw is buffer else io.BufferedWriter(descriptor),
         encoding="utf-8" if plain else stream.encoding,
         errors="surrogateescape" if plain else "backslashreplace",  # the bytes of a path stay what they are
         line_buffering=stream.line_buffering,

@@ -112,10 +112,11 @@ def behaviour_policy(
             sampling of a policy without exploration.
     """
     generator = stream(seed, f"behaviour {name}", env.device)
-    sizes = {"num_items": env.num_items, "slate_size": env.slate_size}
     ranker: Ranker | None = None
     if checkpoint is None:
-        policy: Policy = EpsilonOracle(epsilon=1.0, generator=generator, **sizes)
+        policy: Policy = EpsilonOracle(
+            epsilon=1.0, num_items=env.num_items, slate_size=env.slate_size, generator=generator
+        )
     else:
         loaded = load_policy(checkpoint, env.device)
         check_environment(loaded, spec, checkpoint)
@@ -143,7 +144,7 @@ def _replayed(checkpoint: Path, spec: Mapping[str, Any], count: int) -> Trajecto
     if "replay" not in state.get("data", {}):
         raise UserError(f"{checkpoint}: has no replay buffer; use the last.ckpt of an online run")
     buffer = ReplayBuffer(state["data"]["replay"]["size"])
-    buffer.load_state_dict(state["data"]["replay"], "cpu")
+    buffer.load_state_dict(state["data"]["replay"], torch.device("cpu"))
     return buffer.trajectories()[-count:]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from slaterl.bounds import Fraction
 from slaterl.envs.env import Env
-from slaterl.envs.observation import Observation
+from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
 from slaterl.rollout import Decision
@@ -37,7 +37,7 @@ class EpsilonOracle:
     def reset(self, num_users: int) -> None:
         pass
 
-    def act(self, observation: Observation, deterministic: bool) -> Decision:
+    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
         """Draw slates. The mixture is the policy, not its exploration, so `deterministic` changes nothing."""
         shape, device = observation.slate.shape, self.generator.device
         slate = torch.randint(self.num_items, shape, generator=self.generator, device=device)
@@ -69,7 +69,7 @@ class ConstantSlate:
     def reset(self, num_users: int) -> None:
         pass
 
-    def act(self, observation: Observation, deterministic: bool) -> Decision:
+    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
         shown = observation.slate
         if self.slate is not None:
             return Decision(torch.tensor(self.slate, device=shown.device).expand(len(shown), -1))

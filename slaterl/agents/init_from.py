@@ -40,11 +40,11 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
             )
     shared = {part for part in _parts(networks) if part in _parts(given)}
     for key in sorted(key for key in networks | set(given) if key.split(".")[0] in shared):
-        there, here = (list(where[key].shape) if key in where else None for where in (given, own))
-        if there != here:
+        shapes = [list(where[key].shape) if key in where else None for where in (given, own)]
+        if shapes[0] != shapes[1]:
             raise UserError(
-                f"init_from={source}: {key} is {there} there and {here} here; give the settings of that agent={name} "
-                "(agent.q_hidden, agent.pi_hidden, agent.num_critics, belief.hidden_dim, ranker)"
+                f"init_from={source}: {key} is {shapes[0]} there and {shapes[1]} here; give the settings of "
+                f"that agent={name} (agent.q_hidden, agent.pi_hidden, agent.num_critics, belief.hidden_dim, ranker)"
             )
     agent.load_state_dict(own | {key: given[key] for key in networks & set(given)})
 

@@ -51,7 +51,7 @@ class GRUBelief(Belief):
         return self(observation.slate.unsqueeze(1), observation.clicks.unsqueeze(1), state).squeeze(1)
 
     @classmethod
-    def read(cls, beliefs: Sequence[GRUBelief], batch: Trajectories) -> Tensor:
+    def read(cls, beliefs: Sequence[GRUBelief], batch: Trajectories) -> Tensor:  # type: ignore[override] # see states_of
         return unroll(beliefs, batch.slates[:, :-1], batch.clicks[:, :-1])
 
     def forward(self, slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:

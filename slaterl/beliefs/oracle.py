@@ -24,6 +24,8 @@ class OracleState(Belief):
 
     sees_hidden: ClassVar = True
 
+    _zeros: Tensor
+
     def __init__(self, *, env: Env) -> None:
         super().__init__()
         if env.full_state_dim is None or env.hidden_columns is None:

@@ -81,7 +81,7 @@ def _nodes(path: str, value: Any, hint: Any) -> Iterator[_Node]:
     """
     if get_origin(hint) is dict and isinstance(value, DictConfig):
         for key in value:
-            yield from _nodes(f"{path}.{key}", value[key], get_args(hint)[1])
+            yield from _nodes(f"{path}.{key!s}", value[key], get_args(hint)[1])
         return
     classes = [cls for cls in (get_args(hint) or (hint,)) if inspect.isclass(cls) and issubclass(cls, Section)]
     if isinstance(value, DictConfig) and "_target_" in value:
@@ -94,10 +94,10 @@ def _nodes(path: str, value: Any, hint: Any) -> Iterator[_Node]:
         return
     elif not isinstance(value, DictConfig):
         chosen = len(classes) > 1 or issubclass(classes[0], Part)
-        expected = f"one of the files in conf/{path}" if chosen else f"the settings {_listed(hints_of(classes[0]))}"
+        expected = f"one of the files in conf/{path}" if chosen else f"the settings {_listed(hints_of(classes[0]))}"  # type: ignore[arg-type] # a class is hashable
         raise UserError(f"{path}={shown(value)}: expected {expected}")
     else:
-        target = max(classes, key=lambda cls: len(value.keys() & hints_of(cls).keys()))
+        target = max(classes, key=lambda cls: len(value.keys() & hints_of(cls).keys()))  # type: ignore[arg-type]
         if issubclass(target, Part):
             raise UserError(f"{path}: its class (_target_) is missing; choose one of the files in conf/")
     node = _Node(path, value, target, named=NamedPart in classes)

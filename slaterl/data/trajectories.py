@@ -128,7 +128,7 @@ def load(path: Path, *, num_items: int | None = None) -> tuple[Trajectories, dic
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: truncated or not a trajectory file ({first_line(error)})") from error
     try:
-        metadata = dict(json.loads(header))
+        metadata = dict(json.loads(header or ""))
         schema, checksum = metadata["schema"], metadata.pop("checksum")
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a trajectory file of slaterl (its header has no metadata)") from error
@@ -157,5 +157,5 @@ def _checksum(header: dict[str, Any], columns: dict[str, Tensor]) -> str:
     for name in sorted(columns):
         column = columns[name]
         digest.update(f"{name} {column.dtype} {list(column.shape)}".encode())
-        digest.update(column.reshape(-1).view(torch.uint8).numpy())
+        digest.update(column.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -53,7 +53,7 @@ class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
         overrides: as on the command line, for example ["env.num_items=200", "click_model=mixPBM"].
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (as in gymnasium.Env)
 
     def __init__(self, *, env: str, overrides: Sequence[str] = ()) -> None:
         self.simulator = _build(env, overrides)
@@ -76,7 +76,7 @@ class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
         """
         if not self._running:
             raise ResetNeeded("step: no episode is running; call reset first")
-        slate = _checked(action, self.action_space.shape, self.simulator.num_items)
+        slate = _checked(action, self.action_space.shape or (), self.simulator.num_items)
         observation, reward, ended = _step(self.simulator, slate[None])
         self._running = not ended
         return _first(observation), float(reward[0]), ended, False, {"hidden": _first(_hidden(self.simulator))}
@@ -93,7 +93,7 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
         env, overrides: see SlateEnv.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(self, num_envs: Count = 1, *, env: str, overrides: Sequence[str] = ()) -> None:
         from slaterl.bounds import Count, checked
@@ -127,7 +127,7 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
         if self._ended:
             observation, info = self.reset()
             return observation, np.zeros(self.num_envs), never, never.copy(), info
-        slates = _checked(actions, self.action_space.shape, self.simulator.num_items)
+        slates = _checked(actions, self.action_space.shape or (), self.simulator.num_items)
         observation, reward, self._ended = _step(self.simulator, slates)
         return observation, reward, np.full(self.num_envs, self._ended), never, self._info()
 
@@ -169,7 +169,9 @@ def _hydra_set_aside() -> Iterator[None]:
     from hydra.version import VersionBase
 
     instances = Singleton._instances  # where initialize() itself keeps one of the three
-    kept = {cls: instances.pop(cls) for cls in (GlobalHydra, JobRuntime, VersionBase) if cls in instances}
+    kept: dict[type, Singleton] = {
+        cls: instances.pop(cls) for cls in (GlobalHydra, JobRuntime, VersionBase) if cls in instances
+    }
     try:
         yield
     finally:
@@ -178,11 +180,12 @@ def _hydra_set_aside() -> Iterator[None]:
         instances.update(kept)
 
 
-def _spaces(simulator: Env) -> tuple[spaces.Dict, spaces.MultiDiscrete]:
+def _spaces(simulator: Env) -> tuple[spaces.Space[Arrays], spaces.MultiDiscrete]:
     """Spaces of one user's observations and actions."""
     items = [simulator.num_items] * simulator.slate_size
     clicks = spaces.MultiBinary(simulator.slate_size)
-    return spaces.Dict({"slate": spaces.MultiDiscrete(items), "clicks": clicks}), spaces.MultiDiscrete(items)
+    observations: Any = spaces.Dict({"slate": spaces.MultiDiscrete(items), "clicks": clicks})
+    return observations, spaces.MultiDiscrete(items)
 
 
 def _new_users(simulator: Env, num_users: int, random: np.random.Generator) -> Observation:

@@ -87,15 +87,17 @@ def fitted_q_evaluation(
 
     with seeded_weights(seed, "fqe weights"):
         sizes = dict(num_items=num_items, slate_size=data.slates.shape[2], item_dim=20, hidden_dim=20)
-        beliefs = nn.ModuleList(GRUBelief(**sizes) for _ in range(members))
-        heads = nn.ModuleList(mlp(20 + agent.ranker.action_dim + 1, [hidden, hidden], 1) for _ in range(members))
+        beliefs = [GRUBelief(**sizes).to(device) for _ in range(members)]
+        networks = [mlp(20 + agent.ranker.action_dim + 1, [hidden, hidden], 1) for _ in range(members)]
     low, high = data.rewards.aminmax()
     with torch.no_grad():
-        for head in heads:  # the data's own mean is the first guess
-            head[-1].bias.copy_(((data.rewards.mean() - low) / (high - low)).nan_to_num(0.5).logit(eps=0.01))
-    beliefs, heads = beliefs.to(device), heads.to(device)
+        for network in networks:  # the first guess is the mean of the data
+            last = network[-1]
+            assert isinstance(last, nn.Linear)
+            last.bias.copy_(((data.rewards.mean() - low) / (high - low)).nan_to_num(0.5).logit(eps=0.01))
+    heads = nn.ModuleList(networks).to(device)
     targets = copy.deepcopy(heads).requires_grad_(False)
-    optimizer = Adam([*beliefs.parameters(), *heads.parameters()], lr=lr, fused=True)
+    optimizer = Adam([*nn.ModuleList(beliefs).parameters(), *heads.parameters()], lr=lr, fused=True)
 
     def values(of: nn.ModuleList, states: Tensor, action: Tensor) -> Tensor:
         """m [M, B, H] at states [M, B, H, 20] and actions [B, H, A]."""
@@ -108,7 +110,7 @@ def fitted_q_evaluation(
     for update in range(updates):
         places = torch.randperm(count, generator=generator, device=device)[:batch_size]
         batch = data[places]
-        states = states_of(list(beliefs), batch)
+        states = states_of(beliefs, batch)
         with torch.no_grad():
             target = batch.rewards.expand(members, -1, -1).clone()
             following = values(targets, states, own[places])[..., 1:]
@@ -126,7 +128,7 @@ def fitted_q_evaluation(
     with torch.no_grad():
         means = []
         for places in torch.arange(count, device=device).split(512):
-            states = states_of(list(beliefs), data[places])
+            states = states_of(beliefs, data[places])
             means.append(values(heads, states, own[places]).mean(2))
         reward = torch.cat(means, dim=1)  # [M, N]
         found = horizon * (weights * reward).sum(1) / weights.sum(1)

@@ -37,7 +37,7 @@ def measure(cfg: DictConfig, env: Env, agent: Any) -> dict[str, Any]:
         per step and validation, memory in megabytes, and the estimated seconds of each stage (estimate_...).
     """
     users = stream(cfg.seed, "benchmark", env.device)
-    sizes = {"num_items": env.num_items, "slate_size": env.slate_size, "generator": users}
+    sizes: dict[str, Any] = {"num_items": env.num_items, "slate_size": env.slate_size, "generator": users}
     random = EpsilonOracle(epsilon=1.0, **sizes)
     logging = EpsilonOracle(epsilon=cfg.logged_data.epsilon, **sizes)
 

@@ -44,7 +44,7 @@ class Product:
 
 def product_of(cfg: DictConfig, stage: str) -> Product:
     """The product of a configuration in a stage, found by the `_target_` of conf/stage/<stage>.yaml."""
-    return get_object(OmegaConf.load(CONF / "stage" / f"{stage}.yaml")["_target_"])(cfg)
+    return get_object(OmegaConf.load(CONF / "stage" / f"{stage}.yaml")._target_)(cfg)
 
 
 def find_or_make(product: Product) -> Run:

@@ -59,9 +59,9 @@ def collect(cfg: DictConfig) -> Product:
                 data, told, ranker = collect_behaviours(dataset, behaviours, checkpoints, env, spec["env"])
             seconds = time.perf_counter() - started
 
-            metadata = {"env": plain(cfg.env), "item_embeddings": env.fingerprint, "behaviours": told}
-            metadata |= {"dataset": dataset.name, "versions": versions()}
-            trajectories.save(run.path / trajectories.FILE, data.compact(env.num_items), metadata)
+            about = {"env": plain(cfg.env), "item_embeddings": env.fingerprint, "behaviours": told}
+            about |= {"dataset": dataset.name, "versions": versions()}
+            trajectories.save(run.path / trajectories.FILE, data.compact(env.num_items), about)
             _, metadata = trajectories.load(run.path / trajectories.FILE, num_items=env.num_items)
 
             expert = online.run.result()["test_return"] if online and online.run.finished else None

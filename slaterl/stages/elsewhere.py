@@ -19,7 +19,7 @@ def env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[s
         return plain(cfg.env)
     node = copy.deepcopy(dict(own))
     for key in given:
-        first, *path, last = key.split(".") if "." in key else (key, None)
+        first, *path, last = key.split(".") if "." in key else (key, "")
         if first == "click_model" and "click_model" not in own:
             raise UserError(f"{key}: env={own['name']} of checkpoint={cfg.checkpoint} has no click model")
         if key == "click_model":

@@ -29,8 +29,13 @@ AUTOSAVE_SECONDS = 120  # the most that a kill may cost between two validations
 class Data(Protocol):
     """What `fit` needs of a data module, in addition to a sized `train_dataloader`."""
 
-    counters: Mapping[str, int]  # progress of the training, logged with every row
-    measures: Mapping[str, float]  # statistics of the data collected since the last row
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Progress of the training, logged with every row."""
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """Statistics of the data collected since the last row."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -50,7 +50,10 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def _misplaced(key: str, chosen: Sequence[str] | Mapping[str, Any]) -> str:
-    files = {file.stem: OmegaConf.load(file).get(file.stem) or {} for file in sorted((CONF / "logger").glob("*.yaml"))}
+    files = {
+        file.stem: OmegaConf.select(OmegaConf.load(file), file.stem) or {}
+        for file in sorted((CONF / "logger").glob("*.yaml"))
+    }
     having = [name for name, node in files.items() if key in node]
     having = [name for name in having if name in chosen] or having
     if not having:

@@ -63,7 +63,7 @@ def make_loggers(cfg: DictConfig, run: Run) -> list[ChosenLogger]:
     if "agent" in run.spec:  # a ranker is pretrained for all agents
         labels["agent"] = cfg.agent.name
     if HydraConfig.initialized():
-        labels["params"] = HydraConfig.get().runtime.choices.params
+        labels["params"] = HydraConfig.get().runtime.choices["params"]
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config = {**values, "run": {**labels, "digest": run.digest}}
     details = RunDetails(run.path, run.path.name, _id_of(run), labels, _sweep_name(), config)
@@ -131,7 +131,7 @@ def _open(one: ChosenLogger, opened: dict[str, Logger], metrics_file: Path, step
         logger = one.make()
         _ = logger.experiment  # type: ignore[attr-defined]  # most loggers start when this is read
         opened[one.name] = logger
-        logger.log_hyperparams(dict(one.config))  # type: ignore[arg-type]
+        logger.log_hyperparams(dict(one.config))
         if isinstance(logger, RunLogger) and step > 0:
             logger.resume(step, list(_rows(metrics_file, step)))
     except Exception as error:

@@ -34,6 +34,7 @@ class ContextWindow(Belief):
 
     def __init__(self, length: int, slate_size: int) -> None:
         super().__init__()
+        self._zeros: Tensor
         self.length, self.slate_size = length, slate_size
         self.state_dim = length * 2 * slate_size + 2
         self.register_buffer("_zeros", torch.zeros(self.state_dim), persistent=False)

@@ -39,6 +39,8 @@ class TD3(LatentAgent):
         policy_delay: updates of the critics for one of the policy.
     """
 
+    actor_loss: Tensor
+
     TERMS: ClassVar = ("loss/critic", "loss/actor", "value/q", "value/target")
 
     def __init__(

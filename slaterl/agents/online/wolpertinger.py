@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from slaterl.agents.heuristics import EpsilonOracle
@@ -44,6 +44,8 @@ class Wolpertinger(SAC):
     """
 
     REFINES: ClassVar = True
+
+    ranker: KHeadArgmax
 
     def __init__(
         self,
@@ -150,7 +152,8 @@ class Wolpertinger(SAC):
         Slot after slot takes the candidate of the largest Q', valued as if it also filled all later slots. The first
         layer is a sum over slots, so a candidate changes it by one row of a table.
         """
-        first, *rest = self.target_critics.members[0]
+        first, *rest = self.target_critics.members[0].children()
+        assert isinstance(first, nn.Linear)
         of_state, of_slots = first.weight.split([state.shape[-1], self.ranker.action_dim], dim=1)
         by_slot = of_slots.unflatten(1, (self.slate_size, -1)).permute(1, 2, 0)  # [S, E, hidden]
         share = self.ranker.item_embeddings @ by_slot  # [S, N, hidden]: an item's share in a slot

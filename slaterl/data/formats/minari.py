@@ -97,7 +97,7 @@ def exported(dataset_id: str, checksum: str) -> Path | None:
 
 
 def _header(data: Trajectories, metadata: dict[str, Any], dataset_id: str, version: str) -> dict[str, Any]:
-    header = {"dataset_id": dataset_id, "minari_version": version, "description": DESCRIPTION}
+    header: dict[str, Any] = {"dataset_id": dataset_id, "minari_version": version, "description": DESCRIPTION}
     header["slaterl"] = json.dumps(metadata)
     if data.policy_id is not None:
         header["slaterl_policy_id"] = data.policy_id.tolist()
