@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,11 +86,12 @@ def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **obje
 
 def simulator(cfg: DictConfig) -> Env:
     """Build the simulator of a configuration. Configurations that agree on it share one in a process."""
-    return _simulator(json.dumps(plain(cfg.env), sort_keys=True), resolve_device(cfg.device))
+    node, spec = (json.dumps(part, sort_keys=True) for part in (plain(cfg.env), env_spec(cfg.env)))
+    return _simulator(node, spec, resolve_device(cfg.device))
 
 
 @lru_cache(maxsize=8)
-def _simulator(node: str, device: torch.device) -> Env:
+def _simulator(node: str, spec: str, device: torch.device) -> Env:
     return build_env(json.loads(node), device)
 
 
@@ -105,7 +107,8 @@ def env_spec(node: DictConfig | Mapping[str, Any], env: Env | None = None) -> di
         return settings
     if env is not None:
         return {**settings, part: env.fingerprint}
-    return {**settings, part: _fingerprint_of(json.dumps(settings[part], sort_keys=True), part)}
+    files = tuple(_state_of(value) for value in settings[part].values() if isinstance(value, str))
+    return {**settings, part: _fingerprint_of(json.dumps(settings[part], sort_keys=True), part, files)}
 
 
 def catalogue_argument(node: Mapping[str, Any]) -> str | None:
@@ -113,8 +116,17 @@ def catalogue_argument(node: Mapping[str, Any]) -> str | None:
     return getattr(get_object(node["_target_"]), "catalogue_argument", None)
 
 
+def _state_of(path: str) -> tuple[int, int] | None:
+    """Time and size of a file, so that a changed file is read again; None if it is no file."""
+    try:
+        found = Path(path).expanduser().stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 @lru_cache(maxsize=64)
-def _fingerprint_of(catalogue: str, part: str) -> str:
+def _fingerprint_of(catalogue: str, part: str, files: tuple[tuple[int, int] | None, ...]) -> str:
     return fingerprint(make(json.loads(catalogue), f"env.{part}"))
 
 

@@ -234,4 +234,4 @@ class Configuration(Section):
     agent: NamedPart
     dataset: DatasetFile | CollectedDataset | MixedDataset
     stage: NamedPart
-    logger: Any = None  # checked by slaterl.training.loggers
+    logger: Any = None  # checked by slaterl.training.logger_settings

@@ -21,7 +21,7 @@ class Record:
         reason: why the run has no result.
         config: the composed configuration; {} if the manifest is damaged.
         result: result.json of a finished run, else {}.
-        task: all settings of the simulator, see build.env_spec.
+        task: all settings of the simulator, see config.build.env_spec.
     """
 
     path: Path

@@ -68,13 +68,13 @@ def _begin(product: Product, begun: dict[Path, Make]) -> None:
         _begin(part, begun)
 
 
-def _find_or_make(product: Product, begun: Mapping[Path, Make]) -> Run:
+def _find_or_make(product: Product, begun: dict[Path, Make]) -> Run:
     run = product.run
     with run.making(product.cfg, {name: part.run for name, part in product.inputs.items()}) as needed:
         if needed:
             for part in product.inputs.values():
                 _find_or_make(part, begun)
-            make = begun[run.path] if run.path in begun else product.begin()  # its files were removed meanwhile
+            make = begun.pop(run.path, None) or product.begin()  # not begun: its files were removed meanwhile
             write_json(run.path / "result.json", {"stage": run.stage, "env": run.env, **make()})
     product.show(run)
     return run

@@ -129,8 +129,8 @@ class Run:
                 "started": before.get("started", _now()),
                 "starts": before.get("starts", 0) + 1,
             }
-            self._write(entry)
             try:
+                self._write(entry)
                 yield True
             except Interrupted as error:
                 self._write({**entry, "status": "interrupted", "reason": str(error), "ended": _now()})

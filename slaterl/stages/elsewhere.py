@@ -27,9 +27,14 @@ def env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[s
         elif first == "click_model" and "click_model" not in given:
             node["click_model"][last] = OmegaConf.select(cfg, key)
         elif first == "env":
-            inner = node
+            inner: Any = node
             for name in path:
-                inner = inner[name]
+                inner = inner.get(name) if isinstance(inner, dict) else None
+            if not isinstance(inner, dict) or last not in inner:
+                raise UserError(
+                    f"{key}: env={own['name']} of checkpoint={cfg.checkpoint} has no such setting; to change its own "
+                    f"settings, give env={own['name']} as well"
+                )
             inner[last] = OmegaConf.select(cfg, key)
     for part, settings in own.items():  # a part that repeats a setting of the environment keeps repeating it
         for name in settings if isinstance(settings, Mapping) else ():
@@ -63,7 +68,7 @@ def env_spec_elsewhere(
     there = spec[catalogue_argument(node) or "_target_"]
     if there != known and not cfg.force:
         raise UserError(
-            f"checkpoint={cfg.checkpoint}: learned on the item embeddings {known} of {own['name']}; env={node['name']} "
-            f"has {there}, where its slates mean something else; force=true evaluates anyway"
+            f"checkpoint={cfg.checkpoint}: learned with the items {known} of {own['name']}; env={node['name']} has "
+            f"{there}, where its slates mean something else; force=true evaluates anyway"
         )
     return spec, {}

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from slaterl.config.build import env_spec, make_with, plain, resolve_device, settings_of
+from slaterl.config.build import make_with, plain, resolve_device, settings_of
 from slaterl.config.dataset import source_of
 from slaterl.data import trajectories
 from slaterl.errors import UserError
@@ -88,7 +88,7 @@ def mf(cfg: DictConfig) -> Product:
             plot_curves(run.path / "curves.png", run.path / "metrics.csv", CURVES)
             losses = learner.validate(clicks.held_out, seed)
             return {
-                "item_embeddings": env_spec(cfg.env)["item_embeddings"],
+                "item_embeddings": metadata["item_embeddings"],
                 "logged_data": logged.run.digest,
                 "logged_data_checksum": metadata["checksum"],
                 "ranker_seed": seed,

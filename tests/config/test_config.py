@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.bounds import hints_of
-from slaterl.config.build import build_agent, build_env, plain, resolve_device
+from slaterl.config.build import build_agent, build_env, env_spec, plain, resolve_device, simulator
 from slaterl.config.check import check_config
 from slaterl.config.sections import Configuration, Section
+from slaterl.envs.catalog import generate
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.paths import CONF
@@ -101,7 +103,10 @@ def misspelt(key: str) -> str:
 
 
 def typos() -> list[Any]:
-    return [(group, name, key) for group, name in PRESETS for key in keys_of(group, name)[0]]
+    own = [(group, name, key) for group, name in PRESETS for key in keys_of(group, name)[0]]
+    # files that others build on, by one of these
+    shared = [("agent", "td3_bc", "base/offline_actor_critic"), ("dataset", "medium", "base/collected")]
+    return own + [(group, name, key) for group, name, base in shared for key in keys_of(group, base)[0]]
 
 
 @pytest.mark.parametrize(("group", "name", "key"), typos())
@@ -473,3 +478,16 @@ def test_click_model_is_named_as_it_is_set(node: dict[str, Any], path: str) -> N
 def test_sections_and_parts_that_cannot_be(overrides: tuple[str, ...], values: dict[str, Any], said: str) -> None:
     text = refused(config(*overrides, **values))
     assert text.startswith(said) and "\n" not in text
+
+
+def test_changed_file_of_items_is_read_again(tmp_path: Path) -> None:
+    """Names of runs hold the content of the file, not its path."""
+    file = tmp_path / "items.pt"
+    cfg = config("env.item_embeddings.path=" + str(file))
+    items = generate(cfg.env.num_items, cfg.env.num_topics, cfg.env.topic_size, 1.0, seed=1)
+    torch.save(items, file)
+    first, env = env_spec(cfg.env), simulator(cfg)
+    assert first == env_spec(cfg.env) and simulator(cfg) is env
+    torch.save(items.flip(0), file)
+    os.utime(file, ns=(1, 1))  # a file system with coarse times
+    assert first != env_spec(cfg.env) and simulator(cfg) is not env

@@ -62,6 +62,7 @@ def home(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (best,) = home.glob("online/toy/sac-*/best.ckpt")
     run(folder, home, "stage=evaluate", f"checkpoint={best}")
     run(folder, home, "stage=evaluate", "agent=random")
+    run(folder, home, "stage=mf", "item_embeddings=mf", "item_embeddings.epochs=1")
     for dataset in ("random", "expert"):
         run(folder, home, "stage=collect", f"dataset={dataset}")
         run(folder, home, "stage=offline", "agent=td3_bc", f"dataset={dataset}")
@@ -276,3 +277,8 @@ def test_sizes_that_cannot_be(size: str) -> None:
     node = {"_target_": "tests.envs.toy.Toy", "name": "toy", "period": 5, "bonus": 1.0, **sizes}
     with pytest.raises(UserError, match=rf"env\.{size}=0"):
         build_env(node, torch.device("cpu"))
+
+
+def test_factors_of_its_clicks(home: Path) -> None:
+    """They are named by the items that were logged, not by a catalogue that the environment does not have."""
+    assert result(home, "mf/toy/*")["item_embeddings"] == result(home, "log_data/toy/*")["item_embeddings"]

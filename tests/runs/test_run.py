@@ -315,3 +315,17 @@ def test_command_of_a_job_is_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
     make(run)
     assert run.manifest["command"][1:] == ["scale=smoke", "seed=2"]
+
+
+def test_signal_while_the_manifest_is_first_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest that says running, without a process, would be that of a killed run."""
+
+    def interrupted(path: Path, value: Any) -> None:
+        write_json(path, value)
+        monkeypatch.undo()
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("slaterl.runs.run.write_json", interrupted)
+    with pytest.raises(Interrupted):
+        make(run)
+    assert run.manifest["status"] == "interrupted"

@@ -10,6 +10,7 @@ import torch
 
 from slaterl.agents.loading import load_policy, policy_of
 from slaterl.config.build import build_env, plain
+from slaterl.errors import UserError
 from slaterl.report.find import find
 from slaterl.report.records import name_methods
 from slaterl.run import run_stage
@@ -84,3 +85,10 @@ def test_agent_acts_elsewhere_as_it_learned(tmp_path: Path, monkeypatch: pytest.
     run_stage(compose_config("stage=evaluate", f"checkpoint={file}", "force=true", "device=cpu", *elsewhere, home))
     (result,) = (read_json(path) for path in tmp_path.glob("evaluate/*/*/result.json"))
     assert 0 <= result["test_return"] <= 28
+
+
+@pytest.mark.parametrize("key", ["env.no_such_setting", "env.no_such_part.seed", "env.item_embeddings.no_such_setting"])
+def test_setting_that_the_checkpoints_environment_does_not_have(key: str) -> None:
+    own = plain(compose_config("env=diffuse_mix").env)
+    with pytest.raises(UserError, match=rf"{key}: env=diffuse_mix of checkpoint=.* has no such setting"):
+        env_node(compose_config("stage=evaluate", "checkpoint=x"), own, {key})

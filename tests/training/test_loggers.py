@@ -159,7 +159,7 @@ def test_mistakes_are_named(overrides: list[str], message: str) -> None:
     assert str(raised.value).startswith(message)
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+@pytest.mark.parametrize("name", ["swanlab", "tensorboard", "wandb", "mlflow"])
 def test_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for module in [module for module in sys.modules if module.split(".")[0] == name]:
         monkeypatch.delitem(sys.modules, module)
