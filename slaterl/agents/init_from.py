@@ -15,7 +15,7 @@ from slaterl.errors import UserError
 def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
     """Copy a checkpoint's networks into an untrained agent: policy, critics, their beliefs and targets.
 
-    Networks that the checkpoint lacks stay as they are, for example the critics after behaviour cloning.
+    Networks that the checkpoint lacks stay untrained, for example the critics after behaviour cloning.
 
     Args:
         agent: the agent to start.
@@ -35,7 +35,7 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
         if there != here and _shape(given, "actor.0.weight")[1:] == _shape(own, "actor.0.weight")[1:]:
             fitting = "td3" if there == "actions" else "sac"
             raise UserError(
-                f"init_from={source}: the policy of agent={name} gives {there}, this agent's gives {here}; "
+                f"init_from={source}: the policy of agent={name} returns {there}, but this agent needs {here}; "
                 f"agent={fitting} can start from it"
             )
     shared = {part for part in _parts(networks) if part in _parts(given)}
@@ -43,7 +43,7 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
         there, here = (list(where[key].shape) if key in where else None for where in (given, own))
         if there != here:
             raise UserError(
-                f"init_from={source}: {key} is {there} there and {here} here; give the settings of that agent={name} "
+                f"init_from={source}: {key} is {there} there, but {here} here; give the settings of that agent={name} "
                 "(agent.q_hidden, agent.pi_hidden, agent.num_critics, belief.hidden_dim, ranker)"
             )
     agent.load_state_dict(own | {key: given[key] for key in networks & set(given)})

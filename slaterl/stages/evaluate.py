@@ -38,10 +38,10 @@ from slaterl.training import checkpoints
 
 
 def evaluate(cfg: DictConfig) -> Product:
-    """The evaluation of `checkpoint`, or of `agent` if no checkpoint is given.
+    """Return the evaluation of `checkpoint`, or of `agent` if no checkpoint is given.
 
-    A checkpoint has its environment, its seed and its number of test users; what the command line says of these is
-    used instead. With evaluation=fqe the return is estimated from a dataset, see evaluation/estimates.py.
+    A checkpoint knows its environment, seed and number of test users; the command line overrides them. With
+    evaluation=fqe the return is estimated from a dataset, see evaluation/estimates.py.
     """
     if cfg.evaluation == "fqe":
         return estimates(cfg)
@@ -52,7 +52,7 @@ def _of_agent(cfg: DictConfig) -> Product:
     target = get_object(cfg.agent["_target_"])
     if hasattr(target, "update"):
         raise UserError(f"checkpoint: agent={cfg.agent.name} learns, so evaluating it needs checkpoint=<path>")
-    by_ranker = "ranker" in parameters_of(target) and cfg.agent.get("slate") is None  # the decode of latent 0
+    by_ranker = "ranker" in parameters_of(target) and cfg.agent.get("slate") is None  # it decodes latent 0
     inputs = agent_inputs(cfg) if by_ranker else {}
     spec = {"agent": settings_of(cfg.agent), **(ranker_spec(cfg, inputs) if inputs else {})}
     spec |= {"env": env_spec(cfg.env), "seed": cfg.seed, "users": cfg.test_users}
@@ -75,7 +75,7 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
     file, given = Path(cfg.checkpoint), given_keys()
     for key in (*AGENT_NODES, "params"):
         if any(name.split(".")[0] == key for name in given):
-            raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
+            raise UserError(f"{key}: checkpoint={file} has its own; leave it out")
     state = checkpoints.load(file, "agent")
     config, step = state["config"], state["learner"]["step"]
     node = _env_node(cfg, config["env"], given)
@@ -118,7 +118,7 @@ def _show(run: Run) -> None:
 
 
 def _env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[str, Any]:
-    """The checkpoint's environment with the command line's changes, or another environment as a whole."""
+    """Return the checkpoint's environment with the command line's changes, or another environment as a whole."""
     if "env" in given:
         return plain(cfg.env)
     node = copy.deepcopy(dict(own))
@@ -145,10 +145,10 @@ def _env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[
 def _spec_elsewhere(
     cfg: DictConfig, node: dict[str, Any], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What determines an environment in which a checkpoint's agent acts, and the parts that the checkpoint gives it.
+    """Return the spec of an environment for a checkpoint's agent, and the parts that the checkpoint gives to it.
 
     Raises:
-        UserError: the agent cannot act there: its slates have other items or another size.
+        UserError: the agent cannot act there, because its slates have other items or another size.
     """
     own = config["env"]
     sizes = [(where["num_items"], where["slate_size"]) for where in (own, node)]
@@ -157,7 +157,7 @@ def _spec_elsewhere(
             f"checkpoint={cfg.checkpoint}: made for {sizes[0][0]} items and slates of {sizes[0][1]}, "
             f"not for {sizes[1][0]} items and slates of {sizes[1][1]}"
         )
-    # item ids mean the same where catalogues are equal; without a catalogue, in environments of one class
+    # item ids mean the same if catalogues are equal; without catalogues, if the environments are of one class
     known, part = own["_target_"], catalogue_argument(own)
     if part is not None:
         known = fingerprint(config["catalogue"])
@@ -168,6 +168,6 @@ def _spec_elsewhere(
     if there != known and not cfg.force:
         raise UserError(
             f"checkpoint={cfg.checkpoint}: learned on the item embeddings {known} of {own['name']}; env={node['name']} "
-            f"has {there}, where its slates mean something else; force=true evaluates anyway"
+            f"has {there}, so its slates mean something else there; force=true evaluates anyway"
         )
     return spec, {}
