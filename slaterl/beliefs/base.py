@@ -33,7 +33,7 @@ class Belief(nn.Module):
 
     @classmethod
     def read(cls, beliefs: Sequence[Belief], batch: Trajectories) -> Tensor:
-        """Return the states of n beliefs of this class at the start of each turn of B trajectories, [n, B, H, state]."""
+        """Return the states of n beliefs of this class before each turn of B trajectories, [n, B, H, state]."""
         raise NotImplementedError
 
 

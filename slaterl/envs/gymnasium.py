@@ -45,8 +45,8 @@ class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
     """One user, who is shown a slate in each turn. In TopicRec the reward is the number of clicks.
 
     Observation: `slate` (item ids) and `clicks`, [S] each. Action: the item ids of the next slate, [S]. The horizon is
-    part of the task, so an episode ends in `terminated`, never in `truncated`. `info["hidden"]` holds the state that no policy
-    may see, in TopicRec `bored` [K] and `user` [D].
+    part of the task, so an episode ends in `terminated`, never in `truncated`. `info["hidden"]` holds the state that
+    no policy may see, in TopicRec `bored` [K] and `user` [D].
 
     Args:
         env: name of a file in conf/env.

@@ -200,7 +200,7 @@ class TopicRec(Env):
 
         Returns:
             the observation (with the slate as shown), the number of clicks [B] float, and whether the episode ended.
-            It ends for all users together. The horizon is part of the task, so this is a terminal state, not a truncation.
+            It ends for all users together. The horizon is part of the task, so this is a termination, not a truncation.
 
         Raises:
             UserError: an item id out of range (only checked on the CPU).
@@ -296,6 +296,6 @@ class TopicRec(Env):
         self.state.embedding = user
 
     def _last_clicked(self, clicks: Tensor, topics: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the topic [B] of the last clicked item (meaningless without clicks), and whether there was a click [B]."""
+        """Return the topic [B] of the last clicked item, meaningless without clicks, and whether there was one [B]."""
         last = torch.where(clicks, self._ranks, -1).amax(1)
         return topics.gather(1, last.clamp(min=0).unsqueeze(1)).squeeze(1), last >= 0

@@ -57,7 +57,7 @@ def _records(cfg: DictConfig, root: Path) -> list[Record]:
     records = find(patterns, root)  # type: ignore[arg-type]
     if not any(record.result for record in records):
         damaged = [f"; {record.reason}" for record in records if record.status == "damaged"]
-        nothing = f"report.runs={patterns}: none of {len(records)} runs there is finished"
+        nothing = f"report.runs={patterns}: none of its {len(records)} runs is finished"
         raise UserError(nothing + "".join(damaged[:1]))
     return records
 

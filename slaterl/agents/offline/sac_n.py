@@ -81,8 +81,8 @@ class SACN(OfflineActorCritic):
 class EDAC(SACN):
     """SAC-N with critics whose gradients by the action are kept diverse, so that few critics suffice.
 
-    The critics minimise the sum of their squared errors plus eta / (N - 1) * sum_{i != j} cos(dQ_i/da, dQ_j/da)
-    (algorithm 1 of the paper). The logged loss is this sum divided by N.
+    The critics minimise their summed squared errors + eta / (N - 1) * sum_{i != j} cos(dQ_i/da, dQ_j/da), algorithm 1
+    of the paper. The logged loss is this sum divided by N.
 
     Args:
         eta: weight of the cosine similarities.
