@@ -85,7 +85,7 @@ class LatentAgent(Agent):
     """An agent that acts in the latent space of a ranker. A subclass gives `actor_belief`, `action` and `update`.
 
     Attributes:
-        ranker: frozen, and part of the state dict, so that a checkpoint holds all that acting needs.
+        ranker: frozen, and part of the state dict, so that a checkpoint is all that acting needs.
         REFINES: whether the agent changes the slates that the ranker makes from its actions.
     """
 

@@ -67,7 +67,7 @@ def _shape(state: Mapping[str, Tensor], key: str) -> list[int]:
 
 
 def _gives(state: Mapping[str, Tensor], action_dim: int) -> str:
-    """Say what the policy of a state dict returns."""
+    """Describe the outputs of the policy in a state dict."""
     outputs = len([value for key, value in state.items() if key.startswith("actor.")][-1])
     return "actions" if outputs == action_dim else "means and deviations"
 

@@ -21,7 +21,7 @@ class GRUBelief(Belief):
     """Belief state h_t [B, H] after observations 0..t, with its own item embeddings.
 
     The input of turn t is the item embedding and the click of each slot, S * (E + 1) numbers. Equations, parameter
-    names, shapes and initialisation are those of torch.nn.GRU. Training (`forward`) and acting (`step`) run the same
+    names, shapes and initialisation match torch.nn.GRU. Training (`forward`) and acting (`step`) run the same
     code.
 
     Args:

@@ -149,7 +149,7 @@ def _warnings(card: Mapping[str, Any]) -> list[str]:
     elif oracle is not None and oracle > expert:
         found.append(f"The expert's mean return of {expert:.1f} is below the short-term oracle's {oracle:.1f}.")
     if random is not None and mean < random:
-        found.append(f"The mean return of the data, {mean:.1f}, is below that of random slates, {random:.1f}.")
+        found.append(f"The mean return of the data, {mean:.1f}, is below the return of random slates, {random:.1f}.")
     for part in card["behaviours"]:
         if part["items"]["shown"] < 2 * card["slate_size"]:
             few = f"shows only {part['items']['shown']} different items in slates of {card['slate_size']}"

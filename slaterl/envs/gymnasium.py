@@ -42,7 +42,7 @@ def register() -> None:
 
 
 class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
-    """One user, who is shown a slate in each turn. In TopicRec the reward is the number of clicks.
+    """One user, who sees a slate in each turn. In TopicRec the reward is the number of clicks.
 
     Observation: `slate` (item ids) and `clicks`, [S] each. Action: the item ids of the next slate, [S]. The horizon is
     part of the task, so an episode ends in `terminated`, never in `truncated`. `info["hidden"]` holds the state that

@@ -255,7 +255,7 @@ class TopicRec(Env):
         return relevance * self.examination
 
     def _next_timer(self) -> Tensor:
-        """Run the timers [B, K] down by one turn, then start those of topics with too many clicks in the log."""
+        """Run the timers [B, K] down by one turn, then start the timers of topics with too many clicks in the log."""
         state = self.state
         timer = (state.timer - 1).clamp_(min=0)
         starts = (state.log.counts() >= self.boredom_threshold) & (timer == 0)

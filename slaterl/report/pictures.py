@@ -42,7 +42,7 @@ class Picture:
 
 
 def draw(records: list[Record], runs: pd.DataFrame, users: int) -> list[Picture]:
-    """Draw learning curves, the grid of GeMS' weights, and the episodes of each environment, as far as runs have them.
+    """Draw learning curves, the grid of GeMS' weights, and the episodes of each environment.
 
     Args:
         runs: one row for each finished run, see `tables.results`.
