@@ -32,7 +32,7 @@ def listening(listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
 
 
 def tell(**facts: Any) -> None:
-    """Tell all listeners new facts about the run: its folder; title, done, total and unit; score."""
+    """Send new facts about the run to all listeners: its folder; title, done, total and unit; score."""
     for listener in _listeners:
         listener(facts)
 
@@ -53,7 +53,7 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Show
 
     Args:
         unit: what is counted, in the plural ("steps").
-        start: how much a resumed run had done before.
+        start: how much a resumed run has already done.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -75,7 +75,7 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Show
 
 def note(message: str) -> None:
     """Print one line."""
-    console.print(message, markup=False, soft_wrap=True)  # an unbroken path can be copied
+    console.print(message, markup=False, soft_wrap=True)  # so that a path can be copied in one piece
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

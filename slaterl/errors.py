@@ -27,7 +27,7 @@ class Interrupted(BaseException):
 
     @property
     def outcome(self) -> str:
-        """The message for the user. A second signal says less than the one that is ending the run."""
+        """The message for the user. A second signal gives way to the message of the first."""
         error: BaseException | None = self
         while error is not None:
             if isinstance(error, Interrupted) and error.saved:

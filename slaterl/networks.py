@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-# A smaller deviation changes no slate, and dimensions that hardly vary would outweigh all others.
+# A smaller deviation changes no slate, and dimensions that hardly vary would dominate all others.
 LOG_STD_OF_DATA = -2.0
 EDGE = 1 - 1e-4  # recorded actions are clipped to this, because tanh never reaches 1
 
@@ -54,7 +54,7 @@ def polyak(online: nn.Module, target: nn.Module, tau: float) -> None:
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep gradients from the module's parameters in all that is computed inside the block."""
+    """Inside the block, compute no gradients for the module's parameters."""
     module.requires_grad_(False)
     try:
         yield
@@ -65,7 +65,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def gaussian_action(parameters: Tensor, generator: torch.Generator | None) -> Tensor:
     """Act by a tanh-Gaussian: means and log-deviations [..., 2A] -> actions [..., A] in [-1, 1].
 
-    Without a generator it is the tanh of the mean, else a draw.
+    Without a generator, return the tanh of the mean; with one, draw.
     """
     return (parameters.chunk(2, dim=-1)[0] if generator is None else draw(parameters, generator)[0]).tanh()
 
@@ -73,8 +73,8 @@ def gaussian_action(parameters: Tensor, generator: torch.Generator | None) -> Te
 def tanh_gaussian(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw actions [..., A] in [-1, 1] from means and log-deviations [..., 2A], with their log-probabilities [...].
 
-    The draws are reparameterised. log pi(a) = log N(x) - log(1 - tanh(x)^2), summed over the action (arXiv 1812.05905,
-    appendix C), in a form that keeps its precision where tanh saturates.
+    The draws are reparameterised. log pi(a) = log N(x) - log(1 - tanh(x)^2), summed over the action
+    (arXiv 1812.05905, appendix C). The form used here stays precise where tanh saturates.
     """
     raw, noise, log_std = draw(parameters, generator)
     return raw.tanh(), _log_density(raw, noise, log_std)

@@ -1,4 +1,4 @@
-"""Standard output and standard error that no character and no reader can make fail."""
+"""Standard output and standard error that never fail, whatever the character and even without a reader."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 def set_up() -> None:
     """Replace sys.stdout and sys.stderr by streams that take any text and outlive their readers.
 
-    An ASCII stream becomes UTF-8, as in Python's UTF-8 mode: nobody chooses ASCII, it stands for "no locale is set".
+    An ASCII stream becomes UTF-8, as in Python's UTF-8 mode: ASCII only means that no locale is set.
     Every other encoding stays, and shows characters that it lacks as escapes.
     """
     sys.stdout, sys.stderr = _robust(sys.stdout), _robust(sys.stderr)
 
 
 class _Descriptor(io.FileIO):
-    """A file descriptor that discards what is written after its pipe or terminal is closed."""
+    """A file descriptor that discards all writes after its pipe or terminal is closed."""
 
     def write(self, data: Any) -> Any:
         try:
@@ -35,7 +35,7 @@ class _Descriptor(io.FileIO):
 
 
 def _robust(stream: Any) -> Any:
-    """The stream itself if it is not a descriptor's: closed, replaced by a test, or a Windows console."""
+    """Wrap a stream. Return it unchanged if it has no descriptor: closed, replaced by a test, or a Windows console."""
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)  # python -u has no buffer in between
     if type(raw) is not io.FileIO or raw.fileno() not in (1, 2):
@@ -46,7 +46,7 @@ def _robust(stream: Any) -> Any:
     return io.TextIOWrapper(
         descriptor if raw is buffer else io.BufferedWriter(descriptor),
         encoding="utf-8" if plain else stream.encoding,
-        errors="surrogateescape" if plain else "backslashreplace",  # the bytes of a path stay what they are
+        errors="surrogateescape" if plain else "backslashreplace",  # keeps the bytes of a path
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

@@ -30,7 +30,7 @@ class Policy(Protocol):
     """
 
     def reset(self, num_users: int) -> None:
-        """Forget everything, because B new users come."""
+        """Forget the previous users; B new users arrive."""
 
     def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
         """Choose each user's next slate, given the last slate and its clicks."""
@@ -65,7 +65,7 @@ def rollout(
     privileged = getattr(policy, "sees_hidden", False)
     if (hidden or privileged) and env.hidden_columns is None:
         needed = "dataset.hidden=true, belief=none and agents that see the simulator need it"
-        raise UserError(f"env={env.name}: this environment does not tell its users' hidden state; {needed}")
+        raise UserError(f"env={env.name}: this environment does not reveal its users' hidden state; {needed}")
     observation = env.reset(num_users, generator=generator)
     policy.reset(num_users)
     frames = (num_users, horizon + 1, env.slate_size)

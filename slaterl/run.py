@@ -26,8 +26,8 @@ from slaterl.config.listing import as_help
 from slaterl.config.quoting import explain_quoting
 from slaterl.paths import CONF
 
-# Read when torch is imported. GNU OpenMP's threads spin for milliseconds while they wait for each other, so that an
-# update takes 20 times as long where another process wants their core; a shorter spin costs nothing on a free one.
+# Read when torch is imported. GNU OpenMP's threads spin for milliseconds while they wait for each other, so an
+# update takes 20 times as long if another process wants their core. A shorter spin costs nothing on a free core.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 OmegaConf.register_new_resolver("choices", as_help, replace=True)  # what --help shows
@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> float | None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         if sweep:
-            raise CompactHydraException(str(error)) from None  # the other jobs go on, and the launcher tells at the end
+            raise CompactHydraException(str(error)) from None  # other jobs continue; the launcher reports it later
         sys.exit(2)
     except Interrupted as error:
         print(f"interrupted by signal {error.signum}: {error.outcome}", file=sys.stderr)
@@ -64,13 +64,13 @@ def main(cfg: DictConfig) -> float | None:
             requeue()
         sys.exit(128 + error.signum)
     except Exception:
-        if sweep:  # Hydra keeps it to itself until all jobs are over
+        if sweep:  # Hydra reports it only after all jobs
             traceback.print_exc()
         raise
 
 
 def run_stage(cfg: DictConfig) -> float | None:
-    """Check the configuration and run its stage. Returns the validation return where there is one, for tuners."""
+    """Check the configuration and run its stage. Returns the validation return, if the stage has one, for tuners."""
     from hydra.utils import get_object
 
     from slaterl.config.check import check_config, given_keys
@@ -80,7 +80,7 @@ def run_stage(cfg: DictConfig) -> float | None:
 
     check_loggers(cfg)
     check_config(cfg, given=given_keys())
-    # an empty SLATERL_HOME is none
+    # an empty SLATERL_HOME counts as unset
     cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
     prepare(cfg.threads)
     product = get_object(cfg.stage["_target_"])(cfg)

@@ -10,7 +10,7 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _ONE_GIBIBYTE = 1 << 30
-_32_MEBIBYTES = 32 << 20  # the largest M_MMAP_THRESHOLD that older versions of glibc take
+_32_MEBIBYTES = 32 << 20  # the largest M_MMAP_THRESHOLD that older versions of glibc accept
 
 
 def prepare(threads: int) -> None:

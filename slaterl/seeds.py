@@ -1,4 +1,4 @@
-"""One seed, many independent streams of random numbers."""
+"""Derive many independent streams of random numbers from one seed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 
 def stream_seed(seed: int, name: str) -> int:
-    """The seed of the stream `name`, independent of the other streams and of the order in which they are made."""
+    """Return the seed of the stream `name`, independent of the other streams and of the order of their creation."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
 def stream(seed: int, name: str, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator on the device for the stream `name`."""
+    """Return a generator on the device for the stream `name`."""
     return torch.Generator(device=device).manual_seed(stream_seed(seed, name))
 
 

@@ -50,7 +50,7 @@ class LocalGpus(Launcher):
         slots = slots[: len(job_overrides)]
         for slot in slots:
             slot.submit(_warm_up)  # imports torch while the configurations are composed
-        # first, so that the user's own settings can override it
+        # first, so that the user's settings override it
         job_overrides = [[f"threads={threads}", *overrides] for overrides in job_overrides]
         configs = compose_jobs(self, job_overrides, initial_job_idx)
         announce_jobs(self, configs, initial_job_idx)
@@ -120,7 +120,7 @@ class _Queue:
                 mark_killed(self.folders[index], reason)
                 self.returns[index] = lost(self.configs[index], reason)
             if error is not None or self.returns[index].status.name != "COMPLETED":
-                slot.end()  # after a crash or a GPU error, do not trust the process
+                slot.end()  # after a crash or a GPU error the process cannot be trusted
 
     def _stop(self) -> None:
         """Let running jobs save and end. A second Ctrl-C kills them."""
@@ -132,7 +132,7 @@ class _Queue:
         note("stopping: running jobs save a checkpoint; Ctrl-C again kills them")
         started = [future for future, (_, index) in self.busy.items() if "pid" in read_job(self.folders[index]).record]
         for future in started:
-            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            with contextlib.suppress(ProcessLookupError):  # it has already ended
                 os.kill(read_job(self.folders[self.busy[future][1]]).record["pid"], signal.SIGTERM)
         with contextlib.suppress(KeyboardInterrupt):
             wait(started)
@@ -140,7 +140,7 @@ class _Queue:
         sys.exit(128 + self.signum)
 
     def _as_ctrl_c(self) -> dict[int, Any]:
-        """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does. Returns the previous handlers."""
+        """Treat SIGTERM and SIGHUP (a closed terminal) like Ctrl-C. Returns the previous handlers."""
         from slaterl.runs.signals import HANGUP, first_only
 
         def handle(signum: int, frame: Any) -> None:

@@ -17,13 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 POLL_SECONDS = 2.0
 _GOING_ON = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD"}
 # How long after its end a job without a result counts as lost. A requeued job shows its old state for a while. On a
-# shared file system a result of another machine can appear a minute late. SLURM forgets jobs that ended.
+# shared file system a result from another machine can appear a minute late. SLURM forgets jobs that ended.
 _PATIENCE_SECONDS = {"COMPLETED": 120.0, "UNKNOWN": 120.0}
 _PATIENCE_SECONDS_ELSE = 15.0
 
 
 class Slurm(SlurmLauncher):
-    """hydra-submitit-launcher's, but a killed job does not end the watching of the others."""
+    """hydra-submitit-launcher, but if a job is killed, the launcher keeps watching the others."""
 
     def setup(self, **context: Any) -> None:
         from slaterl.sweeps.launch import check_folder
@@ -53,7 +53,7 @@ class Slurm(SlurmLauncher):
         try:
             returns = self._watch(jobs, configs, initial_job_idx)
         except KeyboardInterrupt:
-            note(f"the jobs go on: stage=status status.sweep={folder} shows them, scancel {array} ends them")
+            note(f"the jobs keep running: stage=status status.sweep={folder} shows them, scancel {array} ends them")
             sys.exit(130)
         return conclude(self, returns, initial_job_idx)
 
@@ -68,7 +68,7 @@ class Slurm(SlurmLauncher):
         return executor
 
     def _watch(self, jobs: Sequence[Any], configs: Sequence[DictConfig], first: int) -> list[JobReturn]:
-        """Wait for every job's result, or until SLURM says that there will be none."""
+        """Wait for every job's result, or until SLURM reports that it ended without one."""
         from slaterl.sweeps.launch import lost, mark_killed, sweep_folder
         from slaterl.sweeps.table import Watch
 
@@ -98,7 +98,7 @@ class Slurm(SlurmLauncher):
 
 
 def _check(launcher: Slurm, configs: Sequence[DictConfig], params: Mapping[str, Any]) -> None:
-    """Report mistakes now rather than after hours in a queue."""
+    """Report mistakes now rather than after hours in the queue."""
     from slaterl.config.check import check_config, keys_of
     from slaterl.errors import UserError
     from slaterl.sweeps.launch import refuse
@@ -113,18 +113,18 @@ def _check(launcher: Slurm, configs: Sequence[DictConfig], params: Mapping[str, 
 
 
 def check_times(timeout_min: int, signal_delay_s: int) -> None:
-    """Raise UserError if SLURM would announce the time limit as soon as a job starts, which would end every start."""
+    """Raise UserError if SLURM would announce the time limit as soon as a job starts, which would end every job."""
     from slaterl.errors import UserError
 
     if signal_delay_s >= 60 * timeout_min:
-        limit = f"timeout_min={timeout_min}, the {60 * timeout_min} s of one start"
+        limit = f"timeout_min={timeout_min}, which is {60 * timeout_min} s"
         raise UserError(f"hydra.launcher.signal_delay_s={signal_delay_s}: must be less than {limit}")
 
 
 def _states() -> dict[str, str] | None:
-    """States of the user's jobs by id, recently ended ones included; None if SLURM does not answer.
+    """Return the states of the user's jobs by id, including recently ended jobs; None if SLURM does not answer.
 
-    Read from squeue, since sacct needs an accounting database.
+    They come from squeue, because sacct needs an accounting database.
     """
     command = ["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T"]
     listed = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")

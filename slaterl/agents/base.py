@@ -23,10 +23,10 @@ class Agent(Learner):
 
     Attributes:
         LEARNS_FROM: the simulator or a dataset.
-        ON_POLICY: whether an update takes the newest trajectories, each once, instead of the replay buffer's.
-        SEES_SIMULATOR: whether the agent itself reads the simulator's hidden state, whatever its belief reads.
+        ON_POLICY: whether an update takes the newest trajectories, each once, instead of samples of the replay buffer.
+        SEES_SIMULATOR: whether the agent itself, not its belief, reads the simulator's hidden state.
         MIN_TURNS: shortest episode that the agent can learn from, in turns.
-        CREDITS_CLICKS: whether it learns from clicks on items, so that it needs a reward that is the number of clicks.
+        CREDITS_CLICKS: whether it learns from clicks on items, so that the reward must be the number of clicks.
         explores: whether acting with a generator differs from acting without one.
         acting_belief: the belief that the policy reads.
     """
@@ -62,7 +62,7 @@ class Agent(Learner):
         raise NotImplementedError
 
     def steps_in(self, batch: object) -> int:
-        """Count an update's steps. A step is one trajectory: on policy the batch's, else one for each update."""
+        """Count an update's steps: on policy, the trajectories of the batch; otherwise one step."""
         return len(batch) if self.ON_POLICY else 1  # type: ignore[arg-type]
 
 
@@ -85,8 +85,8 @@ class LatentAgent(Agent):
     """An agent that acts in the latent space of a ranker. A subclass gives `actor_belief`, `action` and `update`.
 
     Attributes:
-        ranker: frozen, and part of the state dict, so that a checkpoint holds all that acting needs.
-        REFINES: whether the agent shows other slates than the ranker makes of its actions.
+        ranker: frozen, and part of the state dict, so that a checkpoint is all that acting needs.
+        REFINES: whether the agent changes the slates that the ranker makes from its actions.
     """
 
     REFINES: ClassVar[bool] = False
@@ -102,7 +102,7 @@ class LatentAgent(Agent):
         return self.actor_belief
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Map belief states [..., state] to actions [..., A] in [-1, 1]. Without a generator they are deterministic."""
+        """Map belief states [..., state] to actions [..., A] in [-1, 1]. Without a generator, act deterministically."""
         raise NotImplementedError
 
     def decide(

@@ -36,16 +36,16 @@ def collect_behaviours(
     """Collect the trajectories of each behaviour in turn.
 
     Args:
-        dataset: its node: trajectories, num_envs, seed, hidden, actions.
-        behaviours: their nodes, by name.
-        checkpoint_of: the checkpoint of each behaviour; None for random slates.
+        dataset: node with trajectories, num_envs, seed, hidden and actions.
+        behaviours: nodes of the behaviours, by name.
+        checkpoint_of: returns the checkpoint of a behaviour; None for random slates.
         spec: everything that determines the environment (config.build.env_spec).
 
     Returns:
         the trajectories with policy_id, one description per behaviour, and the ranker of the first that has one.
 
     Raises:
-        UserError: see `behaviour_policy`; actions or hidden state are asked for that a behaviour does not have.
+        UserError: see `behaviour_policy`; or a behaviour lacks the requested actions or hidden state.
     """
     parts: list[Trajectories] = []
     told: list[dict[str, Any]] = []
@@ -57,12 +57,12 @@ def collect_behaviours(
             assert checkpoint is not None
             part = _replayed(checkpoint, spec, count)
             if len(part) < count:
-                note(f"the replay buffer has {len(part):,} trajectories; {count:,} were asked for")
+                note(f"the replay buffer has {len(part):,} trajectories, fewer than the requested {count:,}")
         else:
             policy, own = behaviour_policy(behaviour, checkpoint, env, spec, name, dataset.seed)
             if dataset.actions and not _same_ranker(ranker, own):
                 raise UserError(
-                    f"dataset.actions=true: {name} acts through another ranker than the behaviours before it"
+                    f"dataset.actions=true: {name} and the behaviours before it act through different rankers"
                 )
             ranker = ranker or own
             with progress(f"collect {name}", count, "trajectories") as show:
@@ -100,16 +100,16 @@ def behaviour_policy(
     name: str,
     seed: int,
 ) -> tuple[Policy, Ranker | None]:
-    """The policy of a behaviour, and the ranker that it acts through.
+    """Return the policy of a behaviour, and the ranker that it acts through.
 
     Args:
         checkpoint: None for random slates.
         spec: everything that determines the environment (config.build.env_spec).
-        name: of the behaviour.
+        name: name of the behaviour.
 
     Raises:
-        UserError: the checkpoint is of another environment, noise is asked of a policy without latent actions, or
-            sampling of a policy without exploration.
+        UserError: the checkpoint belongs to another environment; noise needs a policy with latent actions; sampling
+            needs a policy with exploration.
     """
     generator = stream(seed, f"behaviour {name}", env.device)
     ranker: Ranker | None = None
@@ -126,10 +126,10 @@ def behaviour_policy(
             if isinstance(policy.agent, LatentAgent) and not policy.agent.REFINES:
                 ranker = policy.agent.ranker
     if behaviour["sample"] and not (isinstance(policy, BeliefPolicy) and policy.agent.explores):
-        raise UserError(f"sample=true of the behaviour {name}: it has no exploration to act with")
+        raise UserError(f"sample=true of the behaviour {name}: it does not explore")
     noise, epsilon = behaviour["noise"], behaviour["epsilon"]
     if noise > 0 and ranker is None:
-        raise UserError(f"noise={noise} of the behaviour {name}: it has no latent action; use epsilon")
+        raise UserError(f"noise={noise} of the behaviour {name}: it has no latent actions; use epsilon")
     if noise > 0 or epsilon > 0:
         policy = NoisyPolicy(
             policy, noise=noise, epsilon=epsilon, ranker=ranker, num_items=env.num_items, generator=generator
@@ -138,11 +138,11 @@ def behaviour_policy(
 
 
 def _replayed(checkpoint: Path, spec: Mapping[str, Any], count: int) -> Trajectories:
-    """The newest `count` trajectories of the replay buffer in a run's last.ckpt, or all if it has fewer."""
+    """Return the newest `count` trajectories of the replay buffer in a run's last.ckpt, or all if it has fewer."""
     state = checkpoints.load(checkpoint, "agent")
     check_environment(policy_of(state, checkpoint), spec, checkpoint)
     if "replay" not in state.get("data", {}):
-        raise UserError(f"{checkpoint}: has no replay buffer; use the last.ckpt of an online run")
+        raise UserError(f"{checkpoint}: no replay buffer in this checkpoint; use the last.ckpt of an online run")
     buffer = ReplayBuffer(state["data"]["replay"]["size"])
     buffer.load_state_dict(state["data"]["replay"], torch.device("cpu"))
     return buffer.trajectories()[-count:]
@@ -157,9 +157,9 @@ def _same_ranker(one: Ranker | None, other: Ranker | None) -> bool:
 
 
 def _shares(total: int, shares: Sequence[float]) -> list[int]:
-    """`total` in whole numbers of these proportions, each at least 1."""
+    """Split `total` into whole numbers in these proportions, each at least 1."""
     bounds = [round(total * sum(shares[:i]) / sum(shares)) for i in range(len(shares) + 1)]
     counts = [after - before for before, after in itertools.pairwise(bounds)]
     if min(counts) < 1:
-        raise UserError(f"dataset.trajectories={total}: too few for the shares {list(shares)} of its behaviours")
+        raise UserError(f"dataset.trajectories={total}: too few to give its behaviours the shares {list(shares)}")
     return counts

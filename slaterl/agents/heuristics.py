@@ -20,7 +20,7 @@ class EpsilonOracle:
     epsilon=1 gives random slates, epsilon=0 the short-term oracle. epsilon=0.5 made the logged data of the paper.
 
     Args:
-        env: where the policy acts, if that is known; it must have a short-term oracle unless epsilon is 1.
+        env: environment of the policy, if known; it must have a short-term oracle unless epsilon is 1.
 
     Raises:
         UserError: `env` has no short-term oracle.
@@ -38,7 +38,7 @@ class EpsilonOracle:
         pass
 
     def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
-        """Draw slates. The mixture is the policy, not its exploration, so `deterministic` changes nothing."""
+        """Draw slates. The randomness is the policy itself, not exploration, so `deterministic` has no effect."""
         shape, device = observation.slate.shape, self.generator.device
         slate = torch.randint(self.num_items, shape, generator=self.generator, device=device)
         if self.epsilon == 1:
@@ -48,10 +48,10 @@ class EpsilonOracle:
 
 
 class ConstantSlate:
-    """Show the same slate to every user at every turn. Its return tells how easy an environment is.
+    """Show the same slate to every user at every turn. Its return shows how easy an environment is.
 
     Args:
-        slate: item ids; None for the slate that the ranker makes of the latent action 0.
+        slate: item ids; None for the slate that the ranker decodes from latent 0.
 
     Raises:
         UserError: `slate` is not a list of `slate_size` item ids.

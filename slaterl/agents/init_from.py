@@ -15,7 +15,7 @@ from slaterl.errors import UserError
 def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
     """Copy a checkpoint's networks into an untrained agent: policy, critics, their beliefs and targets.
 
-    Networks that the checkpoint lacks stay as they are, for example the critics after behaviour cloning.
+    Networks that the checkpoint lacks stay untrained, for example the critics after behaviour cloning.
 
     Args:
         agent: the agent to start.
@@ -35,7 +35,7 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
         if there != here and _shape(given, "actor.0.weight")[1:] == _shape(own, "actor.0.weight")[1:]:
             fitting = "td3" if there == "actions" else "sac"
             raise UserError(
-                f"init_from={source}: the policy of agent={name} gives {there}, this agent's gives {here}; "
+                f"init_from={source}: the policy of agent={name} returns {there}, but this agent needs {here}; "
                 f"agent={fitting} can start from it"
             )
     shared = {part for part in _parts(networks) if part in _parts(given)}
@@ -43,7 +43,7 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
         shapes = [list(where[key].shape) if key in where else None for where in (given, own)]
         if shapes[0] != shapes[1]:
             raise UserError(
-                f"init_from={source}: {key} is {shapes[0]} there and {shapes[1]} here; give the settings of "
+                f"init_from={source}: {key} is {shapes[0]} there, but {shapes[1]} here; give the settings of "
                 f"that agent={name} (agent.q_hidden, agent.pi_hidden, agent.num_critics, belief.hidden_dim, ranker)"
             )
     agent.load_state_dict(own | {key: given[key] for key in networks & set(given)})
@@ -67,7 +67,7 @@ def _shape(state: Mapping[str, Tensor], key: str) -> list[int]:
 
 
 def _gives(state: Mapping[str, Tensor], action_dim: int) -> str:
-    """Say what the policy of a state dict returns."""
+    """Describe the outputs of the policy in a state dict."""
     outputs = len([value for key, value in state.items() if key.startswith("actor.")][-1])
     return "actions" if outputs == action_dim else "means and deviations"
 

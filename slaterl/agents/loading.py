@@ -55,7 +55,7 @@ def policy_of(
     Args:
         state: content of the checkpoint.
         source: file of the checkpoint, for messages.
-        env: where the policy acts, if not where it learned; SlateQ knows the simulator that it acts in.
+        env: environment to act in, by default the one that it learned in. SlateQ reads this simulator.
 
     Raises:
         UserError: a class is not found, or has changed since the checkpoint was written.
@@ -85,5 +85,5 @@ def check_environment(loaded: LoadedPolicy, spec: Mapping[str, Any], source: str
     for key in sorted(spec):
         if key != "name" and learned.get(key) != spec[key]:
             raise UserError(
-                f"{source}: learned in another environment: env.{key} is {learned.get(key)} there, {spec[key]} here"
+                f"{source}: learned in another environment: env.{key} is {learned.get(key)} there, but {spec[key]} here"
             )

@@ -1,6 +1,6 @@
 """Targets and losses that several actor-critic agents share, as pure functions.
 
-All of them read columns of whole trajectories: turn t + 1 of a column [B, H] is what follows turn t.
+All of them read columns of whole trajectories: in a column [B, H], turn t + 1 is the next state of turn t.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ LARGEST_WEIGHT = 100.0
 
 
 def bootstrap(reward: Tensor, next_value: Tensor, gamma: float) -> Tensor:
-    """Return y = r + gamma * V(s'), and y = r in the last turn: rewards [B, H, ...], values [B, H-1, ...] of s'."""
+    """Return y = r + gamma * V(s'), and y = r in the last turn: rewards [B, H, ...] and values V(s') [B, H-1, ...]."""
     target = reward.clone()
     target[:, :-1] += gamma * next_value
     return target

@@ -16,7 +16,7 @@ class NoisyPolicy:
         policy: the policy to disturb.
         noise: probability, for each user in each turn, that N(0, 1) is added to the latent action.
         epsilon: probability, for each slot, that it shows a uniform random item instead.
-        ranker: ranker that the policy acts through; None if it has none, and then noise must be 0.
+        ranker: ranker that the policy acts through; if None, noise must be 0.
         num_items: number of items of the environment.
         generator: random stream of the noise.
     """
@@ -39,7 +39,7 @@ class NoisyPolicy:
         self.policy.reset(num_users)
 
     def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
-        """Act with noise, also if `deterministic`, because the noise belongs to the behaviour."""
+        """Act with noise even if `deterministic`, because the noise belongs to the behaviour."""
         slate, action, oracle_slots = self.policy.act(observation, deterministic)
         device = self.generator.device
         if self.noise > 0:

@@ -1,4 +1,4 @@
-"""Beliefs: the state of a user that an agent acts and learns on."""
+"""Beliefs: estimates of a user's state, which an agent reads to act and to learn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slaterl.envs.observation import Observation, PrivilegedObservation
 
 
 class Belief(nn.Module):
-    """Turns observations into states. Training (`read`) and acting (`step`) must agree.
+    """Turn observations into states. Training (`read`) and acting (`step`) must agree.
 
     Attributes:
         state_dim: width of a state.
@@ -24,7 +24,7 @@ class Belief(nn.Module):
     sees_hidden: ClassVar[bool] = False
 
     def initial_state(self, num_users: int) -> Tensor:
-        """The state [B, state] before the first observation."""
+        """Return the state [B, state] before the first observation."""
         raise NotImplementedError
 
     def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
@@ -33,12 +33,12 @@ class Belief(nn.Module):
 
     @classmethod
     def read(cls, beliefs: Sequence[Belief], batch: Trajectories) -> Tensor:
-        """The states of n beliefs of this class at the start of each turn of B trajectories, [n, B, H, state]."""
+        """Return the states of n beliefs of this class before each turn of B trajectories, [n, B, H, state]."""
         raise NotImplementedError
 
 
 def states_of(beliefs: Sequence[Belief], batch: Trajectories) -> Tensor:
-    """The states of n beliefs of one class, [n, B, H, state]. A state at turn t has never seen the slate of a_t."""
+    """Return the states of n beliefs of one class, [n, B, H, state]. The state at turn t has not seen the slate a_t."""
     return type(beliefs[0]).read(beliefs, batch)
 
 

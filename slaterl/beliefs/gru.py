@@ -1,4 +1,4 @@
-"""A GRU over slates and clicks: the state that an agent acts and learns on."""
+"""A belief that reads slates and clicks with a GRU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GRUBelief(Belief):
     """Belief state h_t [B, H] after observations 0..t, with its own item embeddings.
 
     The input of turn t is the item embedding and the click of each slot, S * (E + 1) numbers. Equations, parameter
-    names, shapes and initialisation are those of torch.nn.GRU. Training (`forward`) and acting (`step`) run the same
+    names, shapes and initialisation match torch.nn.GRU. Training (`forward`) and acting (`step`) run the same
     code.
 
     Args:
@@ -44,7 +44,7 @@ class GRUBelief(Belief):
         self.bias_hh = uniform(3 * hidden_dim)
 
     def initial_state(self, num_users: int) -> Tensor:
-        """The state [B, H] before the first observation."""
+        """Return the state [B, H] before the first observation."""
         return self.weight_hh.new_zeros(num_users, self.state_dim)
 
     def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
@@ -55,18 +55,18 @@ class GRUBelief(Belief):
         return unroll(beliefs, batch.slates[:, :-1], batch.clicks[:, :-1])
 
     def forward(self, slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
-        """The states [B, T, H] after each of T frames of B trajectories (slates and clicks [B, T, S])."""
+        """Return the states [B, T, H] after each of T frames of B trajectories (slates and clicks [B, T, S])."""
         return unroll([self], slates, clicks, state)[0]
 
     def input_gates(self, slates: Tensor, clicks: Tensor) -> Tensor:
-        """The part of the gates that depends on the input, W_ih x + b_ih, [T, B, 3H]."""
+        """Return the part of the gates that depends on the input, W_ih x + b_ih, [T, B, 3H]."""
         items = embedding(slates.long(), self.item_embeddings)  # [B, T, S, E]
         inputs = torch.cat([items, clicks.unsqueeze(3).to(items.dtype)], dim=3).flatten(2)
         return linear(inputs.transpose(0, 1), self.weight_ih, self.bias_ih)
 
 
 def unroll(beliefs: Sequence[GRUBelief], slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
-    """The states of n beliefs of one size over the same frames, [n, B, T, H], in one scan.
+    """Return the states of n beliefs of one size over the same frames, [n, B, T, H], in one scan.
 
     n GRUs of H units are one GRU of n * H units with block-diagonal recurrent weights. The cost of a scan depends on
     the number of its operations and hardly on their size, so two beliefs take as long as one.
@@ -88,7 +88,7 @@ def unroll(beliefs: Sequence[GRUBelief], slates: Tensor, clicks: Tensor, state: 
 
 
 def gru_scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
-    """Hidden states [T, B, H] of a GRU.
+    """Return the hidden states [T, B, H] of a GRU.
 
     Args:
         gates: the part of the gates that depends on the input, [T, B, 3H] (order: reset, update, new).
@@ -100,9 +100,9 @@ def gru_scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -
 
 
 def _scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """h_t = n + z * (h_{t-1} - n), with r, z = sigmoid(...), n = tanh(x_n + r * (W_hn h_{t-1} + b_hn)).
+    """Compute h_t = n + z * (h_{t-1} - n), with r, z = sigmoid(...), n = tanh(x_n + r * (W_hn h_{t-1} + b_hn)).
 
-    The number of these small operations is the cost, so all of them write into slices that are cut beforehand.
+    The number of small operations determines the cost, so all of them write into slices that are cut beforehand.
 
     Returns the states [T, B, H], the gates r, z, n [T, B, 3H], and W_hh h_{t-1} + b_hh [T, B, 3H].
     """
@@ -137,7 +137,7 @@ class _GRUScan(torch.autograd.Function):
 
     Autograd through 100 turns of small operations, or torch.nn.GRU on the CPU, spends most of the time of an update
     on overhead. Here everything that does not depend on the carried gradient is computed for all turns at once. The
-    backward loop is left with four operations per turn.
+    backward loop keeps four operations per turn.
     """
 
     @staticmethod
@@ -160,7 +160,7 @@ class _GRUScan(torch.autograd.Function):
         # with respect to W_hh h + b_hh; the part of the new gate passes through the reset gate
         factors = torch.stack([d_reset, d_update, d_new * reset], dim=2)  # [T, B, 3, H]
         grad_recurrent = torch.empty_like(factors)
-        grad_total = torch.empty_like(states)  # with respect to h_t: from its own use and from all later turns
+        grad_total = torch.empty_like(states)  # with respect to h_t: from its direct use and from all later turns
         kept = torch.empty_like(start)
         carry = torch.zeros_like(start)
         turns = zip(

@@ -16,10 +16,10 @@ from slaterl.errors import UserError
 
 
 class OracleState(Belief):
-    """The users' whole state as the next slate finds them, see Env.full_state.
+    """The users' whole state before the next slate, see Env.full_state.
 
     Raises:
-        UserError: the environment does not tell it.
+        UserError: the environment does not reveal it.
     """
 
     sees_hidden: ClassVar = True
@@ -29,7 +29,7 @@ class OracleState(Belief):
     def __init__(self, *, env: Env) -> None:
         super().__init__()
         if env.full_state_dim is None or env.hidden_columns is None:
-            raise UserError(f"belief=none: env={env.name} does not tell its users' state; use belief=gru")
+            raise UserError(f"belief=none: env={env.name} does not reveal its users' state; use belief=gru")
         self.state_dim, self.full_state = env.full_state_dim, env.full_state
         self.register_buffer("_zeros", torch.zeros(self.state_dim), persistent=False)
 

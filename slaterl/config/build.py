@@ -20,7 +20,7 @@ from slaterl.errors import UserError
 from slaterl.seeds import seeded_weights, stream
 
 AGENT_NODES = ("agent", "ranker", "belief", "item_embeddings")  # the groups that determine an agent
-# what the program passes to the class of each node; it is no setting there
+# arguments that the program passes to the class of each node; they are not settings
 SUPPLIED: Mapping[str, tuple[str, ...]] = {
     "env": ("device",),
     "belief": ("num_items", "slate_size", "env"),
@@ -85,7 +85,7 @@ def build_env(node: DictConfig | Mapping[str, Any], device: torch.device, **obje
 
 
 def simulator(cfg: DictConfig) -> Env:
-    """Build the simulator of a configuration. Configurations that agree on it share one in a process."""
+    """Build the simulator of a configuration. Within a process, equal settings share one simulator."""
     node, spec = (json.dumps(part, sort_keys=True) for part in (plain(cfg.env), env_spec(cfg.env)))
     return _simulator(node, spec, resolve_device(cfg.device))
 
@@ -96,10 +96,10 @@ def _simulator(node: str, spec: str, device: torch.device) -> Env:
 
 
 def env_spec(node: DictConfig | Mapping[str, Any], env: Env | None = None) -> dict[str, Any]:
-    """The settings that determine an environment, with the fingerprint of its catalogue instead of its settings.
+    """Return the settings that determine an environment, with its catalogue's fingerprint instead of its settings.
 
     Args:
-        env: the built environment, if there is one; else only its catalogue is made.
+        env: the built environment; if None, only the catalogue is built.
     """
     settings = plain(node)
     part = catalogue_argument(settings)
@@ -112,7 +112,7 @@ def env_spec(node: DictConfig | Mapping[str, Any], env: Env | None = None) -> di
 
 
 def catalogue_argument(node: Mapping[str, Any]) -> str | None:
-    """The setting of an `env` node that a checkpoint must carry, see Env."""
+    """Return the setting of an `env` node that a checkpoint must carry, see Env."""
     return getattr(get_object(node["_target_"]), "catalogue_argument", None)
 
 
@@ -133,7 +133,7 @@ def _fingerprint_of(catalogue: str, part: str, files: tuple[tuple[int, int] | No
 def build_agent(config: Mapping[str, Any], env: Env, seed: int) -> Any:
     """Build the untrained agent of the nodes `agent`, `ranker`, `belief` and `item_embeddings`, on the env's device.
 
-    Each constructor gets those arguments of `SUPPLIED` that it takes. `belief` is a function that makes a belief.
+    Each constructor gets the arguments in `SUPPLIED` that it takes. `belief` is a function that makes a belief.
     Weights are initialised from the seed's `weights` stream.
     """
     offers: dict[str, Any] = {"num_items": env.num_items, "slate_size": env.slate_size, "env": env}
@@ -147,14 +147,14 @@ def build_agent(config: Mapping[str, Any], env: Env, seed: int) -> Any:
         agent = make_with(config["agent"], "agent", offers)
     if getattr(agent, "CREDITS_CLICKS", False) and not env.reward_is_clicks:
         raise UserError(
-            f"agent={config['agent']['name']}: it learns from clicks, and the reward of env={env.name} is another one; "
+            f"agent={config['agent']['name']}: it learns from clicks, but env={env.name} pays another reward; "
             "use an agent that learns from rewards, such as sac, or td3_bc on a dataset"
         )
     return agent.to(env.device) if isinstance(agent, torch.nn.Module) else agent
 
 
 def make_with(node: DictConfig | Mapping[str, Any], path: str, offers: Mapping[str, Any]) -> Any:
-    """Instantiate a node with those offered objects that its constructor takes and the program supplies."""
+    """Instantiate a node with the offered objects that its constructor takes and the program supplies."""
     wanted = _wanted(node)
     return make(node, path, **{name: offers[name] for name in SUPPLIED[path] if name in wanted and name in offers})
 
@@ -166,7 +166,7 @@ def compares_items(config: DictConfig | Mapping[str, Any]) -> bool:
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a class or function; a class that passes **others on adds those of its bases."""
+    """Return the parameters of a class or function. If a class passes on **others, include its bases' parameters."""
     found: dict[str, inspect.Parameter] = {}
     for base in inspect.getmro(target) if inspect.isclass(target) else (target,):
         if inspect.isclass(target) and "__init__" not in vars(base):

@@ -1,7 +1,7 @@
 """Check the composed configuration before anything starts: its keys, its values, and which parts fit together.
 
-Signatures say which keys and values are allowed: those of the classes that nodes name as `_target_`, and those of the
-classes in sections.py. Hydra refuses unknown keys on the command line, but not those added with + or in a preset.
+Signatures say which keys and values are allowed: of the classes that nodes name as `_target_`, and of the classes in
+sections.py. Hydra refuses unknown keys on the command line, but not keys added with + or in a preset.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from slaterl.errors import UserError
 
 
 def given_keys() -> set[str]:
-    """Return the keys that the command line or a sweep set, such as env, env.num_items or test_users."""
+    """Return the keys set by the command line or a sweep, such as env, env.num_items or test_users."""
     return keys_of(HydraConfig.get().overrides.task) if HydraConfig.initialized() else set()
 
 
@@ -62,7 +62,7 @@ def check_config(cfg: DictConfig, given: Iterable[str] = ()) -> None:
 
 
 class _Node(NamedTuple):
-    path: str  # dotted key; "" is the whole configuration
+    path: str  # dotted key; "" for the whole configuration
     settings: DictConfig
     target: Any  # class or function whose arguments the settings are
     named: bool  # whether it needs a name

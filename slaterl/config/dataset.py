@@ -1,4 +1,4 @@
-"""The configurations behind a dataset: its behaviours, and the online run that its checkpoints are of."""
+"""The configurations behind a dataset: its behaviours, and the online run that made its checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slaterl.runs.files import fingerprint_of, in_short
 
 
 def behaviours_of(dataset: DictConfig) -> dict[str, dict[str, Any]]:
-    """The behaviours of a dataset by name; a single behaviour gets share 1."""
+    """Return the behaviours of a dataset by name; a single behaviour gets share 1."""
     if "behaviours" in dataset:
         return {name: plain(node) for name, node in dataset.behaviours.items()}
     return {dataset.name: {"share": 1, **plain(dataset.behaviour)}}
@@ -33,7 +33,7 @@ def needs_online_run(behaviour: dict[str, Any]) -> bool:
 
 
 def dataset_spec(dataset: DictConfig) -> tuple[str, dict[str, Any]]:
-    """A readable name of a dataset, and everything that determines it except its environment and its online run.
+    """Return a readable name of a dataset, and everything that determines it except its environment and online run.
 
     Raises:
         UserError: a file does not exist.
@@ -49,7 +49,7 @@ def dataset_spec(dataset: DictConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _behaviour_spec(dataset: DictConfig, behaviour: dict[str, Any]) -> dict[str, Any]:
-    """A behaviour with the content of its checkpoint, or the name of the online run's file, if it has either."""
+    """Return a behaviour with its checkpoint's fingerprint, or the name of the online run's file, if it has either."""
     spec = {key: value for key, value in behaviour.items() if key != "checkpoint"}
     if behaviour["checkpoint"] is not None:
         if not Path(behaviour["checkpoint"]).is_file():
@@ -61,27 +61,27 @@ def _behaviour_spec(dataset: DictConfig, behaviour: dict[str, Any]) -> dict[str,
 
 
 def file_of(dataset: DictConfig, policy: str) -> str | None:
-    """The file of the online run that a behaviour's policy is read from; None for random slates."""
+    """Return the file of the online run that holds a behaviour's policy; None for random slates."""
     names = {"medium": f"step{dataset.run.medium_step}.ckpt", "expert": "best.ckpt", "replay": "last.ckpt"}
     return names.get(policy)
 
 
 def is_foreign(dataset: DictConfig) -> bool:
-    """Whether the dataset is a file of another layout, which need not come from a simulator."""
+    """Whether the dataset is a file in another format, which need not come from a simulator."""
     return dataset.name == "file" and not dataset.path.endswith(".safetensors")
 
 
 def source_of(cfg: DictConfig) -> str:
-    """Name the logged data by the setting that chose them, for messages."""
+    """Name the setting that chose the logged data, for messages."""
     if cfg.logged_data.source == "dataset":
         return f"dataset.path={cfg.dataset.path}" if "path" in cfg.dataset else f"dataset={cfg.dataset.name}"
     return f"logged_data.trajectories={cfg.logged_data.trajectories}"
 
 
 def online_cfg(cfg: DictConfig) -> DictConfig:
-    """The configuration of the online run whose checkpoints a dataset is collected with.
+    """Return the configuration of the online run whose checkpoints collect a dataset.
 
-    Environment, sizes and protocol are those of `cfg`; agent, ranker and seed are those of dataset.run.
+    Environment, sizes and protocol come from `cfg`; agent, ranker and seed come from dataset.run.
 
     Raises:
         UserError: the agent or the ranker does not exist, they do not fit, or the agent does not learn online.
@@ -104,7 +104,7 @@ def online_cfg(cfg: DictConfig) -> DictConfig:
 
 @lru_cache(maxsize=8)
 def _composed(agent: str, ranker: str) -> DictConfig:
-    """The configuration of an agent and a ranker, composed once in a process."""
+    """Compose the configuration of an agent and a ranker, once per process."""
     # Hydra is initialised by the command line, but not in a test or in the jobs of some launchers
     started = GlobalHydra.instance().is_initialized()
     try:

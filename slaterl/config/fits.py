@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 from slaterl.config.build import compares_items, parameters_of, plain
 from slaterl.errors import UserError
 
-# settings that only some stages read, and what a user may have meant who gives them to another stage
+# settings that only some stages read, and a hint for users who give them to another stage
 _READERS = {
     "dataset": (
         {"collect", "offline", "export", "benchmark"},
-        "stage=collect, stage=offline and stage=export do; others with logged_data.source=dataset or evaluation=fqe",
+        "stage=collect, stage=offline and stage=export do; others need logged_data.source=dataset or evaluation=fqe",
     ),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),
@@ -87,7 +87,7 @@ def check_fit(cfg: DictConfig) -> None:
     learns_from = getattr(target, "LEARNS_FROM", None)  # heuristics do not learn
     needs_latent = agent == "constant_slate" and cfg.agent.slate is None
     if stage == "evaluate" and cfg.checkpoint is None and needs_latent and not is_gems(cfg):
-        raise UserError(f"ranker={ranker}: it has no latent 0 to decode; use ranker=gems or agent.slate=[...]")
+        raise UserError(f"ranker={ranker}: only GeMS decodes latent 0 to a slate; use ranker=gems or agent.slate=[...]")
     if stage not in ("online", "offline", "benchmark"):
         return
     if learns_from is None:
@@ -98,7 +98,7 @@ def check_fit(cfg: DictConfig) -> None:
         raise UserError(f"agent={agent} learns from a dataset; use stage=offline, or an online agent such as sac")
     if cfg.env.get("episode_length", target.MIN_TURNS) < target.MIN_TURNS:
         few = f"env.episode_length={cfg.env.episode_length}"
-        raise UserError(f"{few}: agent={agent} learns from what follows a turn; expected at least {target.MIN_TURNS}")
+        raise UserError(f"{few}: agent={agent} learns from the next turn; expected at least {target.MIN_TURNS}")
     takes_ranker = "ranker" in parameters_of(target)
     if takes_ranker and "_target_" not in cfg.ranker:
         raise UserError(

@@ -28,7 +28,7 @@ def explain_quoting(main: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def unquoted(arguments: Sequence[str]) -> str | None:
-    """Return what is wrong with the first argument that quotes would repair; None if there is none."""
+    """Return the mistake in the first argument that needs quotes, with the fix; None if no argument does."""
     for before, argument in itertools.pairwise(["", *arguments]):
         if argument.startswith("-") or _parses(argument):
             continue

@@ -33,7 +33,7 @@ RankerFile = Annotated[str, Field(description="one of the files in conf/ranker")
 Device = Annotated[str, Field(description="auto, cpu or cuda")]
 Strings = Annotated[list[str], Field(min_length=1)]
 Runs = Annotated[str | Strings | None, Field(description="folders, globs, or the folder of a sweep")]
-Method = Annotated[str | None, Field(description="a method's name, as the report shows it")]
+Method = Annotated[str | None, Field(description="the name of a method in the report")]
 MinariId = Annotated[str | None, Field(description="the id of a Minari dataset")]
 
 

@@ -19,7 +19,7 @@ ANCHORS = {
     "short_term_oracle": "short-term oracle",
     "expert": "expert",
 }
-TOO_EASY = 90.0  # warn from this normalised score of the constant slate on
+TOO_EASY = 90.0  # warn if the constant slate reaches this normalised score
 MAX_BINS = 40  # of the histogram
 
 
@@ -28,8 +28,8 @@ def describe(
 ) -> dict[str, Any]:
     """Compute the card as plain values. Frame 0 does not count, because no behaviour chose its slate.
 
-    Returns are clicks per trajectory, or sums of the recorded rewards if there are any. Shares and rates lie in 0..1.
-    Scores are 100 * (return - random) / (expert - random). "behaviours" repeats the statistics of all trajectories
+    Returns are clicks per trajectory, or sums of the rewards if the data record them. Shares and rates lie in 0..1.
+    Scores are 100 * (return - random) / (expert - random). "behaviours" holds the same statistics
     for each behaviour.
 
     Args:
@@ -133,7 +133,7 @@ def _score(value: float | None, anchors: Mapping[str, float | None]) -> float | 
 
 
 def _warnings(card: Mapping[str, Any]) -> list[str]:
-    """Return what a user should know before training on the data, as sentences."""
+    """Return warnings to read before training on the data."""
     random, constant, oracle, expert = (card["anchors"][name]["return"] for name in ANCHORS)
     score, mean = card["anchors"]["constant_slate"]["normalised_score"], card["returns"]["mean"]
     found = []
@@ -149,7 +149,7 @@ def _warnings(card: Mapping[str, Any]) -> list[str]:
     elif oracle is not None and oracle > expert:
         found.append(f"The expert's mean return of {expert:.1f} is below the short-term oracle's {oracle:.1f}.")
     if random is not None and mean < random:
-        found.append(f"The mean return of the data, {mean:.1f}, is below that of random slates, {random:.1f}.")
+        found.append(f"The mean return of the data, {mean:.1f}, is below the return of random slates, {random:.1f}.")
     for part in card["behaviours"]:
         if part["items"]["shown"] < 2 * card["slate_size"]:
             few = f"shows only {part['items']['shown']} different items in slates of {card['slate_size']}"
@@ -158,7 +158,7 @@ def _warnings(card: Mapping[str, Any]) -> list[str]:
 
 
 def label_of(behaviour: Mapping[str, Any]) -> str:
-    """Return a behaviour's name with the disturbances of its actions."""
+    """Return a behaviour's name with the noise on its actions."""
     disturbed = ["sampled"] if behaviour.get("sample") else []
     disturbed += [f"{name} {behaviour[name]:g}" for name in ("noise", "epsilon") if behaviour.get(name)]
     return behaviour["name"] + (f" ({', '.join(disturbed)})" if disturbed else "")

@@ -40,11 +40,11 @@ class ReplayBuffer:
         return self.at(index)
 
     def at(self, places: slice | Tensor) -> Trajectories:
-        """The trajectories at these places of the ring."""
+        """Return the trajectories at these places of the ring."""
         return Trajectories.from_columns({name: column[places] for name, column in self.columns.items()})
 
     def trajectories(self) -> Trajectories:
-        """All stored trajectories, oldest first."""
+        """Return all stored trajectories, oldest first."""
         if self.size == 0:
             raise IndexError("the replay buffer is empty")
         device = self.columns["slates"].device

@@ -6,7 +6,7 @@ from __future__ import annotations
 def normalised(value: float | None, random: float | None, expert: float | None) -> float | None:
     """Scale a return so that random slates score 0 and the expert scores 100.
 
-    None if one of the returns is unknown, or if the expert is no better than random slates.
+    Return None if a return is unknown, or if the expert is no better than random slates.
     """
     if value is None or random is None or expert is None or expert <= random:
         return None

@@ -31,10 +31,10 @@ class Trajectories:
         slates: [N, H+1, S] item ids, an integer type.
         clicks: [N, H+1, S] bool or uint8.
         actions: [N, H, A] float in [-1, 1], the policy's inputs to its ranker; None without a ranker.
-        policy_id: [N] int16, which behaviour policy made each trajectory.
+        policy_id: [N] int16, the behaviour policy of each trajectory.
         hidden: optional columns [N, H, ...] of the simulator's hidden state as each turn begins, by the names of
             Env.hidden_columns. They are never part of an observation.
-        reward: [N, H] float, only of environments whose reward is not the number of clicks.
+        reward: [N, H] float, only if the environment's reward is not the number of clicks.
     """
 
     slates: Tensor
@@ -49,7 +49,7 @@ class Trajectories:
 
     @property
     def rewards(self) -> Tensor:
-        """Rewards [N, H] of every turn: `reward`, or without it the number of clicks. Frame 0 pays none."""
+        """Rewards [N, H] of every turn: `reward`, or without it the number of clicks. Frame 0 has no reward."""
         return self.clicks[:, 1:].sum(2, dtype=torch.float32) if self.reward is None else self.reward
 
     @property
@@ -58,7 +58,7 @@ class Trajectories:
         return self.rewards.sum(1)
 
     def columns(self) -> dict[str, Tensor]:
-        """The present columns by name; hidden ones as `hidden.<name>`."""
+        """Return the present columns by name; hidden columns as `hidden.<name>`."""
         named = {"slates": self.slates, "clicks": self.clicks, "actions": self.actions, "policy_id": self.policy_id}
         named["reward"] = self.reward
         named |= {f"hidden.{name}": column for name, column in self.hidden.items()}
@@ -66,7 +66,7 @@ class Trajectories:
 
     @classmethod
     def from_columns(cls, columns: dict[str, Tensor]) -> Trajectories:
-        """Make trajectories of columns named as `columns` names them."""
+        """Make trajectories from columns with the names that `columns` gives."""
         hidden = {name[7:]: column for name, column in columns.items() if name.startswith("hidden.")}
         return cls(**{name: c for name, c in columns.items() if not name.startswith("hidden.")}, hidden=hidden)
 
@@ -87,7 +87,7 @@ class Trajectories:
 
 
 def smallest_int(num_items: int) -> torch.dtype:
-    """The smallest torch integer type that holds the ids 0..num_items - 1."""
+    """Return the smallest torch integer type that holds the ids 0..num_items - 1."""
     for dtype in (torch.uint8, torch.int16, torch.int32):
         if num_items - 1 <= torch.iinfo(dtype).max:
             return dtype
@@ -95,7 +95,7 @@ def smallest_int(num_items: int) -> torch.dtype:
 
 
 def save(path: Path, data: Trajectories, metadata: dict[str, Any]) -> None:
-    """Write a safetensors file with a JSON header, completely or not at all.
+    """Write a safetensors file with a JSON header, whole or not at all.
 
     Args:
         metadata: plain values (environment, behaviours, seeds, versions). Schema, sizes and checksum are added.
@@ -133,7 +133,7 @@ def load(path: Path, *, num_items: int | None = None) -> tuple[Trajectories, dic
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a trajectory file of slaterl (its header has no metadata)") from error
     if schema != SCHEMA:
-        raise UserError(f"{path}: schema {schema}, this version reads schema {SCHEMA}; make it again")
+        raise UserError(f"{path}: schema {schema}, but this version reads schema {SCHEMA}; make it again")
     if _checksum(metadata, columns) != checksum:
         raise UserError(f"{path}: its content does not match its checksum; the file was altered or damaged")
     metadata["checksum"] = checksum

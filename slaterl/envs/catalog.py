@@ -30,7 +30,7 @@ def item_embeddings(
     if path is None:
         generated = generate(num_items, num_topics, topic_size, peakedness, seed)
         if not generated.isfinite().all():
-            raise UserError(f"env.item_embeddings.peakedness={peakedness}: so large that items vanish in float32")
+            raise UserError(f"env.item_embeddings.peakedness={peakedness}: so large that items become zero in float32")
         return generated
     return read(path, shape=(num_items, num_topics * topic_size))
 
@@ -78,8 +78,8 @@ def read(path: str, shape: tuple[int, int]) -> Tensor:
         raise
     except Exception as error:  # each reader has its own exceptions for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "Weights only load failed" in reason:  # torch goes on with advice that does not apply here
-            reason = "it holds other classes than plain tensors"
+        if "Weights only load failed" in reason:  # torch adds advice that does not apply here
+            reason = "it holds classes other than plain tensors"
         raise UserError(f"{where}: cannot be read ({reason})") from error
     if not isinstance(found, Tensor):
         raise UserError(f"{where}: expected a tensor, found {type(found).__name__}")
@@ -97,7 +97,7 @@ def read(path: str, shape: tuple[int, int]) -> Tensor:
 
 
 def _oddity(tensor: Tensor) -> str | None:
-    """What makes a tensor unfit as a plain matrix; None for strided views and tensors that require gradients."""
+    """Say why a tensor is no plain matrix; None for strided views and tensors that require gradients."""
     if type(tensor) not in (Tensor, torch.nn.Parameter):
         return f"a {type(tensor).__name__}"
     if tensor.is_nested:  # it has no shape
@@ -112,6 +112,6 @@ def _oddity(tensor: Tensor) -> str | None:
 
 
 def fingerprint(embeddings: Tensor) -> str:
-    """16 hex digits that change with any bit of the embeddings."""
+    """Return 16 hex digits that change with any bit of the embeddings."""
     array = embeddings.detach().cpu().contiguous().numpy()
     return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()[:16]

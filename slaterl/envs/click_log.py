@@ -18,8 +18,8 @@ def count_topics(topics: Tensor, weights: Tensor, num_topics: int) -> Tensor:
 class ClickLog:
     """The M newest clicks of B users, the newest last.
 
-    A click grows old by the turn it is stamped with. As in the published simulator, whose numbers depend on it, the
-    clicks of reset carry no stamp. They sit at the old end of the log and never expire by their own age.
+    The turn stamped on a click gives its age. As in the published simulator, whose numbers depend on it, the clicks
+    of reset carry no stamp. They sit at the old end of the log and never expire by their own age.
     """
 
     num_topics: int
@@ -39,7 +39,7 @@ class ClickLog:
         return cls(num_topics, zeros(users, memory), zeros(users, memory), zeros(users), zeros(users))
 
     def counts(self) -> Tensor:
-        """Clicks on each topic [B, K]."""
+        """Count the clicks on each topic, [B, K]."""
         return count_topics(self.topic, self._newest(self.logged), self.num_topics)
 
     def start(self, clicks: Tensor, topics: Tensor) -> None:
@@ -50,7 +50,7 @@ class ClickLog:
     def append(self, clicks: Tensor, topics: Tensor, turn: int, window: int) -> None:
         """Enter the clicks [B, S] of a turn, then forget those that are more than `window` turns old.
 
-        An expiry removes the oldest entry that is left, stamped or not.
+        An expiry removes the oldest remaining entry, stamped or not.
         """
         self._push(clicks, topics, turn)
         memory, count = self.topic.shape[1], clicks.sum(1)
@@ -70,7 +70,7 @@ class ClickLog:
         memory, slots = self.topic.shape[1], clicks.shape[1]
         order = clicks.cumsum(1)  # 1 for the first click of a slate, 2 for the second, ...
         count = order[:, -1:]
-        # Both sources land in M + S places, the new log being the last M; slot M + S takes what was not clicked.
+        # Both sources land in M + S places; the last M are the new log. Slot M + S takes the items without a click.
         old_places = torch.arange(slots, slots + memory, device=clicks.device) - count
         new_places = torch.where(clicks, memory + slots - count + order - 1, memory + slots)
         places = torch.cat([old_places, new_places], dim=1)

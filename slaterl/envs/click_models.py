@@ -22,6 +22,6 @@ class PositionBasedModel:
     bottom_weight: Fraction
 
     def examination(self, slate_size: int) -> Tensor:
-        """Probability [S] that a user examines each rank."""
+        """Return the probability [S] that a user examines each rank."""
         from_top = self.decay ** torch.arange(slate_size, dtype=torch.float32)
         return (1 - self.bottom_weight) * from_top + self.bottom_weight * from_top.flip(0)

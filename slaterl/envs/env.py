@@ -1,4 +1,4 @@
-"""What rollout, evaluation, agents and stages may ask of any environment."""
+"""The interface of an environment to rollout, evaluation, agents and stages."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Env:
     Attributes:
         name: names the environment in folders and tables.
         fingerprint: 16 hex digits. Item ids mean the same in two environments with the same fingerprint.
-        first_slate: [S], frame 0 of imported data that have none; by default the items 0..S-1.
+        first_slate: [S], frame 0 for imported data without one; by default the items 0..S-1.
         reward_is_clicks: whether the reward of a turn is its number of clicks. If not, trajectories record rewards.
         fills_oracle_slots: whether `step` can fill slots with the best items for each user.
-        hidden_columns: names of the fields of `hidden`; None if the environment tells nothing of its users' state.
-        full_state_dim: width of `full_state`, which belief=none reads; None if there is none.
+        hidden_columns: names of the fields of `hidden`; None if the environment does not reveal its users' state.
+        full_state_dim: width of `full_state`, which belief=none reads; None if the environment does not offer it.
         own_measures: names of the entries of `measures`, such as bored_share.
         item_embeddings: [N, D], the environment's own knowledge of its items; None if it has none.
         catalogue_argument: constructor argument that a checkpoint must carry to rebuild the environment; None if the
             settings suffice. The attribute of the same name holds its value.
 
-    The settings of an `env` node are the constructor's arguments but for `device`; name, num_items, slate_size and
-    episode_length are always among them.
+    The settings of an `env` node are the constructor's arguments except `device`. They always include name, num_items,
+    slate_size and episode_length.
     """
 
     reward_is_clicks: bool = True
@@ -87,21 +87,21 @@ class Env:
         raise NotImplementedError
 
     def hidden(self) -> Any:
-        """The users' state as the next slate will find it: a NamedTuple of `hidden_columns`, each [B, ...]."""
+        """Return the users' state before the next slate: a NamedTuple of `hidden_columns`, each [B, ...]."""
         raise NotImplementedError
 
     def full_state(self, hidden: Mapping[str, Tensor]) -> Tensor:
-        """The users' whole state [..., full_state_dim] from the columns of `hidden`, each [..., width]."""
+        """Return the users' whole state [..., full_state_dim] from the columns of `hidden`, each [..., width]."""
         raise NotImplementedError
 
     def measures(self, data: Trajectories) -> dict[str, float]:
-        """The environment's own measures of trajectories that hold its hidden columns, if it has any."""
+        """Return the environment's own measures, if any, of trajectories that hold its hidden columns."""
         return {}
 
     def info(self) -> dict[str, Tensor]:
-        """What a Gymnasium `info` shows of the users now, each [B, ...]; never part of an observation."""
+        """Return the users' entries for a Gymnasium `info`, each [B, ...]; never part of an observation."""
         return {}
 
     def catalogue(self) -> Tensor | None:
-        """The value of `catalogue_argument` on the CPU, for a checkpoint."""
+        """Return the value of `catalogue_argument` on the CPU, for a checkpoint."""
         return None if self.catalogue_argument is None else getattr(self, self.catalogue_argument).cpu()

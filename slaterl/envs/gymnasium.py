@@ -42,11 +42,11 @@ def register() -> None:
 
 
 class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
-    """One user, who is shown a slate in each turn. In TopicRec the reward is the number of clicks.
+    """One user, who sees a slate in each turn. In TopicRec the reward is the number of clicks.
 
     Observation: `slate` (item ids) and `clicks`, [S] each. Action: the item ids of the next slate, [S]. The horizon is
-    the task's own, so an episode ends in `terminated`, never in `truncated`. `info["hidden"]` holds what no policy may
-    see, in TopicRec `bored` [K] and `user` [D].
+    part of the task, so an episode ends in `terminated`, never in `truncated`. `info["hidden"]` holds the state that
+    no policy may see, in TopicRec `bored` [K] and `user` [D].
 
     Args:
         env: name of a file in conf/env.
@@ -71,8 +71,8 @@ class SlateEnv(gymnasium.Env[Arrays, np.ndarray]):
         """Show a slate [S].
 
         Raises:
-            InvalidAction: wrong shape, not whole numbers, or ids of no item.
-            ResetNeeded: the episode ended, or none began.
+            InvalidAction: wrong shape, not whole numbers, or unknown item ids.
+            ResetNeeded: the episode ended, or `reset` was never called.
         """
         if not self._running:
             raise ResetNeeded("step: no episode is running; call reset first")
@@ -118,7 +118,7 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
         """Show the slates [B, S], or bring new users after the end of an episode.
 
         Raises:
-            InvalidAction: wrong shape, not whole numbers, or ids of no item.
+            InvalidAction: wrong shape, not whole numbers, or unknown item ids.
             ResetNeeded: `reset` was never called.
         """
         if self._ended is None:
@@ -181,7 +181,7 @@ def _hydra_set_aside() -> Iterator[None]:
 
 
 def _spaces(simulator: Env) -> tuple[spaces.Space[Arrays], spaces.MultiDiscrete]:
-    """Spaces of one user's observations and actions."""
+    """Return the spaces of one user's observations and actions."""
     items = [simulator.num_items] * simulator.slate_size
     clicks = spaces.MultiBinary(simulator.slate_size)
     observations: Any = spaces.Dict({"slate": spaces.MultiDiscrete(items), "clicks": clicks})

@@ -1,4 +1,4 @@
-"""What an environment shows of its users."""
+"""Observations: the part of the users' state that an environment shows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Observation(NamedTuple):
-    """What a user was shown and did: the only thing a policy may see."""
+    """A slate and the user's clicks on it. A policy may see nothing else."""
 
     slate: Tensor  # [B, S] int64, item ids
     clicks: Tensor  # [B, S] bool
@@ -19,4 +19,4 @@ class PrivilegedObservation(NamedTuple):
 
     slate: Tensor
     clicks: Tensor
-    hidden: Any  # what Env.hidden returns: a NamedTuple of the environment's hidden columns
+    hidden: Any  # the result of Env.hidden: a NamedTuple of the environment's hidden columns

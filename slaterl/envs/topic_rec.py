@@ -26,11 +26,11 @@ from slaterl.errors import UserError
 
 
 class Hidden(NamedTuple):
-    """The users as the next slate will find them."""
+    """The users' state before the next slate."""
 
     user: Tensor  # [B, D] the user's own taste
     bored: Tensor  # [B, K] bool, the topics that will be bored while the next slate is shown
-    effective: Tensor  # [B, D] the taste that scores it: without the bored topics, the short-term topic boosted
+    effective: Tensor  # [B, D] the taste that scores items: bored topics removed, the short-term topic boosted
 
 
 @dataclass
@@ -56,9 +56,9 @@ class TopicRec(Env):
         item_embeddings: [N, D], see slaterl.envs.catalog.
         omega: share of its old value that a user's embedding keeps at each click.
         boredom_threshold: number of clicks in the log that make a topic boring.
-        boredom_timeout: number of turns for which a topic stays boring.
+        boredom_timeout: number of turns that a topic stays boring.
         boredom_moving_window: number of turns after which a click leaves the log.
-        recent_items_maxlen: size M of the click log.
+        recent_items_maxlen: M, the most clicks that the log holds.
         diversity_threshold: with this many items of one topic, diversity_penalty divides the slate's attractiveness.
 
     Raises:
@@ -67,7 +67,7 @@ class TopicRec(Env):
 
     fills_oracle_slots = True
     hidden_columns = Hidden._fields
-    own_measures = ("bored_share",)  # of (user, turn)s in which at least one topic was bored
+    own_measures = ("bored_share",)  # share of (user, turn) pairs with at least one bored topic
     catalogue_argument = "item_embeddings"
     item_embeddings: Tensor
 
@@ -124,7 +124,7 @@ class TopicRec(Env):
         self._ranks = torch.arange(slate_size, device=self.device)
 
     def _first_slate(self, topic_norms: Tensor) -> Tensor:
-        """Slate [S] of the items with the largest norm in each topic, topic by topic."""
+        """Return the slate [S] of the items with the largest norm in each topic, topic by topic."""
         per_topic, rest = divmod(self.slate_size, self.num_topics)
         if per_topic == 0:
             return topic_norms.argmax(0)[: self.slate_size]
@@ -194,12 +194,12 @@ class TopicRec(Env):
 
         Args:
             slate: [B, S] item ids; repeats are allowed.
-            oracle_slots: [B, S] bool; where True, slot r shows the r-th best item for the user of this turn.
+            oracle_slots: [B, S] bool; if True, slot r shows the r-th best item for the user in this turn.
             uniforms: [B, S] numbers in [0, 1) that decide the clicks, instead of drawn ones.
 
         Returns:
             the observation (with the slate as shown), the number of clicks [B] float, and whether the episode ended.
-            It ends for all users together, and the horizon is the task's own: a terminal state, not a truncation.
+            It ends for all users together. The horizon is part of the task, so this is a termination, not a truncation.
 
         Raises:
             UserError: an item id out of range (only checked on the CPU).
@@ -225,28 +225,28 @@ class TopicRec(Env):
         return Observation(slate, clicks), clicks.sum(1, dtype=torch.float32), state.turn >= self.episode_length
 
     def hidden(self) -> Hidden:
-        """The users as the next slate will find them."""
+        """Return the users' state before the next slate."""
         bored = self._next_timer() > 0
         return Hidden(self.state.embedding, bored, self._effective_user(bored))
 
     def full_state(self, hidden: Mapping[str, Tensor]) -> Tensor:
-        """The users' own tastes and the bored topics, [..., D + K]."""
+        """Return the users' own tastes and the bored topics, [..., D + K]."""
         return torch.cat([hidden["user"], hidden["bored"].float()], dim=-1)
 
     def measures(self, data: Trajectories) -> dict[str, float]:
-        """The share of (user, turn)s in which at least one topic was bored."""
+        """Return the share of (user, turn) pairs with at least one bored topic."""
         return {"bored_share": data.hidden["bored"].any(2).float().mean().item()}
 
     def info(self) -> dict[str, Tensor]:
-        """The topics that were bored in this turn, [B, K] bool, and the users' own tastes [B, D]."""
+        """Return the topics that were bored in this turn, [B, K] bool, and the users' own tastes [B, D]."""
         return {"bored": self.state.bored, "user": self.state.embedding}
 
     def relevance(self, effective: Tensor) -> Tensor:
-        """Probability [..., N] of a click on each item if it is examined, for users of tastes [..., D]."""
+        """Return the probability [..., N] of a click on each item if examined, for users with tastes [..., D]."""
         return self._relevance_of(effective @ self.item_embeddings.T / self.max_score)
 
     def click_odds(self, relevance: Tensor, topics: Tensor) -> Tensor:
-        """Click probabilities of slates from the relevance and topics of their items, all [..., S]."""
+        """Return the click probabilities of slates from the relevance and topics of their items, all [..., S]."""
         if self.diversity_penalty != 1.0:
             counts = count_topics(topics, self._ones.expand_as(topics), self.num_topics)
             crowded = counts.amax(-1) >= self.diversity_threshold
@@ -254,14 +254,14 @@ class TopicRec(Env):
         return relevance * self.examination
 
     def _next_timer(self) -> Tensor:
-        """Run the timers [B, K] down by one turn, then start those of topics with too many clicks in the log."""
+        """Run the timers [B, K] down by one turn, then start the timers of topics with too many clicks in the log."""
         state = self.state
         timer = (state.timer - 1).clamp_(min=0)
         starts = (state.log.counts() >= self.boredom_threshold) & (timer == 0)
         return timer.masked_fill_(starts, self.boredom_timeout)
 
     def _effective_user(self, bored: Tensor) -> Tensor:
-        """Taste [B, D] that scores the items: bored topics removed, the short-term topic boosted."""
+        """Return the taste [B, D] that scores the items: bored topics removed, the short-term topic boosted."""
         state = self.state
         weight = (~bored).float()
         if self.short_term_boost != 1.0:
@@ -286,7 +286,7 @@ class TopicRec(Env):
     def _influence(self, items: Tensor, clicks: Tensor) -> None:
         """Update u <- omega * u + (1 - omega) * E_i and normalise it, for each clicked item in rank order.
 
-        The loop is over ranks, because each normalisation needs the one before. Items without a click get weight 0.
+        The loop runs over ranks, because each normalisation needs the previous one. Items without a click get weight 0.
         """
         weights = (clicks * (1 - self.omega)).unsqueeze(2)
         user = self.state.embedding
@@ -295,6 +295,6 @@ class TopicRec(Env):
         self.state.embedding = user
 
     def _last_clicked(self, clicks: Tensor, topics: Tensor) -> tuple[Tensor, Tensor]:
-        """Topic [B] of the last clicked item (meaningless without clicks), and whether there was a click [B]."""
+        """Return the topic [B] of the last clicked item, meaningless without clicks, and whether there was one [B]."""
         last = torch.where(clicks, self._ranks, -1).amax(1)
         return topics.gather(1, last.clamp(min=0).unsqueeze(1)).squeeze(1), last >= 0

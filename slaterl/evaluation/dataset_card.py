@@ -18,11 +18,11 @@ ANCHOR_USERS = 500
 
 
 def reference_returns(env: Env, ranker: Ranker | None, expert: float | None, seed: int) -> dict[str, float | None]:
-    """Mean returns of random slates, one constant slate, the short-term oracle and the expert on the same users.
+    """Return mean returns of random slates, a constant slate, the short-term oracle and the expert on the same users.
 
     Args:
-        ranker: the one that a behaviour acted through; its decode of latent 0 is the constant slate.
-        seed: of the users; the expert's seed, so that all meet its test users.
+        ranker: ranker that a behaviour acted through; it decodes latent 0 to the constant slate.
+        seed: the expert's seed, so that all policies serve the expert's test users.
     """
     known = anchors(env, ANCHOR_USERS, seed)
     return {
@@ -43,12 +43,12 @@ def write_card(
     warnings: Sequence[str],
     **about: str,
 ) -> None:
-    """Write card.json, card.md and card.png, and tell the user its warnings.
+    """Write card.json, card.md and card.png, and show the warnings to the user.
 
     Args:
         behaviours: name and other plain values of each behaviour that data.policy_id counts.
         returns: see reference_returns.
-        warnings: added to those of the card.
+        warnings: more warnings for the card.
         about: title and checksum.
     """
     described = card.describe(data, behaviours, num_items=num_items, anchors=returns)

@@ -27,10 +27,10 @@ from slaterl.training import checkpoints
 
 
 def estimates(cfg: DictConfig) -> Product:
-    """The estimates of `checkpoint`: a file, or the folder of a run with all its kept checkpoints.
+    """Return the estimates of `checkpoint`: a file, or the folder of a run with all its kept checkpoints.
 
-    If the dataset was collected in the simulator, each checkpoint is also tested there. The rank correlation of the
-    two over the checkpoints says how far the estimates can be trusted.
+    If the dataset was collected in the simulator, each checkpoint is also tested there. The rank correlation
+    over the checkpoints shows how far to trust the estimates.
     """
     files = _checkpoints(cfg.checkpoint)
     dataset = product_of(cfg, "collect")
@@ -49,7 +49,7 @@ def estimates(cfg: DictConfig) -> Product:
 
 
 def _checkpoints(given: str | None) -> list[Path]:
-    """The checkpoint, or those of a run's folder in the order of their steps."""
+    """Return the checkpoint, or the checkpoints in a run's folder in the order of their steps."""
     if given is None:
         raise UserError("checkpoint: evaluation=fqe needs checkpoint=<a checkpoint, or the folder of a run>")
     if not Path(given).is_dir():
@@ -62,22 +62,22 @@ def _checkpoints(given: str | None) -> list[Path]:
 
 
 def _agent(file: Path, env: Env) -> tuple[str, int, LatentAgent]:
-    """Name, step and agent of a checkpoint.
+    """Load the name, the step and the agent of a checkpoint.
 
     Raises:
-        UserError: it does not act in the latent space of a ranker, or learned on other items.
+        UserError: the agent does not act in the latent space of a ranker, or learned on other items.
     """
     loaded = load_policy(file, env.device)
     agent: Agent | None = loaded.policy.agent if isinstance(loaded.policy, BeliefPolicy) else None
     name = loaded.config["agent"]["name"]
     if not isinstance(agent, LatentAgent) or agent.sees_hidden or agent.REFINES:
-        raise UserError(f"{file}: agent={name} has no actions of a ranker on a belief, which evaluation=fqe compares")
+        raise UserError(f"{file}: evaluation=fqe needs an agent that shows its ranker's slates, unlike agent={name}")
     if loaded.env.fingerprint != env.fingerprint:
         raise UserError(
-            f"{file}: learned on the item embeddings {loaded.env.fingerprint}, env={env.name} has {env.fingerprint}"
+            f"{file}: learned on the item embeddings {loaded.env.fingerprint}, but env={env.name} has {env.fingerprint}"
         )
     if loaded.env.slate_size != env.slate_size:
-        sizes = f"env.slate_size is {loaded.env.slate_size} there, {env.slate_size} here"
+        sizes = f"env.slate_size is {loaded.env.slate_size} there, but {env.slate_size} here"
         raise UserError(f"{file}: learned in another environment: {sizes}")
     return name, loaded.step, agent
 
@@ -101,11 +101,11 @@ def _make(
             row |= {"simulated": served.mean_return, "simulated_interval": served.interval}
         rows.append(row)
     correlation = None
-    # best.ckpt is often one of the others: the same policy is one point
+    # best.ckpt often equals another checkpoint; the same policy counts as one point
     points = {(row["estimate"], row["simulated"]) for row in rows}
     if simulated and len(points) > 2:
         found = stats.spearmanr(*zip(*points, strict=True)).statistic
-        correlation = float(found) if found == found else None  # NaN where all are equal
+        correlation = float(found) if found == found else None  # NaN if all are equal
         _draw(run.path / "fqe.png", rows, correlation)
     return {
         "evaluation": "fqe",
@@ -130,7 +130,7 @@ def _draw(path: Path, rows: list[dict[str, Any]], correlation: float | None) -> 
         label = row["checkpoint"].removesuffix(".ckpt")
         axis.annotate(label, (row["simulated"], row["estimate"]), textcoords="offset points", xytext=(5, 4), fontsize=8)
     axis.axline((simulated[0], simulated[0]), slope=1, color="grey", linewidth=0.8, linestyle="--")
-    axis.set_xlabel("return in the simulator (clicks an episode)")
+    axis.set_xlabel("return in the simulator (clicks per episode)")
     axis.set_ylabel("return by fitted Q evaluation")
     told = "" if correlation is None else f", rank correlation {correlation:.2f}"
     axis.set_title(f"{rows[0]['agent']}, {len(rows)} checkpoints{told}", fontsize=10)

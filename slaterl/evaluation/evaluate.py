@@ -1,4 +1,4 @@
-"""How good a policy is: its mean return over users fixed by a seed."""
+"""Evaluate a policy by its mean return over users fixed by a seed."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from slaterl.seeds import stream
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures of a policy over a number of users."""
+    """Measures of a policy, over all users of an evaluation."""
 
     users: int
-    mean_return: float  # reward of an episode
+    mean_return: float  # reward per episode
     interval: float  # half-width of the 95 % confidence interval of the mean over users
     clicks_per_turn: float
     own: Mapping[str, float]  # the environment's own measures, see Env.measures
     distinct_items: int  # over all users and turns
 
     def named(self, prefix: str) -> dict[str, float]:
-        """The measures by the names of `measure_names`, each after a prefix."""
+        """Return the measures by the names of `measure_names`, each after a prefix."""
         values: dict[str, float] = {"return": self.mean_return, "interval": self.interval}
         values |= {"clicks_per_turn": self.clicks_per_turn, **self.own, "distinct_items": self.distinct_items}
         return {prefix + name: value for name, value in values.items()}
 
 
 def measure_names(env: Env) -> tuple[str, ...]:
-    """Names of the measures of an Evaluation in an environment, in the order of the columns of metrics.csv."""
+    """Return the names of an Evaluation's measures in an environment, in the order of the columns of metrics.csv."""
     return ("return", "interval", "clicks_per_turn", *env.own_measures, "distinct_items")
 
 
@@ -43,7 +43,7 @@ def evaluate(policy: Policy, env: Env, users: int, seed: int, name: str) -> Eval
     """Serve `users` users without exploration.
 
     Args:
-        seed, name: determine the users and their clicks; name is "validation" or "test". Every policy meets the same.
+        seed, name: determine the users and their clicks, the same for every policy. name is "validation" or "test".
     """
     generator = stream(seed, f"{name} users", env.device)
     hidden = bool(env.own_measures) and env.hidden_columns is not None
@@ -61,7 +61,7 @@ def evaluate(policy: Policy, env: Env, users: int, seed: int, name: str) -> Eval
 
 
 def anchors(env: Env, users: int, seed: int) -> dict[str, float]:
-    """Measures of the short-term oracle, if the environment has one, and of random slates with the test users."""
+    """Measure random slates and, if the environment has one, the short-term oracle on the test users."""
     flat: dict[str, float] = {}
     for name, epsilon in (("oracle_", 0.0), ("random_", 1.0)):
         if epsilon < 1 and not env.fills_oracle_slots:
@@ -73,7 +73,7 @@ def anchors(env: Env, users: int, seed: int) -> dict[str, float]:
 
 
 def constant_slate_return(env: Env, ranker: Ranker | None, users: int, seed: int) -> float | None:
-    """Return of GeMS' decode of latent 0 shown to the test users; None for other rankers, which do not decode it."""
+    """Measure the return of showing test users the slate that GeMS decodes from latent 0; None for other rankers."""
     if not isinstance(ranker, GeMS):
         return None
     policy = ConstantSlate(slate=None, num_items=env.num_items, slate_size=env.slate_size, ranker=ranker)

@@ -1,7 +1,7 @@
-"""Fitted Q evaluation: what a policy would return, from recorded trajectories alone.
+"""Fitted Q evaluation: estimate a policy's return from recorded trajectories alone.
 
-Le, Voloshin and Yue, "Batch Policy Learning under Constraints", arXiv 1903.08738; with an ensemble of which every
-member learns from a bootstrap sample of the trajectories.
+Le, Voloshin and Yue, "Batch Policy Learning under Constraints", arXiv 1903.08738. Here an ensemble learns,
+and every member has its own bootstrap sample of the trajectories.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from slaterl.seeds import seeded_weights, stream
 
 @dataclass(frozen=True)
 class Estimate:
-    """A policy's return as the data tell it."""
+    """A policy's return, estimated from data."""
 
-    mean_return: float  # clicks of an episode
-    interval: float  # half-width of the 95 % interval over the bootstrap's members
+    mean_return: float  # clicks per episode
+    interval: float  # half-width of the 95 % interval over the members of the ensemble
     members: int
-    loss: float  # of the last updates: mean squared error of m
+    loss: float  # mean squared error of m in the last updates
 
 
 def fitted_q_evaluation(
@@ -54,24 +54,25 @@ def fitted_q_evaluation(
 ) -> Estimate:
     """Estimate the return of an agent's policy without exploration: H times its mean reward in the data's states.
 
-    Q(s, a, t), discounted, is learned as the weighted mean m = Q / w_t of the rewards that remain, which is of one size
-    at every turn: m(s, a, t) = (r + gamma * w_{t+1} * m'(s', pi(s'), t + 1)) / w_t, with w_t the sum of gamma^k over
-    k < H - t. A member is a belief and a head. A mean of rewards lies between the smallest and the largest of them, and
-    so does m, by a sigmoid: for actions that the data do not have an unbounded head names any number.
+    The heads learn m = Q(s, a, t) / w_t, a weighted mean of the remaining rewards. Unlike Q, it has the same scale at
+    every turn: m(s, a, t) = (r + gamma * w_{t+1} * m'(s', pi(s'), t + 1)) / w_t. The weight w_t is the sum of gamma^k
+    over k < H - t. A member of the ensemble is a belief and a head. A sigmoid keeps m between the smallest and the
+    largest reward, because an unbounded head can give any number to actions that the data lack.
 
-    The mean of m(s, pi(s), t) over the data's states is the policy's mean reward as far as it visits such states. With
-    gamma near 1 only the first turns would be needed, but what is made up for unseen actions would be repeated a
-    hundred times, and outweigh what was seen.
+    The mean of m(s, pi(s), t) over the data's states is the policy's mean reward, if it visits such states. With gamma
+    near 1 the first turns alone would be enough. But errors on unseen actions would add up over a hundred turns and
+    outweigh the data.
 
     Args:
         data: N trajectories, on the agent's device.
         discount: gamma, how far m looks ahead; below 1.
-        updates, batch_size: of whole trajectories; lr: Adam's; tau: share of the heads that enters their targets.
-        members: each weighs every trajectory by how often a bootstrap sample of the data has it.
+        updates, batch_size: number of updates, and of trajectories in each.
+        lr, tau: Adam's learning rate, and the Polyak rate of the heads' targets.
+        members: number of members; each weights a trajectory by its count in a bootstrap sample of the data.
         hidden: width of the two hidden layers of a head.
 
     Raises:
-        UserError: the learning has diverged.
+        UserError: training has diverged.
     """
     count, horizon = data.rewards.shape
     device = data.slates.device
@@ -80,7 +81,7 @@ def fitted_q_evaluation(
     assert data.actions is not None
     actions, own = data.actions, policy_actions(agent, data)
     weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
-    weights[weights.sum(1) == 0] = 1  # of few trajectories a sample can miss all
+    weights[weights.sum(1) == 0] = 1  # a sample of few trajectories can miss them all
     turn = torch.arange(horizon, device=device)
     ahead = (1 - discount ** (horizon - turn)) / (1 - discount)  # w_t, [H]
     over = (turn / horizon).view(1, 1, -1, 1)
@@ -133,16 +134,17 @@ def fitted_q_evaluation(
         reward = torch.cat(means, dim=1)  # [M, N]
         found = horizon * (weights * reward).sum(1) / weights.sum(1)
     if not found.isfinite().all():
-        raise UserError(f"fqe.lr={lr}: fitted Q evaluation has diverged; expected a smaller one")
+        raise UserError(f"fqe.lr={lr}: fitted Q evaluation has diverged; use a smaller learning rate")
     interval = stats.t.ppf(0.975, members - 1) * found.std().item() if members > 1 else math.nan
     return Estimate(found.mean().item(), float(interval), members, smoothed.item())
 
 
 @torch.no_grad()
 def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
-    """What an agent would show without exploration in each turn of recorded trajectories, [N, H, A] in [-1, 1].
+    """Return an agent's actions without exploration in each turn of recorded trajectories, [N, H, A] in [-1, 1].
 
-    As the actions of the data are: read from slates. What a policy gives its ranker can lie where no encoding does.
+    They are encoded from the slates that it would show, like the data's actions. The policy's own actions can lie
+    outside the range of the encoder.
     """
     found = []
     for start in range(0, len(data), 512):

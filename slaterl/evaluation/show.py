@@ -1,4 +1,4 @@
-"""The tables that end a run."""
+"""The table at the end of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
         result: flat, with the entries of `anchors`. A baseline without entries gets no row.
     """
     random = [name.removeprefix("random_") for name in result if name.startswith("random_")]
-    # besides what any environment measures
+    # the environment's own, in addition to the measures of all environments
     own = [name for name in random if name not in ("return", "interval", "clicks_per_turn", "distinct_items")]
     rows = []
     for label, prefix in ((tested, "test_"), ("short-term oracle", "oracle_"), ("random slates", "random_")):
@@ -32,5 +32,5 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
 
 
 def _number(name: str, value: float) -> str:
-    """A measure of the environment's own, a share as a percentage."""
+    """Format a measure of the environment; a share becomes a percentage."""
     return f"{value:.0%}" if name.endswith("_share") else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""How fast this machine runs the simulator and every stage, and how long a full run takes."""
+"""Measure how fast this machine runs the simulator and every stage, and estimate the time of a full run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measure(cfg: DictConfig, env: Env, agent: Any) -> dict[str, Any]:
     """Measure the simulator and every stage with an untrained agent, and estimate a full run.
 
     Returns:
-        medians of `benchmark.repeats` after one repeat to warm up: turns, trajectories and slates per second, seconds
+        medians of `benchmark.repeats` after one warm-up: turns, trajectories and slates per second, seconds
         per step and validation, memory in megabytes, and the estimated seconds of each stage (estimate_...).
     """
     users = stream(cfg.seed, "benchmark", env.device)
@@ -42,7 +42,7 @@ def measure(cfg: DictConfig, env: Env, agent: Any) -> dict[str, Any]:
     logging = EpsilonOracle(epsilon=cfg.logged_data.epsilon, **sizes)
 
     def seconds(action: Callable[[], Any]) -> float:
-        """The median over the repeats."""
+        """Return the median over the repeats."""
         times = []
         for _ in range(cfg.benchmark.repeats + 1):
             _wait(env.device)
@@ -81,7 +81,7 @@ def measure(cfg: DictConfig, env: Env, agent: Any) -> dict[str, Any]:
 
     def updates() -> None:
         for _ in range(UPDATES):
-            agent.step += agent.steps_in(batch)  # of several updates one can be the policy's
+            agent.step += agent.steps_in(batch)  # some agents update the policy only every few steps
             agent.update(batch)
 
     if isinstance(agent, OfflineAgent):
@@ -102,7 +102,7 @@ def measure(cfg: DictConfig, env: Env, agent: Any) -> dict[str, Any]:
 
 
 def _estimate(cfg: DictConfig, env: Env, found: dict[str, Any]) -> dict[str, float]:
-    """Seconds of each stage of a full run of this configuration, from an empty machine."""
+    """Estimate the seconds of each stage of a full run of this configuration, starting without any product."""
     if "offline_step_s" in found:
         stage, updates = "offline", cfg.offline.max_steps
         validations = updates / cfg.offline.val_every_n_steps
@@ -123,7 +123,7 @@ def _wait(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the GPU or of the processor."""
+    """Return the name of the GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""Rankers: they turn an agent's action into a slate."""
+"""Rankers turn an agent's action into a slate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Ranker(nn.Module):
-    """Maps latent actions to slates, and slates back to latent actions.
+    """Map latent actions to slates, and slates back to latent actions.
 
     Agents act in [-1, 1]^A. The action box (center and half-width of each latent dimension, part of the state dict)
     maps this range to latent units.
@@ -39,16 +39,16 @@ class Ranker(nn.Module):
         self.center.copy_((high + low) / 2)
 
     def to_latent(self, action: Tensor) -> Tensor:
-        """[..., A] in [-1, 1] -> latent units."""
+        """Map actions [..., A] in [-1, 1] to latent units."""
         return torch.addcmul(self.center, self.half_width, action)
 
     def to_action(self, latent: Tensor) -> Tensor:
-        """The inverse of to_latent, clipped to [-1, 1]; 0 in a dimension whose box has no width."""
+        """Invert to_latent, clipped to [-1, 1]; 0 in a dimension whose box has no width."""
         tiny = torch.finfo(self.half_width.dtype).tiny
         return ((latent - self.center) / self.half_width.clamp(min=tiny)).clamp(-1, 1)
 
     def random_action(self, num_users: int, generator: torch.Generator) -> Tensor:
-        """Uniform actions [B, A] in the middle half of the box."""
+        """Draw uniform actions [B, A] in the middle half of the box."""
         return torch.rand(num_users, self.action_dim, generator=generator, device=generator.device) - 0.5
 
     def rank(self, latent: Tensor) -> Tensor:
@@ -60,15 +60,15 @@ class Ranker(nn.Module):
         raise NotImplementedError
 
     def action_of(self, slates: Tensor) -> Tensor:
-        """The actions [B, A] in [-1, 1] of slates [B, S], encoded without clicks.
+        """Return the actions [B, A] in [-1, 1] of slates [B, S], encoded without clicks.
 
-        With clicks, the encoder would write the reward into the action: critics would read it there, and a policy
+        With clicks, the encoder would write the reward into the action. Critics would read it there, and a policy
         would learn to promise clicks.
         """
         return self.to_action(self.encode(slates, torch.zeros_like(slates)))
 
     def best_by_slot(self, scores: Tensor) -> Tensor:
-        """The item with the largest score in each slot, [B, S, N] -> [B, S]; if unique, among unused items."""
+        """Return the item with the largest score in each slot, [B, S, N] -> [B, S]; if unique, among unused items."""
         if not self.unique:
             return scores.argmax(2)
         taken = torch.zeros_like(scores[:, 0], dtype=torch.bool)  # [B, N]

@@ -9,7 +9,7 @@ from slaterl.rankers.base import Ranker
 
 
 class EmbeddingRanker(Ranker):
-    """Compares queries with fixed item embeddings. The action box is their range in each dimension.
+    """Compare queries with fixed item embeddings. The action box is the range of the embeddings in each dimension.
 
     Args:
         item_embeddings: [N, E], scratch, mf or ideal; part of the state dict.
@@ -25,18 +25,18 @@ class EmbeddingRanker(Ranker):
         self.set_items(item_embeddings)
 
     def set_items(self, item_embeddings: Tensor) -> None:
-        """Use these embeddings [N, E] from now on."""
+        """Replace the item embeddings by these [N, E]."""
         self.item_embeddings.copy_(item_embeddings)
         low, high = (bound.repeat(self.queries) for bound in self.item_embeddings.aminmax(dim=0))
         self.set_box(low, high)
 
     def scores(self, latent: Tensor) -> Tensor:
-        """Inner products of all queries with all items, [B, A] -> [B, queries, N]."""
+        """Return the inner products of all queries with all items, [B, A] -> [B, queries, N]."""
         return latent.unflatten(1, (self.queries, -1)) @ self.item_embeddings.T
 
 
 class TopK(EmbeddingRanker):
-    """The S items with the largest inner products with one query, best first (Deffayet et al. 2023, section 6)."""
+    """Show the S items with the largest inner products with one query, best first (Deffayet et al. 2023, section 6)."""
 
     def __init__(self, *, item_embeddings: Tensor, slate_size: int, unique: bool) -> None:
         if not unique:
@@ -47,7 +47,7 @@ class TopK(EmbeddingRanker):
         return self.scores(latent)[:, 0].topk(self.slate_size, dim=1).indices
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
-        """The mean of the embeddings of a slate, which lies in the box."""
+        """Return the mean of the embeddings of a slate, which lies in the box."""
         return self.item_embeddings[slate.long()].mean(-2)
 
 
@@ -61,5 +61,5 @@ class KHeadArgmax(EmbeddingRanker):
         return self.best_by_slot(self.scores(latent))
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
-        """The embeddings of the slate's items. Exact unless another item scores higher with one of them."""
+        """Return the embeddings of the slate's items. Exact unless another item scores higher with one of them."""
         return self.item_embeddings[slate.long()].flatten(-2)

@@ -1,4 +1,4 @@
-"""Sources of the item embeddings by which a ranker or an agent compares items."""
+"""Sources of item embeddings, for rankers and agents that compare items."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from slaterl.errors import UserError
 
 
 def scratch(*, num_items: int, dim: Count) -> Tensor:
-    """Random embeddings [N, E] from N(0, 1), without knowledge of the items."""
+    """Draw random embeddings [N, E] from N(0, 1), without knowledge of the items."""
     return torch.randn(num_items, dim)
 
 
 def ideal(*, env: Env) -> Tensor:
-    """The simulator's own embeddings [N, D]: an upper bound, since no recommender has them.
+    """Return the simulator's own embeddings [N, D]: an upper bound, since no recommender knows them.
 
     Raises:
         UserError: the environment has none.
@@ -36,5 +36,5 @@ def initial_factors(
     weight_decay: Fraction,
     holdout: Holdout,
 ) -> Tensor:
-    """The item factors [N, E] that stage=mf starts from, N(0, 0.1^2). The rest are settings of that stage."""
+    """Draw the item factors [N, E] that stage=mf starts from, N(0, 0.1^2). That stage reads the other settings."""
     return 0.1 * torch.randn(num_items, dim)

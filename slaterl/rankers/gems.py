@@ -28,15 +28,15 @@ class GeMSLosses(NamedTuple):
 
 
 class GeMS(Ranker):
-    """The VAE. Frozen, it is a ranker: each slot of the slate of z has the item with the largest logit.
+    """The VAE. When frozen, it is a ranker: each slot shows the item with the largest logit given z.
 
     Args:
         item_dim: width of the item embeddings, learned from scratch.
         encoder_hidden, decoder_hidden: widths of the hidden layers.
         lambda_click, lambda_KL: weights of the click and the KL term.
-        lambda_prior: if positive, the prior's mean and log-variance are learned and held to the standard normal with
-            this weight; if 0, the prior is the standard normal.
-        posterior_noise: factor of the noise in a posterior sample: `variance`, as in the published code and its
+        lambda_prior: if positive, the prior's mean and log-variance are learned and kept close to the standard normal
+            with this weight; if 0, the prior is the standard normal.
+        posterior_noise: factor on the noise in a posterior sample: `variance`, as in the published code and its
             figures, or `std`, as in the reparameterisation of a Gaussian.
     """
 
@@ -69,13 +69,13 @@ class GeMS(Ranker):
         self.prior = nn.Parameter(torch.zeros(2, latent_dim), requires_grad=lambda_prior > 0)
 
     def posterior(self, slates: Tensor, clicks: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance [B, A] of the latent, given slates and clicks [B, S]."""
+        """Return mean and log-variance [B, A] of the latent, given slates and clicks [B, S]."""
         items = embedding(slates.long(), self.item_embeddings).flatten(1)
         mean, log_variance = self.encoder(torch.cat([items, clicks.to(items.dtype)], dim=1)).chunk(2, dim=1)
         return mean, log_variance
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """Map decoder outputs [B, hidden] to one query per slot, [B, S, E]. A query scores the items."""
+        """Map decoder outputs [B, hidden] to one query per slot, [B, S, E], which scores the items."""
         return self.slate_head(hidden).unflatten(1, (self.slate_size, self.item_dim))
 
     def rank(self, latent: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class GeMS(Ranker):
         return self.posterior(slate, clicks)[0]
 
     def losses(self, slates: Tensor, clicks: Tensor, noise: Tensor | None) -> GeMSLosses:
-        """Terms of the negative ELBO for slates and clicks [B, S].
+        """Return the terms of the negative ELBO for slates and clicks [B, S].
 
         Args:
             noise: [B, A] standard normal draws; None decodes the posterior mean (validation).
@@ -110,7 +110,7 @@ class GeMS(Ranker):
         )
 
     def total(self, losses: GeMSLosses) -> Tensor:
-        """The weighted sum of the terms."""
+        """Return the weighted sum of the terms."""
         elbo = losses.slate + self.lambda_click * losses.click + self.lambda_kl * losses.kl
         return elbo + self.lambda_prior * losses.prior
 
@@ -130,7 +130,7 @@ class _ItemCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of queries [R, E] over items [N, E] for target ids [R], and the share of hits.
 
     Equals cross_entropy(queries @ items.T, target) without a gradient into the items, in half the time. The forward
-    pass takes the exponentials once, in place, and computes the gradient with respect to the queries,
+    pass takes the exponentials once, in place. It also computes the gradient with respect to the queries,
     (softmax @ items - item of target) / R.
     """
 

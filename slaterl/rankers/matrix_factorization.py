@@ -49,7 +49,7 @@ class MatrixFactorization(Learner):
         self.add_optimizer("factors", self.items, self.users, lr=lr)
 
     def losses(self, batch: Clicks, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of -log sigmoid(x_ui - x_uj) over clicks with the penalty, and the share of correctly ordered pairs."""
+        """Return the mean of -log sigmoid(x_ui - x_uj) over clicks plus the penalty, and the share of ordered pairs."""
         user, clicked, other = (
             embedding(batch.users, self.users),
             embedding(batch.items, self.items),
@@ -70,7 +70,7 @@ class MatrixFactorization(Learner):
 
     @torch.no_grad()
     def validate(self, held_out: Clicks, seed: int) -> dict[str, float]:
-        """Metrics over held-out clicks, with the same negative items every time."""
+        """Return metrics over held-out clicks, with the same negative items every time."""
         generator = stream(seed, "validation negatives", self.items.device)
         losses = self.losses(held_out, self.negatives(len(held_out.users), generator))
         return {name: value.item() for name, value in zip(self.VAL_TERMS, losses, strict=True)}

@@ -23,7 +23,7 @@ class Slates(NamedTuple):
 
 
 class GeMSPretraining(Learner):
-    """Trains `gems` by minimising its loss with Adam."""
+    """Train `gems` by minimising its loss with Adam."""
 
     TERMS: ClassVar = ("loss/total", "loss/slate", "loss/click", "loss/kl", "loss/prior", "accuracy/slot")
     VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in TERMS)
@@ -44,7 +44,7 @@ class GeMSPretraining(Learner):
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Slates]) -> dict[str, float]:
-        """Mean losses over held-out slates, decoding the posterior mean."""
+        """Return mean losses over held-out slates, decoding the posterior mean."""
         sums = torch.zeros(len(self.TERMS), dtype=torch.float64, device=self.device)
         count = 0
         for batch in batches:
@@ -59,7 +59,7 @@ class SlateData(Epochs):
 
     Args:
         data: on the learner's device.
-        holdout: share of the trajectories, the first ones, used for validation.
+        holdout: share of the trajectories used for validation, the first ones.
         source: the setting that chose the data, for the message.
         others: see Epochs.
 
@@ -84,12 +84,12 @@ class SlateData(Epochs):
         return self._slates(self.training, index)
 
     def held_out_batches(self) -> Iterator[Slates]:
-        """Batches of all held-out slates, in order."""
+        """Yield batches of all held-out slates, in order."""
         size = len(self.held_out) * self.horizon
         for index in torch.arange(size, device=self.held_out.slates.device).split(2048):
             yield self._slates(self.held_out, index)
 
     def _slates(self, data: Trajectories, index: Tensor) -> Slates:
-        """Slates by their flat index, one trajectory after the other."""
+        """Select slates by their flat index, one trajectory after the other."""
         trajectory, turn = index // self.horizon, index % self.horizon + 1
         return Slates(data.slates[trajectory, turn], data.clicks[trajectory, turn])

@@ -1,4 +1,4 @@
-"""Episodes for the report's pictures: the slates that a policy showed to some users, and how they answered."""
+"""Episodes for the report's pictures: the slates that a policy showed to some users, and their clicks."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class TopicEpisodes(Episodes):
     """Episodes in TopicRec, with topics and boredom.
 
     Attributes:
-        scores: [U, H, S] of the recommended items, for the users as each turn found them.
+        scores: [U, H, S] scores of the recommended items, by the users' state before each turn.
         bored: [U, H, K] bool.
-        topics: [U, H, S] of the recommended items.
-        threshold: score of an item that is relevant with probability 1/2.
+        topics: [U, H, S] topics of the recommended items.
+        threshold: score at which an item is relevant with probability 1/2.
     """
 
     scores: NDArray[np.float64]
@@ -48,13 +48,13 @@ class TopicEpisodes(Episodes):
 
 
 def item_scores(env: TopicRec, data: Trajectories) -> Tensor:
-    """Scores [N, H, S] of the items shown, for the users as each turn found them."""
+    """Return the scores [N, H, S] of the items shown, by the users' state before each turn."""
     items = embedding(data.slates[:, 1:].long(), env.item_embeddings)  # [N, H, S, D]
     return (items * data.hidden["effective"].unsqueeze(2)).sum(3) / env.max_score
 
 
 def watch(checkpoint: Path, users: int, seed: int) -> Episodes:
-    """Let the policy of a checkpoint serve users of the test users' stream, without exploration.
+    """Let the policy of a checkpoint serve users from the stream of test users, without exploration.
 
     Returns:
         TopicEpisodes if the checkpoint's environment is TopicRec.

@@ -23,7 +23,7 @@ WIDTH = 9.0  # inches
 
 
 def learning_curves(runs: pd.DataFrame) -> Figure:
-    """Validation return over steps: the mean over a method's seeds, with its 95 % interval as a band."""
+    """Draw validation return over steps: the mean over a method's seeds, with its 95 % interval as a band."""
     colours = _colours(runs["method"])
 
     def draw(axis: Axes, env: str) -> None:
@@ -31,7 +31,7 @@ def learning_curves(runs: pd.DataFrame) -> Figure:
             colour = colours[str(method)]
             curves = [pd.Series(dict(zip(*_curve(path), strict=True))) for path in group["path"]]
             curves = [curve for curve in curves if len(curve)]
-            if not curves:  # without learning: a level
+            if not curves:  # methods that do not learn get a horizontal line
                 axis.axhline(group["test"].mean(), label=method, linestyle=":", color=colour)
                 continue
             table = pd.concat(curves, axis=1).dropna()  # steps that all seeds have reached
@@ -49,7 +49,7 @@ def learning_curves(runs: pd.DataFrame) -> Figure:
 
 
 def score_density(episodes: Mapping[str, TopicEpisodes]) -> Figure:
-    """Scores of the recommended items by the number of bored topics, and the threshold of relevance (Figure 2)."""
+    """Draw scores of recommended items by the number of bored topics, with the threshold of relevance (Figure 2)."""
 
     def draw(axis: Axes, method: str) -> None:
         found = episodes[method]
@@ -74,7 +74,7 @@ def return_per_turn(episodes: Mapping[str, Episodes], methods: Iterable[str] = (
     """Draw the reward in each turn of the episode, mean over users with its 95 % interval.
 
     Args:
-        methods: all methods of the report, so that the colours are those of the learning curves.
+        methods: all methods of the report, so that the colours match the learning curves.
     """
     colours = _colours([*episodes, *methods])
     figure = _figure(3.4)
@@ -95,7 +95,7 @@ def return_per_turn(episodes: Mapping[str, Episodes], methods: Iterable[str] = (
 
 
 def slate_heat_map(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figure:
-    """One user's episode: items of each topic on the slates, clicks as dots, bored topics hatched."""
+    """Draw one user's episode: items of each topic on the slates, clicks as dots, bored topics hatched."""
 
     def draw(axis: Axes, method: str) -> None:
         found = episodes[method]
@@ -127,7 +127,7 @@ def slate_heat_map(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figu
 
 
 def slate_ranks(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figure:
-    """One user's episode: the topic at each rank in each turn."""
+    """Draw one user's episode: the topic at each rank in each turn."""
 
     def draw(axis: Axes, method: str) -> None:
         found = episodes[method]
@@ -155,7 +155,7 @@ def slate_ranks(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figure:
 
 
 def lambda_grid(grid: pd.DataFrame) -> Figure:
-    """Mean test return by the weights of GeMS (Figure 3). Columns: env, method, lambda_KL, lambda_click, test."""
+    """Draw mean test return by the weights of GeMS (Figure 3). Columns: env, method, lambda_KL, lambda_click, test."""
     groups = {f"{env}: {method}": group for (env, method), group in grid.groupby(["env", "method"])}
 
     def draw(axis: Axes, name: str) -> None:
@@ -182,7 +182,7 @@ def _curve(path: object) -> tuple[list[int], list[float]]:
 
 
 def _colours(methods: Iterable[str]) -> dict[str, tuple[float, ...]]:
-    """A colour for each method, the same in all figures that are given the same methods."""
+    """Choose a colour for each method, the same in all figures of the same methods."""
     names = sorted(set(methods))
     return {name: colormaps["tab10" if len(names) <= 10 else "tab20"](i % 20) for i, name in enumerate(names)}
 
@@ -220,7 +220,7 @@ def _panels(names: Sequence[str], draw: Callable[[Axes, str], None], columns: in
 
 
 def _from_turn_1(rows: NDArray[np.int64]) -> tuple[float, float, float, float]:
-    """Extent of an image [rows, turns] whose first turn is 1, as in the other pictures."""
+    """Return the extent of an image [rows, turns] whose first turn is 1, as in the other pictures."""
     return 0.5, rows.shape[1] + 0.5, len(rows) - 0.5, -0.5
 
 

@@ -1,4 +1,4 @@
-"""Find the runs of a report. A file that cannot be read costs its own run alone."""
+"""Find the runs of a report. A damaged file affects only its own run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from slaterl.runs.files import first_line, read_json
 from slaterl.sweeps.records import DIED, Job, held, jobs
 from slaterl.training import metrics
 
-STAGES = ("online", "offline", "evaluate")  # these end with the return of a policy
-# what reading a damaged file can raise
+STAGES = ("online", "offline", "evaluate")  # stages that end with a policy's return
+# exceptions from reading a damaged file
 _DAMAGED = (UserError, OSError, LookupError, TypeError, ValueError, AttributeError, csv.Error)
 
 
 def find(runs: str | Sequence[str] | None, root: Path) -> list[Record]:
-    """Find every run in folders, globs or sweeps, each once; by default all below `root`.
+    """Find every run in folders, globs or sweeps, each once; by default all runs below `root`.
 
     Raises:
         UserError: a pattern matches no run.
@@ -33,7 +33,7 @@ def find(runs: str | Sequence[str] | None, root: Path) -> list[Record]:
     for pattern in [runs] if isinstance(runs, str) else runs:
         records = [record for path in _matches(pattern) for record in _read(path)]
         if not records:
-            raise UserError(f"report.runs={pattern}: no run of stage {', '.join(STAGES)} there")
+            raise UserError(f"report.runs={pattern}: found no run of stage {', '.join(STAGES)}")
         found += records
     return _unique(found)
 
@@ -58,7 +58,7 @@ def _read(path: Path) -> list[Record]:
 
 
 def _of_run(path: Path) -> Record | None:
-    """Read the run in a folder; None if it ends with no policy's return. A damaged file costs this run alone."""
+    """Read the run in a folder; None if its stage does not end with a policy's return."""
     record = Record(path, "damaged", "", command=[], config={}, result={}, task={})
     try:
         manifest = read_json(path / "manifest.json")

@@ -1,4 +1,4 @@
-"""Write a report: the page with all of it, the same in Markdown and LaTeX, the numbers as CSV, the pictures as PNG."""
+"""Write a report: a page with everything, the same in Markdown and LaTeX, numbers as CSV, and pictures as PNG."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from slaterl.runs.files import whole_file, write_text
 
 LEGEND = (
     "Test return: mean over seeds ± Student's 95 % interval. IQM: mean of the middle half, with a bootstrapped 95 % "
-    "interval. best val, last val: best and final validation return, mean over seeds. Normalised: 100 is the expert of "
-    "the data, 0 is random slates."
+    "interval. best val, last val: best and final validation return, mean over seeds. Normalised: 100 is the expert "
+    "behind the data, 0 is random slates."
 )
 
 
@@ -37,7 +37,7 @@ def write(
 
     Args:
         runs, summary: see `tables.results` and `tables.summary`.
-        against: the method that the others are tested against.
+        against: method that all others are tested against.
 
     Raises:
         UserError: a file cannot be written.
@@ -84,7 +84,7 @@ def _html(
     images: dict[str, bytes],
     paths: Sequence[str],
 ) -> str:
-    """The page, which needs no other file: its pictures are part of it."""
+    """Return the page. It needs no other file, because it contains its pictures."""
     shown = [
         {
             "title": picture.title,

@@ -1,4 +1,4 @@
-"""Choose the pictures of a report: which data each one shows, with its title and caption."""
+"""Choose the pictures of a report, with the data, title and caption of each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Picture:
 
 
 def draw(records: list[Record], runs: pd.DataFrame, users: int) -> list[Picture]:
-    """Draw learning curves, the grid of GeMS' weights, and the episodes of each environment, if there are any.
+    """Draw learning curves, the grid of GeMS' weights, and the episodes of each environment.
 
     Args:
         runs: one row for each finished run, see `tables.results`.
@@ -78,7 +78,7 @@ def _of_episodes(env: str, runs: pd.DataFrame, users: int, methods: pd.Series) -
 
 
 def best_episodes(runs: pd.DataFrame, users: int) -> dict[str, Episodes]:
-    """Episodes of the best run of each method that learned. All serve the same users: those of the first seed."""
+    """Return episodes of the best run of each method that learns. All serve the same users, those of the first seed."""
     found, seed = {}, int(runs["seed"].min())
     for method, group in runs.groupby("method"):
         best = group.sort_values("test").iloc[-1]
@@ -92,9 +92,9 @@ def best_episodes(runs: pd.DataFrame, users: int) -> dict[str, Episodes]:
 
 
 def lambda_grid(records: list[Record]) -> pd.DataFrame | None:
-    """Test returns of the runs with GeMS, for the methods in which a lambda varies; None if there are none.
+    """Return test returns of the runs with GeMS, for the methods with several lambdas; None if no method has several.
 
-    Returns of another gamma or agent do not belong in the same grid, so a method is here a run without its lambdas.
+    Another gamma or agent belongs in another grid, so a method is named here by its settings without the lambdas.
 
     Returns:
         columns env, catalogue, method, lambda_KL, lambda_click and test.

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# settings in which two runs of one method may differ
+# settings that may differ between two runs of one method
 _SEEDS = {"seed", "ranker_seed"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run, as read from its manifest and result.
+    """One run, read from its manifest and result.
 
     Attributes:
-        status: finished, running, interrupted or failed (manifest); waiting or killed (record of a sweep); damaged, if
-            a file cannot be read.
+        status: finished, running, interrupted or failed (from the manifest); waiting or killed (from a sweep's
+            record); damaged, if a file cannot be read.
         reason: why the run has no result.
         config: the composed configuration; {} if the manifest is damaged.
         result: result.json of a finished run, else {}.
@@ -35,7 +35,7 @@ class Record:
     @property
     def env(self) -> str:
         """Name of the environment, and of the dataset if the run learned from one."""
-        # a checkpoint is evaluated in its own environment, which the command need not name
+        # a checkpoint brings its own environment, so the command need not name it
         name = self.result["env"] if "env" in self.result else self.config["env"]["name"]
         return f"{name}, {self.result['dataset']} data" if "dataset" in self.result else name
 
@@ -50,7 +50,7 @@ class Record:
 
 
 def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Name of a run's method: agent, ranker, item embeddings, and a belief that is not the default."""
+    """Name a run's method: agent, ranker, item embeddings, and the belief if it is not the default."""
     if "checkpoint" in result:
         return f"{result['agent']} (checkpoint, step {result['step']:,})"
     parts = [config["agent"]["name"]]
@@ -69,8 +69,8 @@ def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 def name_tasks(records: Sequence[Record]) -> list[str]:
     """Name the task of each record: environment and dataset.
 
-    Settings that differ between tasks of one name are added, such as `env.boredom_threshold=3`. Different item
-    embeddings are told apart by `tables.by_catalogue`.
+    If tasks of one name differ in settings, the names include these, such as `env.boredom_threshold=3`.
+    `tables.by_catalogue` distinguishes different item embeddings.
     """
     plain = [record.env for record in records]
     names = []
@@ -90,7 +90,7 @@ def task_of(record: Record) -> dict[str, Any]:
 def name_methods(records: Sequence[Record]) -> list[str]:
     """Name the method of each record: equal for the seeds of one method, different if any other setting differs.
 
-    Settings that differ between runs of one plain name are added to it, such as `agent.gamma=0`.
+    If runs of one name differ in settings, the names include these, such as `agent.gamma=0`.
     """
     plain = [method_of(record.config, record.result) for record in records]
     names = []
@@ -111,8 +111,8 @@ def without_lambdas(record: Record) -> Record:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """Settings of the method by their dotted keys, without seeds, environment, device and paths."""
-    if "checkpoint" in record.result:  # the agent is the checkpoint's, not the command's
+    """Return the settings of the method by dotted key, without seeds, environment, device and paths."""
+    if "checkpoint" in record.result:  # the agent comes from the checkpoint, not from the command
         file = Path(record.result["checkpoint"])
         return {"checkpoint": f"{file.parent.name}/{file.name}"}
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
@@ -140,7 +140,7 @@ def settings_of(record: Record) -> dict[str, Any]:
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Settings by their dotted keys, without names, classes and seeds."""
+    """Return settings by dotted key, without names, classes and seeds."""
     if not isinstance(value, Mapping):
         return {path: value}
     found: dict[str, Any] = {}

@@ -62,7 +62,7 @@ def half_width(values: np.ndarray) -> float:
 
 
 def welch_holm(values: Mapping[str, Sequence[float]], against: str) -> dict[str, float]:
-    """p-values of Welch's t-test of each other method against one, after Holm's correction.
+    """Return p-values of Welch's t-test of each other method against one, after Holm's correction.
 
     Methods with one seed cannot be tested and are left out.
     """

@@ -16,7 +16,7 @@ from slaterl.training import metrics
 
 
 def results(records: Sequence[Record]) -> pd.DataFrame:
-    """One row for each finished run: env, method, seed, test, best, last, score, steps, catalogue (of items), path.
+    """List finished runs: env, method, seed, test, best, last, score, steps, catalogue (of items), path.
 
     The score of an offline run is 100 * (test - random) / (expert - random), if the expert's return is known.
     """
@@ -57,9 +57,9 @@ def summary(runs: pd.DataFrame, against: str | None) -> pd.DataFrame:
     """
     methods = sorted(runs["method"].unique())
     if against is not None and against not in methods:
-        raise UserError(f"report.against={against}: no such method here; there are {'; '.join(methods)}")
+        raise UserError(f"report.against={against}: no such method here; expected one of {'; '.join(methods)}")
     rows = []
-    # other items make another environment, even under the same name
+    # environments with different items differ, even under the same name
     for (env, catalogue), group in runs.groupby(["env", "catalogue"], sort=True):
         values: dict[str, list[float]] = {str(name): part["test"].tolist() for name, part in group.groupby("method")}
         tests = welch_holm(values, against) if against is not None and against in values else {}
@@ -121,12 +121,12 @@ def shown(table: pd.DataFrame, against: str | None) -> pd.DataFrame:
 
 
 def warnings(runs: pd.DataFrame) -> list[str]:
-    """Sentences about runs that cannot be compared."""
+    """Return warnings about runs that cannot be compared."""
     found = []
     for env, group in runs.groupby("env"):
         if group["catalogue"].nunique() > 1:
-            found.append(f"{env}: its runs are of {group['catalogue'].nunique()} different sets of item embeddings.")
-        users = sorted(group["test_users"].dropna().astype(int).unique())  # none for estimates from data alone
+            found.append(f"{env}: its runs use {group['catalogue'].nunique()} different sets of item embeddings.")
+        users = sorted(group["test_users"].dropna().astype(int).unique())  # empty for estimates from data alone
         if len(users) > 1:
             found.append(f"{env}: different numbers of test users: {', '.join(map(str, users))}.")
         learning = group[group["steps"] > 0]
@@ -135,16 +135,16 @@ def warnings(runs: pd.DataFrame) -> list[str]:
             found.append(f"{env}: trained for different numbers of steps: {steps}.")
     double = runs[runs.duplicated(["env", "catalogue", "method", "seed"], keep=False)]
     for (name, method, seed), group in double.groupby(["env", "method", "seed"]):
-        found.append(f"{name}: {method} has {len(group)} runs of seed {seed}, which are not independent.")
+        found.append(f"{name}: {method} has {len(group)} runs with seed {seed}, which are not independent.")
     return found
 
 
 def unfinished(records: Sequence[Record]) -> pd.DataFrame:
-    """Runs without a result: status, reason, and the command that resumes them."""
+    """List runs without a result: status, reason, and the command that resumes them."""
     rows = [
         {
             "run": record.path.name,
-            "environment": record.env if record.config else "",  # a damaged manifest does not tell
+            "environment": record.env if record.config else "",  # unknown if the manifest is damaged
             "status": record.status,
             "reason": " ".join(record.reason.split()),
             "command": "" if record.status == "damaged" else f"python -m slaterl.run {shlex.join(record.command)}",

@@ -22,7 +22,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to the target. At the end of the block it is renamed to the target.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written. An existing file stays as it was.
+        UserError: the disk is full or the folder cannot be written. An existing file stays unchanged.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         partial.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         with open(partial, "rb") as file:
-            os.fsync(file.fileno())  # else a power cut could keep the manifest and lose the files it lists
+            os.fsync(file.fileno())  # otherwise a power cut could keep the manifest and lose the files it lists
         os.replace(partial, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer on a full disk
@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file. Raises UserError if it is missing or damaged."""
+    """Return the content of a JSON file. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -56,7 +56,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as UTF-8, whatever the locale. Raises UserError if that is not possible.
+    """Write a text file as UTF-8, whatever the locale. Raises UserError if it cannot be written.
 
     A path that is not in the locale's encoding keeps its bytes (surrogateescape).
     """
@@ -65,12 +65,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fingerprint_of(path: Path) -> str:
-    """16 hex digits that change with any byte of the file."""
+    """Return 16 hex digits that change with any byte of the file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the operating system's message if that was the cause."""
+    """Return the first line of an error's message, or the operating system's message if that was the cause."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -80,7 +80,7 @@ def first_line(error: BaseException) -> str:
 
 
 def in_short(error: BaseException) -> str:
-    """An error's message of several lines, shortened to one."""
+    """Shorten an error's message to one line."""
     return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
 
 

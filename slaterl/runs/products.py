@@ -1,4 +1,4 @@
-"""Products: what stages make, and what each of them starts from.
+"""Products: the results of stages, each in its folder, with the inputs that they start from.
 
 A stage is a function from the configuration to a `Product`. Naming a product builds no network and no simulator;
 `find_or_make` makes it if it is missing, and its inputs before it.
@@ -23,16 +23,16 @@ Make = Callable[[], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Product:
-    """What a stage makes.
+    """The result of a stage: a folder, its inputs, and how to make it.
 
     Attributes:
         run: its folder, and everything that determines it.
         cfg: the configuration that makes it.
-        begin: builds networks and simulator, and returns the function that makes the product. That function runs
-            after the inputs are there, writes its files into the run's folder and returns the entries of result.json.
-            The split lets a wrong setting end the command before hours of work on the inputs.
-        inputs: the products that it starts from, by name.
-        show: tells the user about the finished product, whether it was made now or earlier.
+        begin: builds networks and simulator, and returns the function that makes the product. That function runs once
+            the inputs exist, writes its files into the run's folder and returns the entries of result.json. The
+            split lets a wrong setting end the command before hours of work on the inputs.
+        inputs: products that it starts from, by name.
+        show: shows the finished product to the user, whether it was made now or earlier.
     """
 
     run: Run
@@ -43,7 +43,7 @@ class Product:
 
 
 def product_of(cfg: DictConfig, stage: str) -> Product:
-    """The product of a configuration in a stage, found by the `_target_` of conf/stage/<stage>.yaml."""
+    """Return the product of a configuration in a stage, found by the `_target_` of conf/stage/<stage>.yaml."""
     return get_object(OmegaConf.load(CONF / "stage" / f"{stage}.yaml")._target_)(cfg)
 
 
@@ -60,7 +60,7 @@ def find_or_make(product: Product) -> Run:
 
 
 def _begin(product: Product, begun: dict[Path, Make]) -> None:
-    """Begin everything that is missing; a product that several others start from is begun once."""
+    """Begin every missing product; a product that several others start from is begun once."""
     if product.run.finished or product.run.path in begun:
         return
     begun[product.run.path] = product.begin()

@@ -28,9 +28,7 @@ from slaterl.console import note, tell
 from slaterl.errors import Interrupted, UserError
 from slaterl.runs.files import fingerprint_of, read_json, write_json
 
-WAIT_POLL_SECONDS = (
-    0.5  # for another process that makes the same product; on a shared file system every poll is a request
-)
+WAIT_POLL_SECONDS = 0.5  # seconds between polls of the lock; on a shared file system every poll is a request
 # Part of every digest, by stage. Raise a number when a code change makes old products stale; everything that starts
 # from them gets new digests, too.
 PRODUCTS = {"collect": 3, "evaluate": 3}
@@ -68,7 +66,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The current manifest; {} if there is none."""
+        """The current manifest; {} if it does not exist."""
         return read_json(self.path / "manifest.json") if (self.path / "manifest.json").is_file() else {}
 
     @property
@@ -90,7 +88,7 @@ class Run:
 
         The operating system releases the lock (flock) when its process ends, for whatever reason. It also holds
         between machines that share the file system. A process that waited for it finds the product finished, or
-        resumes what is there.
+        resumes it.
 
         Raises:
             UserError: the folder cannot be written.
@@ -181,14 +179,14 @@ def record_death(folder: Path, reason: str) -> None:
 
 
 def _command() -> list[str]:
-    """The command that makes this run. In a job, sys.argv is that of the sweep or of submitit."""
+    """The command that makes this run. In a job, sys.argv belongs to the sweep or to submitit."""
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return [str(Path(__file__).parents[1] / "run.py"), *HydraConfig.get().overrides.task]
     return sys.argv
 
 
 def _canonical(value: Any) -> Any:
-    """Values in which 1 and 1.0 are the same setting."""
+    """Replace whole floats by ints, so that 1 and 1.0 are the same setting."""
     if isinstance(value, Mapping):
         return {key: _canonical(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

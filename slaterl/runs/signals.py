@@ -12,7 +12,7 @@ from types import FrameType
 
 Handler = Callable[[int, "FrameType | None"], None]
 
-# of a terminal that is closed; Windows has none
+# sent by a terminal that closes; Windows has none
 HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
 
@@ -25,8 +25,8 @@ def handling(*, stop: Handler, save: Handler) -> Iterator[None]:
     job that left at the earlier SIGTERM counts as failed. A job that is cancelled or requeued by hand is killed soon
     after the signal, whatever it does.
 
-    A closed terminal sends SIGHUP twice, by the kernel and by the shell, so the second one is ignored. `nohup` has
-    SIGHUP ignored from the start, and it stays so.
+    A closed terminal sends SIGHUP twice, by the kernel and by the shell, so the second one is ignored. `nohup`
+    makes SIGHUP ignored from the start, and it stays ignored.
     """
     in_slurm = callable(signal.getsignal(signal.SIGUSR2))
     handlers = {signal.SIGINT: stop, signal.SIGTERM: save if in_slurm else stop}
@@ -56,10 +56,10 @@ def first_only(handler: Handler) -> Handler:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Hold back SIGINT, SIGTERM and SIGHUP until the block ends, so that a file in it is written.
+    """Hold back SIGINT, SIGTERM and SIGHUP until the block ends, so that a file is written whole.
 
-    A mask would not do: it is one thread's, and the process has others. Only the main thread can set handlers, and
-    only there handlers run, so the block of another thread needs nothing.
+    A signal mask is not enough: it holds for one thread, and the process has others. Handlers are set and run in the
+    main thread only, so other threads need no protection.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -80,8 +80,8 @@ def requeue() -> None:
     """Let submitit's handler of USR2 put this SLURM job back into the queue.
 
     SLURM ends a job as soon as it requeues it, and `scontrol` with it, often before `scontrol` can report success. If
-    requeueing did fail, SLURM has the job as failed. An exception here would become the job's result and end the
-    watching of a job that goes on.
+    requeueing fails, SLURM marks the job as failed. An exception here would become the job's result, and the launcher
+    would stop watching a job that continues.
     """
     try:
         signal.raise_signal(signal.SIGUSR2)

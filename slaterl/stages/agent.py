@@ -1,4 +1,4 @@
-"""What stage=online and stage=offline share: an agent's product, its training, and the test of its best checkpoint."""
+"""Shared by stage=online and stage=offline: an agent's product, its training, and the test of its best checkpoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Test = Callable[[LoadedPolicy], dict[str, Any]]
 
 
 def agent_inputs(cfg: DictConfig) -> dict[str, Product]:
-    """What an agent starts from: its pretrained ranker, or the item embeddings of item_embeddings=mf."""
+    """Return the inputs of an agent: its pretrained ranker, or the item embeddings of item_embeddings=mf."""
     if _takes_ranker(cfg) and is_gems(cfg):
         return {"ranker": product_of(cfg, "pretrain")}
     if compares_items(cfg) and cfg.item_embeddings.name == "mf":
@@ -48,7 +48,7 @@ def agent_inputs(cfg: DictConfig) -> dict[str, Product]:
 
 
 def ranker_spec(cfg: DictConfig, inputs: Mapping[str, Product]) -> dict[str, Any]:
-    """Everything about the ranker and its item embeddings that determines an agent."""
+    """Return everything about the ranker and its item embeddings that determines an agent."""
     spec: dict[str, Any] = {name: product.run.digest for name, product in inputs.items()}
     if "item_embeddings" not in inputs and compares_items(cfg):
         spec["item_embeddings"] = settings_of(cfg.item_embeddings)
@@ -56,16 +56,16 @@ def ranker_spec(cfg: DictConfig, inputs: Mapping[str, Product]) -> dict[str, Any
         spec["unique"] = cfg.ranker.get("unique", False)
         spec.setdefault("ranker", settings_of(cfg.ranker))
     elif getattr(get_object(cfg.agent["_target_"]), "REFINES", False):
-        spec["unique"] = False  # it makes a ranker of its own
+        spec["unique"] = False  # it makes its own ranker
     return spec
 
 
 def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Product], before: Mapping[str, Any]) -> Run:
-    """The run of an agent.
+    """Return the run of an agent.
 
     Args:
         name: added to the readable name, between the agent and the seed.
-        before: determines the agent besides its nodes, its ranker, its environment and its seed.
+        before: what else determines the agent, in addition to its nodes, ranker, environment and seed.
     """
     parts = [cfg.agent.name]
     parts += [cfg.ranker.name] if "_target_" in cfg.ranker else []
@@ -85,21 +85,21 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
 
 
 def begin_agent(cfg: DictConfig, inputs: Mapping[str, Product]) -> tuple[Env, Any]:
-    """The simulator and the agent, untrained.
+    """Build the simulator and the untrained agent.
 
     Raises:
-        UserError: the agent is given item embeddings that it cannot take.
+        UserError: the agent cannot use the given item embeddings.
     """
     env = simulator(cfg)
     agent = build_agent(nodes_of(cfg), env, cfg.seed)
     if "item_embeddings" in inputs and not hasattr(_that_compares(agent), "set_items"):
         name = type(_that_compares(agent)).__name__
-        raise UserError(f"item_embeddings=mf: {name} has no method set_items that takes them; use ideal")
+        raise UserError(f"item_embeddings=mf: {name} has no method set_items to load them; use ideal")
     return env, agent
 
 
 def nodes_of(cfg: DictConfig) -> dict[str, Any]:
-    """The nodes that an agent's checkpoint holds."""
+    """Return the nodes that an agent's checkpoint holds."""
     return {name: plain(cfg[name]) for name in ("env", *AGENT_NODES)}
 
 
@@ -114,7 +114,7 @@ def give_inputs(agent: Any, inputs: Mapping[str, Product]) -> None:
 
 
 def provenance(inputs: Mapping[str, Product]) -> dict[str, str]:
-    """The files that an agent started from, as flat entries of its result."""
+    """Return the files that an agent started from, as flat entries of its result."""
     found: dict[str, str] = {}
     for name, product in inputs.items():
         kind, file = ("ranker", "ranker.ckpt") if name == "ranker" else ("mf", "items.ckpt")
@@ -179,7 +179,7 @@ def train(
 
 
 def in_simulator(env: Env, users: int, seed: int) -> Test:
-    """A test on the test users of the simulator, next to random slates and to the short-term oracle, if it has one."""
+    """Return a test on the simulator's test users, next to random slates and, if it exists, the short-term oracle."""
 
     def test(best: LoadedPolicy) -> dict[str, Any]:
         tested = evaluate(best.policy, env, users, seed, "test")
@@ -189,7 +189,7 @@ def in_simulator(env: Env, users: int, seed: int) -> Test:
 
 
 def show_agent(run: Run) -> None:
-    """The table that ends a run."""
+    """Show the table at the end of a run."""
     result = run.result()
     parts = [part for part in (result["agent"], result["ranker"], result["compared_by"]) if part and part != "none"]
     title = f"{' + '.join(parts)} on {result['env']}, seed {result['seed']}"
@@ -199,7 +199,7 @@ def show_agent(run: Run) -> None:
         return
     show_result(title, f"best (step {result['best_step']:,})", result)
     turns = f"{result['turns']:,} turns and " if "turns" in result else ""
-    note(f"{result['test_users']} test users; {turns}{result['updates']:,} updates of training")
+    note(f"{result['test_users']} test users; trained with {turns}{result['updates']:,} updates")
 
 
 def _takes_ranker(cfg: DictConfig) -> bool:
@@ -208,5 +208,5 @@ def _takes_ranker(cfg: DictConfig) -> bool:
 
 
 def _that_compares(agent: Any) -> Any:
-    """The part that compares items: the agent's ranker, or the agent itself if it has none."""
+    """Return the part that compares items: the agent's ranker, or the agent itself if it has none."""
     return getattr(agent, "ranker", agent)

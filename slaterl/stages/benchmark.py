@@ -32,7 +32,7 @@ PUBLISHED_SIZES = {"num_items": 1000, "slate_size": 10, "episode_length": 100, "
 
 
 def benchmark(cfg: DictConfig) -> Product:
-    """Speed of the simulator and of every stage: medians of `benchmark.repeats` after one repeat to warm up."""
+    """Return the speeds of the simulator and of every stage: medians of `benchmark.repeats` after one warm-up."""
     machine = {
         "host": platform.node(),
         "device": device_name(resolve_device(cfg.device)),
@@ -40,7 +40,7 @@ def benchmark(cfg: DictConfig) -> Product:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    spec = {"machine": machine, "time": time.time()}  # every benchmark is a product of its own
+    spec = {"machine": machine, "time": time.time()}  # every benchmark is a new product
     run = Run(Path(cfg.paths.root), "benchmark", cfg.env.name, f"{cfg.agent.name}-{cfg.ranker.name}", spec)
 
     def begin() -> Make:

@@ -21,7 +21,7 @@ from slaterl.stages.imported import import_dataset
 
 
 def collect(cfg: DictConfig) -> Product:
-    """The dataset; it starts from the online run of its policies, unless it is random or a file."""
+    """Return the dataset. It starts from the online run of its policies, unless it is random or a file."""
     dataset, root = cfg.dataset, Path(cfg.paths.root)
     name, spec = dataset_spec(dataset)
     spec["env"] = env_spec(cfg.env)
@@ -29,7 +29,7 @@ def collect(cfg: DictConfig) -> Product:
     online: Product | None = None
     if dataset.name != "file":
         behaviours, online = behaviours_of(dataset), product_of(online_cfg(cfg), "online")
-        spec["online"] = online.run.digest  # the expert is in every card and in every normalised score
+        spec["online"] = online.run.digest  # every card and every normalised score uses the expert
     learned = any(map(needs_online_run, behaviours.values()))
     inputs = {"online": online} if online and learned else {}
     run = Run(root, "collect", cfg.env.name, name, spec, products=("result.json", trajectories.FILE))
@@ -46,7 +46,7 @@ def collect(cfg: DictConfig) -> Product:
             wanted = f"agent={dataset.run.agent} ranker={dataset.run.ranker} seed={dataset.run.seed}"
             raise UserError(
                 f"dataset={dataset.name}: its agent is not trained ({online.run.path}); stage=online {wanted} "
-                "trains it, or dataset.run.train=true"
+                "trains it, and so does dataset.run.train=true"
             )
 
         def make() -> dict[str, Any]:
@@ -67,7 +67,7 @@ def collect(cfg: DictConfig) -> Product:
             expert = online.run.result()["test_return"] if online and online.run.finished else None
             seed = dataset.run.seed if online else cfg.logged_data.seed
             returns = reference_returns(env, ranker, expert, seed)
-            elsewhere = f"The reference policies are those of {env.name}; ignore them if the file is from elsewhere."
+            elsewhere = f"The reference policies act in {env.name}; ignore them if the file is from elsewhere."
             write_card(
                 run.path,
                 data,

@@ -14,7 +14,7 @@ from slaterl.errors import UserError
 
 
 def env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[str, Any]:
-    """The checkpoint's environment with the command line's changes, or another environment as a whole."""
+    """Return the checkpoint's environment with the command line's changes, or another environment as a whole."""
     if "env" in given:
         return plain(cfg.env)
     node = copy.deepcopy(dict(own))
@@ -46,10 +46,10 @@ def env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[s
 def env_spec_elsewhere(
     cfg: DictConfig, node: dict[str, Any], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Everything that determines the environment of an evaluation, and the parts of it that the checkpoint holds.
+    """Return the spec of an environment for a checkpoint's agent, and the parts that the checkpoint gives to it.
 
     Raises:
-        UserError: the agent cannot act there: its slates have other items or another size.
+        UserError: the agent cannot act there, because its slates have other items or another size.
     """
     own = config["env"]
     sizes = [(where["num_items"], where["slate_size"]) for where in (own, node)]
@@ -58,7 +58,7 @@ def env_spec_elsewhere(
             f"checkpoint={cfg.checkpoint}: made for {sizes[0][0]} items and slates of {sizes[0][1]}, "
             f"not for {sizes[1][0]} items and slates of {sizes[1][1]}"
         )
-    # item ids mean the same where catalogues are equal; without a catalogue, in environments of one class
+    # item ids mean the same if catalogues are equal; without catalogues, if the environments are of one class
     known, part = own["_target_"], catalogue_argument(own)
     if part is not None:
         known = fingerprint(config["catalogue"])
@@ -69,6 +69,6 @@ def env_spec_elsewhere(
     if there != known and not cfg.force:
         raise UserError(
             f"checkpoint={cfg.checkpoint}: learned with the items {known} of {own['name']}; env={node['name']} has "
-            f"{there}, where its slates mean something else; force=true evaluates anyway"
+            f"{there}, so its slates mean something else there; force=true evaluates anyway"
         )
     return spec, {}

@@ -34,10 +34,10 @@ from slaterl.training import checkpoints
 
 
 def evaluate(cfg: DictConfig) -> Product:
-    """The evaluation of `checkpoint`, or of `agent` if no checkpoint is given.
+    """Return the evaluation of `checkpoint`, or of `agent` if no checkpoint is given.
 
-    A checkpoint has its environment, its seed and its number of test users; what the command line says of these is
-    used instead. With evaluation=fqe the return is estimated from a dataset, see evaluation/estimates.py.
+    A checkpoint knows its environment, seed and number of test users; the command line overrides them. With
+    evaluation=fqe the return is estimated from a dataset, see evaluation/estimates.py.
     """
     if cfg.evaluation == "fqe":
         return estimates(cfg)
@@ -48,7 +48,7 @@ def _of_agent(cfg: DictConfig) -> Product:
     target = get_object(cfg.agent["_target_"])
     if hasattr(target, "update"):
         raise UserError(f"checkpoint: agent={cfg.agent.name} learns, so evaluating it needs checkpoint=<path>")
-    by_ranker = "ranker" in parameters_of(target) and cfg.agent.get("slate") is None  # the decode of latent 0
+    by_ranker = "ranker" in parameters_of(target) and cfg.agent.get("slate") is None  # it decodes latent 0
     inputs = agent_inputs(cfg) if by_ranker else {}
     spec = {"agent": settings_of(cfg.agent), **(ranker_spec(cfg, inputs) if inputs else {})}
     spec |= {"env": env_spec(cfg.env), "seed": cfg.seed, "users": cfg.test_users}
@@ -71,7 +71,7 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
     file, given = Path(cfg.checkpoint), given_keys()
     for key in (*AGENT_NODES, "params"):
         if any(name.split(".")[0] == key for name in given):
-            raise UserError(f"{key}: checkpoint={file} knows its own; leave it out")
+            raise UserError(f"{key}: checkpoint={file} has its own; leave it out")
     state = checkpoints.load(file, "agent")
     config, step = state["config"], state["learner"]["step"]
     node = env_node(cfg, config["env"], given)

@@ -1,4 +1,4 @@
-"""stage=export: a dataset for other libraries, by way of Minari."""
+"""stage=export: a dataset for other libraries, in Minari's format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slaterl.runs.run import Run
 
 
 def export(cfg: DictConfig) -> Product:
-    """The dataset, which is then written where `minari.load_dataset(export.minari)` finds it."""
+    """Return the dataset. Showing it writes it to the folder where `minari.load_dataset(export.minari)` finds it."""
     if cfg.export.minari is None:
         raise UserError("export.minari: give the id of the Minari dataset, such as slaterl/focused_topdown-medium-v0")
     dataset = product_of(cfg, "collect")
@@ -28,6 +28,6 @@ def export(cfg: DictConfig) -> Product:
             note(f"already exported: {folder}")
             return
         folder = minari.export(data, metadata, cfg.export.minari, cfg.env.num_items)
-        note(f"minari.load_dataset({cfg.export.minari!r}) reads it, from {folder}")
+        note(f"exported to {folder}; minari.load_dataset({cfg.export.minari!r}) reads it")
 
     return replace(dataset, show=show)

@@ -1,4 +1,4 @@
-"""Datasets from files: of slaterl, or of another layout."""
+"""Import datasets from files: slaterl's own, or in other formats."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from slaterl.errors import UserError
 
 
 def import_dataset(source: str, env: Env, force: bool) -> tuple[Trajectories, list[dict[str, Any]]]:
-    """Read a file of slaterl (.safetensors) or of another layout (data.formats).
+    """Read a file of slaterl (.safetensors) or in another format (data.formats).
 
     Args:
         source: a path, or minari:<dataset id>.
-        force: take slaterl's trajectories of other item embeddings than the environment has.
+        force: accept slaterl's trajectories even if the environment has other item embeddings.
 
     Returns:
         the trajectories, and one description per behaviour.
@@ -53,15 +53,15 @@ def import_dataset(source: str, env: Env, force: bool) -> tuple[Trajectories, li
 def _check_rewards(source: str, data: Trajectories, env: Env) -> None:
     """Raise UserError unless the dataset records rewards if and only if the environment's rewards are not clicks."""
     if env.reward_is_clicks != (data.reward is None):
-        recorded = "no rewards" if data.reward is None else "other rewards than clicks"
+        recorded = "no rewards" if data.reward is None else "rewards other than clicks"
         paid = "the number of clicks" if env.reward_is_clicks else "not the number of clicks"
         raise UserError(f"{source}: it records {recorded}, but the reward of env={env.name} is {paid}")
 
 
 def _check_catalogue(source: str, metadata: Mapping[str, Any], env: Env, force: bool) -> None:
-    """Raise UserError unless a dataset that slaterl wrote is of the environment's items."""
+    """Raise UserError unless a dataset that slaterl wrote has the environment's items."""
     if metadata.get("item_embeddings") != env.fingerprint and not force:
         raise UserError(
             f"{source}: made with the item embeddings {metadata.get('item_embeddings')}, but env={env.name} has "
-            f"{env.fingerprint}, where its slates mean something else; force=true takes it anyway"
+            f"{env.fingerprint}, so its slates mean something else there; force=true uses it anyway"
         )

@@ -20,7 +20,7 @@ from slaterl.seeds import stream
 
 
 def log_data(cfg: DictConfig) -> Product:
-    """The logged data; with logged_data.source=dataset they are the dataset."""
+    """Return the logged data; with logged_data.source=dataset, return the dataset."""
     settings = plain(cfg.logged_data)
     if settings.pop("source") == "dataset":
         return product_of(cfg, "collect")

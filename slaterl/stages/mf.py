@@ -24,7 +24,7 @@ CURVES = ["loss/bpr", "val/loss/bpr", "val/accuracy/pair"]
 
 
 def mf(cfg: DictConfig) -> Product:
-    """The item embeddings; they start from the logged data."""
+    """Return the item embeddings, which start from the logged data."""
     settings, seed = cfg.item_embeddings, cfg.ranker_seed
     if settings.name != "mf":
         raise UserError(f"item_embeddings={settings.name}: there is nothing to train; use item_embeddings=mf")

@@ -25,7 +25,7 @@ from slaterl.training.fit import Schedule
 
 
 def offline(cfg: DictConfig) -> Product:
-    """The trained and tested agent; it starts from its dataset, and from its ranker or item embeddings."""
+    """Return the trained and tested agent. It starts from its dataset, and from its ranker or item embeddings."""
     dataset, inputs = product_of(cfg, "collect"), agent_inputs(cfg)
     protocol = plain(cfg.offline)
     by_fqe = protocol["validation"] == "fqe"
@@ -38,7 +38,7 @@ def offline(cfg: DictConfig) -> Product:
         def make() -> dict[str, Any]:
             give_inputs(agent, inputs)
             if is_foreign(cfg.dataset) and not by_fqe:
-                note(f"validated and tested on {env.name}; for a log from elsewhere use offline.validation=fqe")
+                note(f"validating and testing on {env.name}; for a log from elsewhere use offline.validation=fqe")
             recorded, metadata = trajectories.load(dataset.run.path / trajectories.FILE, num_items=env.num_items)
             recorded = recorded.to(env.device)
             data = OfflineData(
@@ -61,7 +61,7 @@ def offline(cfg: DictConfig) -> Product:
 
             def estimated(learned: LatentAgent, name: str) -> Estimate:
                 settings = plain(cfg.fqe) | {"seed": stream_seed(cfg.seed, f"fqe of the {name}")}
-                # On all trajectories: on the best ones, which pct_bc learns from, every policy would look good.
+                # On all trajectories, because on the best ones, which pct_bc learns from, every policy would look good.
                 return fitted_q_evaluation(learned, recorded, num_items=env.num_items, **settings)
 
             def validate() -> dict[str, float]:
@@ -100,7 +100,7 @@ def offline(cfg: DictConfig) -> Product:
 
 
 def _expert_return(cfg: DictConfig) -> float | None:
-    """Test return of the online run that expert data are collected with; None if it is not finished or not known."""
+    """Return the test return of the online run that collects expert data; None if it is unfinished or unknown."""
     if cfg.dataset.name == "file":
         return None
     run = product_of(online_cfg(cfg), "online").run

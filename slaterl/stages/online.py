@@ -35,7 +35,7 @@ PROTOCOL = (
 
 
 def online(cfg: DictConfig) -> Product:
-    """The trained and tested agent; it starts from its ranker, or from item embeddings."""
+    """Return the trained and tested agent. It starts from its ranker or from item embeddings."""
     inputs = agent_inputs(cfg)
     spec: dict[str, Any] = {"protocol": {name: cfg[name] for name in PROTOCOL}}
     start = cfg.init_from

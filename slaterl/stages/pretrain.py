@@ -27,7 +27,7 @@ CURVES = ["loss/total", "val/loss/total", "loss/slate", "loss/click", "loss/kl",
 
 
 def pretrain(cfg: DictConfig) -> Product:
-    """The pretrained ranker; it starts from the logged data."""
+    """Return the pretrained ranker, which starts from the logged data."""
     if not is_gems(cfg):
         raise UserError(f"ranker={cfg.ranker.name}: there is nothing to pretrain; use ranker=gems")
     seed, settings = cfg.ranker_seed, cfg.pretrain

@@ -1,4 +1,4 @@
-"""stage=report: compare a set of runs in tables, pictures and one page that holds everything."""
+"""stage=report: compare a set of runs in tables, pictures and one page with all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDE = ["environment", "items", "median", "IQM", "best val", "last val"]  # col
 
 
 def report(cfg: DictConfig) -> Product:
-    """A report on the runs in `report.runs`, by default on all of them.
+    """Return a report on the runs in `report.runs`, by default on all runs.
 
     Raises:
         UserError: there are no finished runs, or no method called report.against.
@@ -42,7 +42,7 @@ def report(cfg: DictConfig) -> Product:
         _show(summary, against)
         if missing:
             note(f"{missing} of {len(records)} runs have no result; the report lists them")
-        note(f"the page: {made.path / 'report.html'}")
+        note(f"page: {made.path / 'report.html'}")
 
     return Product(run, cfg, begin=lambda: make, show=show)
 
@@ -57,18 +57,18 @@ def _records(cfg: DictConfig, root: Path) -> list[Record]:
     records = find(patterns, root)  # type: ignore[arg-type]
     if not any(record.result for record in records):
         damaged = [f"; {record.reason}" for record in records if record.status == "damaged"]
-        nothing = f"report.runs={patterns}: none of {len(records)} runs there is finished"
+        nothing = f"report.runs={patterns}: none of its {len(records)} runs is finished"
         raise UserError(nothing + "".join(damaged[:1]))
     return records
 
 
 def _spec(records: list[Record], against: str | None) -> dict[str, object]:
-    """Runs may be added to, so the time makes every report a new one."""
+    """The time is part of the spec, so that a report is new each time, because runs may have been added."""
     return {"runs": sorted(str(record.path.resolve()) for record in records), "against": against, "time": time.time()}
 
 
 def _place(runs: pd.DataFrame) -> str:
-    """Name of the folder: the environment, or the number of environments."""
+    """Name the folder: the environment, or the number of environments."""
     envs = sorted(runs["env"].unique())
     return str(envs[0]).replace(", ", "-").replace(" ", "_") if len(envs) == 1 else f"{len(envs)}_environments"
 

@@ -18,7 +18,7 @@ from slaterl.sweeps.table import describe, jobs_table, label_jobs
 
 
 def status(cfg: DictConfig) -> None:
-    """Show the sweep in `status.sweep`, else the newest below multirun/. The command is the last line on stdout.
+    """Show the sweep in `status.sweep`, by default the newest in multirun/. The command is the last line on stdout.
 
     Raises:
         UserError: there is no sweep.
@@ -26,9 +26,9 @@ def status(cfg: DictConfig) -> None:
     sweep = Path(cfg.status.sweep) if cfg.status.sweep else newest(Path("multirun"))
     found = jobs(sweep)
     if not found and (sweep / "multirun.yaml").is_file():
-        raise UserError(f"status.sweep={sweep}: its jobs are not composed yet; hundreds of them take minutes")
+        raise UserError(f"status.sweep={sweep}: its jobs are not composed yet; hundreds of jobs take minutes")
     if not found:
-        raise UserError(f"status.sweep={sweep}: expected the folder of a sweep (multirun/<time>); no jobs in there")
+        raise UserError(f"status.sweep={sweep}: expected the folder of a sweep (multirun/<time>), found no jobs")
     console.print(jobs_table(found))
     labels = label_jobs(found)
     for job in found:
@@ -40,7 +40,7 @@ def status(cfg: DictConfig) -> None:
 
 
 def newest(root: Path) -> Path:
-    """The sweep that was launched last."""
+    """Return the sweep that was launched last."""
     sweeps = sorted(root.glob("*/multirun.yaml"), key=lambda file: file.stat().st_mtime)
     if not sweeps:
         raise UserError(f"status.sweep=null: there is no sweep in {root.absolute()}; give status.sweep=<folder>")
@@ -48,7 +48,7 @@ def newest(root: Path) -> Path:
 
 
 def command_of(sweep: Path) -> str:
-    """The command that launched the sweep, as Hydra recorded it.
+    """Return the command that launched the sweep, as Hydra recorded it.
 
     Raises:
         UserError: the record is missing or damaged.

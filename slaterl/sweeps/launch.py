@@ -1,4 +1,4 @@
-"""Shared by all launchers: announce the jobs before they start, and report the failed ones at the end."""
+"""Shared by all launchers: announce jobs before they start, and report failed jobs at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slaterl.errors import UserError
 from slaterl.runs.run import record_death
 from slaterl.sweeps.records import announce, end_killed, read_job
 
-MANY = 50  # jobs; composing more than these takes long enough for a message
+MANY = 50  # composing more jobs than this takes long enough for a message
 
 
 def sweep_folder(launcher: Any) -> Path:
@@ -36,7 +36,7 @@ def check_folder(launcher: Any) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))  # on a full disk an empty file can still be made
+            file.write(bytes(4096))  # an empty file can be made even on a full disk
     except OSError as error:
         refuse(launcher, UserError(f"hydra.sweep.dir={folder}: cannot be written ({error.strerror})"))
     finally:
@@ -46,7 +46,7 @@ def check_folder(launcher: Any) -> None:
 
 
 def refuse(launcher: Any, error: UserError) -> NoReturn:
-    """End the command before there is a job. stage=status would take a folder without jobs for the newest sweep."""
+    """End the command before any job exists. stage=status would take a folder without jobs for the newest sweep."""
     folder = sweep_folder(launcher)
     if folder.is_dir() and [file.name for file in folder.iterdir()] == ["multirun.yaml"]:
         shutil.rmtree(folder)
@@ -77,17 +77,17 @@ def announce_jobs(launcher: Any, configs: Sequence[DictConfig], first: int) -> N
 
 
 def mark_killed(folder: Path, reason: str) -> None:
-    """Record in job.json and in the run's manifest why a job ended that could not record it itself."""
+    """Record in job.json and in the run's manifest why a job ended, if it could not do so itself."""
     job = read_job(folder)
     if not job.told:
-        with contextlib.suppress(UserError):  # a full disk; the launcher still prints the reason
+        with contextlib.suppress(UserError):  # if the disk is full, the launcher still prints the reason
             end_killed(folder, reason)
             if "run" in job.record:
                 record_death(Path(job.record["run"]), reason)
 
 
 def lost(config: DictConfig, reason: str) -> JobReturn:
-    """The result that Hydra gets for a job that returned none."""
+    """Make a result for Hydra of a job that returned none."""
     overrides = list(config.hydra.overrides.task)
     return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=RuntimeError(reason))
 
@@ -95,8 +95,8 @@ def lost(config: DictConfig, reason: str) -> JobReturn:
 def conclude(launcher: Any, returns: Sequence[JobReturn], first: int) -> Sequence[JobReturn]:
     """Print which jobs failed and why. The last line on stdout is the sweep's folder.
 
-    Hydra raises the exception of the first failed job and exits with status 1. Replace it by one that counts all failed
-    jobs and is shown without a traceback.
+    Hydra raises the exception of the first failed job and exits with status 1. This replaces it by one that counts all
+    failed jobs and is shown without a traceback.
     """
     folder = sweep_folder(launcher)
     failed = [number for number, job in enumerate(returns, start=first) if job.status != JobStatus.COMPLETED]

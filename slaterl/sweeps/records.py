@@ -1,6 +1,6 @@
 """Records of a sweep's jobs: `<number>/job.json`, written first by the launcher and then by the job itself.
 
-The live table and stage=status read these files alone. So they work on every machine that shares the file system, and
+The live table and stage=status read only these files. So they work on every machine that shares the file system, and
 after all processes have ended.
 """
 
@@ -34,9 +34,9 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        state: waiting, running, finished, failed, interrupted (resumes if it is started again), killed, or damaged (its
+        state: waiting, running, finished, failed, interrupted (resumes if started again), killed, or damaged (its
             record cannot be read).
-        record: the contents of job.json; only the reason if the job is damaged.
+        record: content of job.json; only the reason if the job is damaged.
     """
 
     folder: Path
@@ -58,14 +58,14 @@ class Job:
 
 
 def announce(sweep: Path, number: int, overrides: Iterable[str], config: DictConfig) -> None:
-    """Write the record of a job before it starts, with the configuration that it must have."""
+    """Write the record of a job before it starts, with the configuration that it must use."""
     folder = sweep / str(number)
     plain = {key: value for key, value in _container(config).items() if key != "hydra"}
     write_json(folder / "job.json", {"status": "waiting", "overrides": list(overrides), "config": plain})
 
 
 def assign(folder: Path, slot: str) -> None:
-    """Record in which slot a job will run."""
+    """Record the slot of a job."""
     with contextlib.suppress(UserError):  # the job itself will report a full disk
         write_json(folder / "job.json", {**read_json(folder / "job.json"), "slot": slot})
 
@@ -88,7 +88,7 @@ def recording(sweep: Path, number: int, config: DictConfig) -> Iterator[None]:
                 announced = record.entries.get("config")
                 if announced is not None and announced != _through_json(_container(config)):
                     changed = sorted(_differences(announced, _through_json(_container(config))))
-                    raise UserError(f"{changed[0]}: conf/ was changed since this sweep was launched; launch it again")
+                    raise UserError(f"{changed[0]}: conf/ has changed since this sweep was launched; launch it again")
                 yield
             except Interrupted as error:
                 record.end("interrupted", str(error))
@@ -110,7 +110,7 @@ class _Record:
         self._write()
 
     def hear(self, facts: dict[str, Any]) -> None:
-        if "run" in facts:  # the first run is the job's own, the others are its inputs
+        if "run" in facts:  # the first run is the job's own; the others are its inputs
             facts = {"run": self.entries.get("run", facts["run"])}
         unknown = {key: None for key, value in facts.items() if isinstance(value, float) and not math.isfinite(value)}
         self.entries |= facts | unknown  # JSON has no NaN
@@ -153,15 +153,15 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: damaged: no field status")
     for key, kind in _KINDS.items():
         if key in record and not isinstance(record[key], kind):
-            raise UserError(f"{file}: damaged: field {key} is no {kind.__name__}")
+            raise UserError(f"{file}: damaged: field {key} is not a {kind.__name__}")
     for key in ("done", "total", "speed", "score"):
         if not isinstance(record.get(key, 0), int | float | None):
-            raise UserError(f"{file}: damaged: field {key} is no number")
+            raise UserError(f"{file}: damaged: field {key} is not a number")
     return record
 
 
 def end_killed(folder: Path, reason: str) -> None:
-    """Record why a job ended that could not record it itself."""
+    """Record why a job ended, if it could not do so itself."""
     record = read_json(folder / "job.json")
     write_json(folder / "job.json", {**record, "status": "failed", "reason": reason})
 

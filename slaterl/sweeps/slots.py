@@ -1,4 +1,4 @@
-"""Slots for jobs on this machine: each is a process with one GPU or none, and its share of the cores."""
+"""Slots for jobs on this machine. Each is a process with at most one GPU and a share of the cores."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from loky import BrokenProcessPool, ProcessPoolExecutor
 from slaterl.bounds import Count, check_arguments
 from slaterl.errors import UserError
 
-# A worker without a job ends after this time. If the launcher is killed, nobody else ends its workers.
+# An idle worker ends after this time. If the launcher is killed, nothing else ends its workers.
 IDLE_SECONDS = 60.0
 
 
 class Slot:
-    """A worker process that runs one job after the other, so that it imports torch once. A crash makes a new worker.
+    """A worker process that runs one job after the other, so that it imports torch once. A crash starts a new worker.
 
     Every slot has its own executor, because a worker that dies ends all jobs of its executor.
     """
@@ -40,7 +40,7 @@ class Slot:
                 return self.executor.submit(function, *arguments)
             except BrokenProcessPool:  # the worker died while it was idle
                 self.end()
-        # in the launcher's process group, the worker would receive Ctrl-C at the same time as the launcher
+        # in the launcher's process group, the worker would receive Ctrl-C together with the launcher
         settings = {"max_workers": 1, "timeout": IDLE_SECONDS, "env": self.env}
         self.executor = ProcessPoolExecutor(**settings, initializer=os.setpgid, initargs=(0, 0))
         return self.executor.submit(function, *arguments)
@@ -53,10 +53,10 @@ class Slot:
 
 
 def make_slots(gpus: str | int, jobs_per_gpu: Count, cpu_slots: Count | None) -> tuple[list[Slot], int]:
-    """Make the slots of this machine, and say how many threads each job may use.
+    """Make the slots of this machine. Return them with the number of threads for each job.
 
     Args:
-        gpus: how many to use, or "auto" for all. Without a GPU there are `cpu_slots` slots.
+        gpus: number of GPUs to use, or "auto" for all. Without a GPU, make `cpu_slots` slots.
         cpu_slots: None for one per core.
 
     Raises:
@@ -74,7 +74,7 @@ def make_slots(gpus: str | int, jobs_per_gpu: Count, cpu_slots: Count | None) ->
     else:
         names = [(f"cpu {number}", "") for number in range(cores if cpu_slots is None else cpu_slots)]
     threads = max(1, cores // len(names))
-    # for libraries that start threads of their own; torch follows the job's setting `threads`
+    # for libraries that start their own threads; torch follows the job's setting `threads`
     pools = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
     return [Slot(name, {"CUDA_VISIBLE_DEVICES": gpu, **pools}) for name, gpu in names], threads
 
@@ -83,7 +83,7 @@ def visible_gpus() -> list[str]:
     """GPUs in CUDA_VISIBLE_DEVICES, else all GPUs that the driver lists. Importing torch would take seconds."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         names = [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
-        return list(itertools.takewhile(lambda name: not name.startswith("-"), names))  # as CUDA reads it: -1 is none
+        return list(itertools.takewhile(lambda name: not name.startswith("-"), names))  # CUDA stops at -1
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, encoding="utf-8")
@@ -92,7 +92,7 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def output_to(file: Path) -> Iterator[None]:
-    """Within the block, append stdout and stderr of this process to the file, as UTF-8, libraries in C included."""
+    """Within the block, append stdout and stderr of this process to the file, as UTF-8, including output of C."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":

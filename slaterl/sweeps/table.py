@@ -19,7 +19,7 @@ _FRAME_LINES = 5  # title, header and borders of the table
 
 
 class Watch:
-    """Show a running sweep: in a terminal a live table below all other output, in a log one line per start and end."""
+    """Show a running sweep: a live table below all other output in a terminal, one line per start and end in a log."""
 
     def __init__(self, sweep: Path, numbers: Sequence[int]) -> None:
         self.sweep, self.numbers = sweep, set(numbers)
@@ -40,7 +40,7 @@ class Watch:
             self.live.stop()
 
     def refresh(self, whole: bool = False) -> None:
-        """Read the records and show them. `whole`: all jobs, even if the terminal has too few lines."""
+        """Read the records and show them. `whole` shows all jobs, even if the terminal has too few lines."""
         found = [job for job in jobs(self.sweep) if job.number in self.numbers]
         labels = label_jobs(found)
         for job in found:
@@ -54,10 +54,10 @@ class Watch:
 
 
 def jobs_table(found: Sequence[Job], rows: int | None = None) -> Table:
-    """One row per job: its slot, stage, progress, speed and remaining time.
+    """Build a table with one row per job: its slot, stage, progress, speed and remaining time.
 
     Args:
-        rows: show at most this many jobs: first those that run, last those that are finished.
+        rows: most jobs to show; running jobs come first, finished jobs last.
     """
     states = [job.state for job in found]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -84,7 +84,7 @@ def _most_telling(found: Sequence[Job], count: int) -> list[Job]:
 
 
 def label_jobs(found: Sequence[Job]) -> dict[int, str]:
-    """Label each job with the overrides that not all jobs have."""
+    """Label each job with the overrides that differ between jobs."""
     overrides = {job.number: job.record.get("overrides", []) for job in found}
     known = [set(own) for own in overrides.values() if own]  # a damaged record has none
     common = set.intersection(*known) if len(known) > 1 else set()
@@ -92,12 +92,12 @@ def label_jobs(found: Sequence[Job]) -> dict[int, str]:
 
 
 def describe(job: Job, label: str) -> str:
-    """One line: number, label, state and reason."""
+    """Describe a job in one line: number, label, state and reason."""
     return f"job {job.number}{f' ({label})' if label else ''} {job.state}{f': {job.reason}' if job.reason else ''}"
 
 
 def _progress(record: dict[str, Any]) -> list[str]:
-    """The columns stage, step, steps/s, val and left."""
+    """Fill the columns stage, step, steps/s, val and left."""
     done, total, speed, score = (record.get(name) for name in ("done", "total", "speed", "score"))
     left = (total - done) / speed / 60 if record["status"] == "running" and total and speed else None  # minutes
     return [

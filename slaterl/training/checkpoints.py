@@ -32,7 +32,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         kind: the expected kind: "agent", "ranker", "items", or the training of one of these.
 
     Raises:
-        UserError: missing, damaged, of another format or another kind.
+        UserError: the file is missing or damaged, or has another format or another kind.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -43,7 +43,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"format", "kind"} <= set(state):
         raise UserError(f"{path}: not a checkpoint of slaterl")
     if state["format"] != FORMAT:
-        raise UserError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
+        raise UserError(f"{path}: checkpoint format {state['format']}, but this version reads {FORMAT}")
     if state["kind"] != kind:
         raise UserError(f"{path}: a checkpoint of kind '{state['kind']}', expected '{kind}'")
     return state
@@ -54,12 +54,12 @@ def taken_by(learner: object, source: str | Path, advice: str = "") -> Iterator[
     """Wrap a block that loads a checkpoint into a learner.
 
     Raises:
-        UserError: the parameters do not match; the learner's code has changed.
+        UserError: the parameters do not match, because the learner's code has changed.
     """
     try:
         yield
     except (RuntimeError, ValueError, KeyError) as error:  # from torch's modules, its optimisers, and ours
         if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
             raise  # an error of the device, such as out of memory: the file is fine
-        written = f"{source}: written by other code of {type(learner).__name__}"
+        written = f"{source}: written by another version of {type(learner).__name__}"
         raise UserError(f"{written} ({in_short(error)}){advice}") from error

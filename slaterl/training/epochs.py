@@ -14,7 +14,7 @@ from slaterl.training.learner import Learner
 
 
 class Epochs(L.LightningDataModule):
-    """Yields every one of `size` samples once per epoch, in batches. Subclasses define `UNIT` and `take`.
+    """Yield each of `size` samples once per epoch, in batches. Subclasses define `UNIT` and `take`.
 
     The order of an epoch depends only on the seed and the epoch's number, so the step is enough to resume.
 
@@ -40,7 +40,7 @@ class Epochs(L.LightningDataModule):
         }  # the last batch of an epoch is smaller
 
     def take(self, index: Tensor) -> Any:
-        """The batch of the samples with these numbers, [B] in 0..size - 1."""
+        """Return the batch of the samples with these numbers, [B] in 0..size - 1."""
         raise NotImplementedError
 
     def train_dataloader(self) -> Epochs:

@@ -23,11 +23,11 @@ from slaterl.training.learner import Learner
 from slaterl.training.loggers import ChosenLogger, LogRow, logging_to
 from slaterl.training.metrics import MetricsFile
 
-AUTOSAVE_SECONDS = 120  # the most that a kill may cost between two validations
+AUTOSAVE_SECONDS = 120  # the most work that a kill between two validations can lose
 
 
 class Data(Protocol):
-    """What `fit` needs of a data module, in addition to a sized `train_dataloader`."""
+    """The interface of a data module for `fit`, in addition to a sized `train_dataloader`."""
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -78,7 +78,7 @@ def fit(
         validate: measures the learner; `score` names the metric that chooses `best.ckpt`.
         validated: names of the metrics that `validate` returns, in the order of their columns in metrics.csv.
         maximise: whether a larger score is better.
-        title: of the progress bar.
+        title: title of the progress bar.
 
     Returns:
         `best_step`, `best_score`, and `seconds` spent training and validating over all starts.
@@ -97,7 +97,7 @@ def fit(
             accelerator="gpu" if learner.device.type == "cuda" else "cpu",
             devices=[learner.device.index or 0] if learner.device.type == "cuda" else 1,
             max_epochs=1,
-            logger=False,  # logging_to opens and closes the loggers, so that they get the reason of the end
+            logger=False,  # logging_to opens and closes the loggers, and tells them why the run ended
             callbacks=[loop],
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -113,7 +113,7 @@ def fit(
 class _Loop(L.Callback):
     """Logs, validates and saves after each update. Counts `learner.step`, not Lightning's batches."""
 
-    log_row: LogRow  # of the loggers, while they are open
+    log_row: LogRow  # writes to the loggers while they are open
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class _Loop(L.Callback):
         self.seconds = 0.0
         self.signum = 0
         self.save_asked = False
-        self.saved_step: int | None = None  # of last.ckpt
+        self.saved_step: int | None = None  # step of last.ckpt
         self.open = contextlib.ExitStack()
 
     def resume(self, learner: Learner, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The shape that GeMS and every agent share, so that there is one way to log, checkpoint and resume."""
+"""Base class of GeMS' pretraining and all agents, so that there is one way to log, checkpoint and resume."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TermMeter:
             )
 
     def read(self) -> dict[str, float]:
-        """The means since the last reading; then start again at zero."""
+        """Return the means since the last reading, and start again at zero."""
         self.check()
         if self.sums is None:
             return {}
@@ -112,7 +112,7 @@ class Learner(L.LightningModule):
         """Hook: inspect the logged means and warn the user if needed."""
 
     def steps_in(self, batch: Any) -> int:
-        """Number of protocol steps that an update on this batch counts for."""
+        """Return the number of protocol steps that an update on this batch counts for."""
         return 1
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -135,7 +135,7 @@ class Learner(L.LightningModule):
         return list(self.optim.values())
 
     def learner_state(self) -> dict[str, Any]:
-        """Everything that the next update depends on, except the data: tensors and plain values."""
+        """Return everything that the next update depends on, except the data: tensors and plain values."""
         return {
             "module": self.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optim.items()},
@@ -145,7 +145,7 @@ class Learner(L.LightningModule):
         }
 
     def load_learner_state(self, state: dict[str, Any]) -> None:
-        """The inverse of learner_state."""
+        """Restore what learner_state returned."""
         self.load_state_dict(state["module"])
         for name, optimizer in self.optim.items():
             optimizer.load_state_dict(state["optimizers"][name])

@@ -18,10 +18,10 @@ SUPPLIED = ("save_dir", "name", "run_name", "version", "id")  # arguments that m
 
 
 def check_loggers(cfg: DictConfig) -> None:
-    """Refuse, before anything starts, settings that would fail once there is something to log.
+    """Refuse, before anything starts, settings that would fail at the first logged row.
 
     Raises:
-        UserError: a setting that the logger does not have or that is out of range, a missing package or login.
+        UserError: the logger has no such setting, a value is out of range, or a package or a login is missing.
     """
     chosen = nodes_of(cfg)
     for name, node in chosen.items():
@@ -37,7 +37,7 @@ def check_loggers(cfg: DictConfig) -> None:
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse a logger's setting directly below `logger` on the command line, before Hydra does without a hint.
+    """Refuse a logger's setting directly below `logger` on the command line. Hydra would refuse it without a hint.
 
     Raises:
         UserError: names the setting that was probably meant.
@@ -64,7 +64,7 @@ def _misplaced(key: str, chosen: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def nodes_of(cfg: DictConfig) -> dict[str, Any]:
-    """The nodes below `logger`, by name; none with csv alone."""
+    """Return the nodes below `logger`, by name; none with csv alone."""
     return OmegaConf.to_container(cfg.get("logger") or OmegaConf.create({}), resolve=True)  # type: ignore[return-value]
 
 
@@ -72,7 +72,7 @@ def class_of(name: str, address: str) -> Any:
     """Import a logger's class.
 
     Raises:
-        UserError: its package is not installed, or there is no such class.
+        UserError: its package is not installed, or the class does not exist.
     """
     module, _, attribute = str(address).rpartition(".")
     try:
@@ -90,7 +90,7 @@ def class_of(name: str, address: str) -> Any:
 
 
 def _check_keys(path: str, target: Any, settings: Mapping[str, Any]) -> None:
-    """Compare the settings with the signature. What **kwargs takes is known to the library alone."""
+    """Compare the settings with the signature. Only the library knows which settings **kwargs takes."""
     parameters = inspect.signature(target).parameters.values()
     known = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "run"}
     takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters)

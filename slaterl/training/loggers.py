@@ -1,7 +1,7 @@
 """The loggers of conf/logger: Lightning loggers that follow a run next to metrics.csv, which every run writes.
 
-A logger is a node with a `_target_` under `logger`, so that another one needs a YAML file and no code here. Its library
-is imported only if it is chosen. A logger that fails while a run trains loses rows; the run goes on.
+A logger is a node with a `_target_` under `logger`, so a new one needs a YAML file and no code here. Its library is
+imported only if it is chosen. If a logger fails during training, it loses rows, but the run continues.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class ChosenLogger:
     """A logger that `logging_to` makes.
 
     Attributes:
-        name: of the node: wandb for logger.wandb.
-        config: what it records as hyperparameters.
+        name: name of the node, such as wandb for logger.wandb.
+        config: hyperparameters that it records.
     """
 
     name: str
@@ -49,9 +49,9 @@ class ChosenLogger:
 def make_loggers(cfg: DictConfig, run: Run) -> list[ChosenLogger]:
     """Prepare the chosen loggers of a run, for `fit`. Nothing is opened or written before `logging_to`.
 
-    Besides its settings a constructor gets those of these arguments that its signature names and the YAML file leaves
-    out or sets to null: `save_dir` (the run's folder), `name` and `run_name` (name of that folder), `version` and `id`
-    (the same each time the run is resumed). A RunLogger gets `run`, a RunDetails, instead.
+    A constructor gets its settings and some of these arguments: `save_dir` (the run's folder), `name` and `run_name`
+    (name of that folder), `version` and `id` (the same each time the run is resumed). It gets an argument if its
+    signature names it and the YAML file omits it or sets it to null. A RunLogger gets `run`, a RunDetails, instead.
     """
     nodes = nodes_of(cfg)
     if not nodes:
@@ -82,10 +82,10 @@ def make_loggers(cfg: DictConfig, run: Run) -> list[ChosenLogger]:
 
 @contextlib.contextmanager
 def logging_to(chosen: Sequence[ChosenLogger], metrics_file: Path, step: int) -> Iterator[LogRow]:
-    """Open the loggers for the block, and close them with the reason why it ended. Yields `log_row(values, step)`.
+    """Open the loggers for the block, and close them with the reason for its end. Yields `log_row(values, step)`.
 
     Args:
-        metrics_file, step: a run that resumes after `step`, and its metrics.csv.
+        metrics_file, step: metrics.csv of the run, and the step after which it resumes.
 
     Raises:
         UserError: a logger cannot start.
@@ -105,7 +105,7 @@ def logging_to(chosen: Sequence[ChosenLogger], metrics_file: Path, step: int) ->
                 opened[name].save()
             except Exception as error:
                 failed.add(name)
-                note(f"warning: logger={name}: {_shown(error)}; from step {at:,} on, only metrics.csv has the rows")
+                note(f"warning: logger={name}: {_shown(error)}; from step {at:,} on, rows go to metrics.csv only")
 
     state: Ending = "finished"
     reason: str | None = None
@@ -147,7 +147,7 @@ def _close(name: str, logger: Logger, state: Any, reason: str | None) -> None:
             logger.end(state, reason)
         else:
             logger.finalize("success" if state == "finished" else "failed")
-    except Exception as error:  # what was trained is as good as before
+    except Exception as error:  # the training is unaffected
         note(f"warning: logger={name} cannot be closed ({_shown(error)})")
 
 
@@ -163,7 +163,7 @@ def _shown(error: Exception) -> str:
 
 
 def _sweep_name() -> str | None:
-    """One name for all runs of a sweep, from the command that launched it, so that a second launch has the same."""
+    """Derive one name for all runs of a sweep from its command, so that a second launch gets the same name."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     hydra = OmegaConf.load(Path(HydraConfig.get().sweep.dir) / "multirun.yaml").hydra
@@ -173,7 +173,7 @@ def _sweep_name() -> str | None:
 
 
 def _id_of(run: Run) -> str:
-    """The same whenever the run is resumed, another if its folder was removed: SwanLab keeps the old points of an id.
+    """Return an id that a resumed run keeps. A removed folder gets a new one, because SwanLab keeps an id's old points.
 
     Older servers of SwanLab accept only ids of 21 lower-case letters and digits.
     """

@@ -16,7 +16,7 @@ class MetricsFile:
 
     Args:
         columns: in order, `step` first.
-        resume_step: rows with a larger step are of work that an interruption lost.
+        resume_step: rows with a larger step belong to work that an interruption lost.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], resume_step: int) -> None:
@@ -33,7 +33,7 @@ class MetricsFile:
         self.writer = csv.DictWriter(self.file, self.columns)
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write one row. Missing columns stay empty; an unknown column is an error of the caller."""
+        """Write one row. Missing columns stay empty; an unknown column is a mistake of the caller."""
         shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
         try:
             self.writer.writerow(shown)
@@ -47,12 +47,12 @@ class MetricsFile:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """All complete rows of a metrics.csv, without a last line that a kill cut off."""
+    """Return all complete rows of a metrics.csv, without a last line that a kill cut off."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if line.endswith("\n")))
 
 
 def curve(path: Path, column: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one column, without its empty cells."""
+    """Return steps and values of one column, without its empty cells."""
     points = [(int(row["step"]), float(row[column])) for row in read(path) if row.get(column)]
     return [step for step, _ in points], [value for _, value in points]

@@ -18,7 +18,7 @@ from slaterl.runs.files import in_short
 from slaterl.training.run_logger import Ending, Labels, Name, RunDetails, RunLogger
 
 _SERVER = os.environ.get("MLFLOW_TRACKING_URI") or None  # read once: MLflow sets it to the address of the last run
-_ID = "slaterl_id"  # the tag by which a resumed run is found
+_ID = "slaterl_id"  # the tag that identifies a resumed run
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports each table that it creates
 _STATES = {"finished": RunStatus.FINISHED, "aborted": RunStatus.KILLED, "crashed": RunStatus.FAILED}
 
@@ -29,7 +29,7 @@ class MLFlowLogger(RunLogger, loggers.MLFlowLogger):
     Args:
         run: its folder gets `mlflow/mlflow.db` unless there is a server.
         experiment_name: MLflow's experiment, which holds many runs.
-        tracking_uri: address of a server; None is MLFLOW_TRACKING_URI, and the run's folder if that is not set.
+        tracking_uri: address of a server; None uses MLFLOW_TRACKING_URI if set, else the run's folder.
         tags: in addition to the run's labels.
     """
 

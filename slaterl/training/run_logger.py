@@ -25,7 +25,7 @@ class RunDetails:
         name: name of the folder.
         id: 21 lower-case letters and digits. A resumed run keeps its id; a run whose folder was removed gets a new one.
         labels: stage, env, ranker and seed, and agent and params if the run has them.
-        group: the same for all runs of a sweep, also if the sweep is launched again; None outside a sweep.
+        group: one name for all runs of a sweep, kept if the sweep is launched again; None outside a sweep.
         config: the resolved configuration.
     """
 
@@ -46,7 +46,7 @@ class RunLogger(Logger):
     """A Lightning logger with slaterl's additions. Its constructor takes `run: RunDetails` and the settings by name.
 
     Attributes:
-        ADVICE: ends the message that the logger cannot start.
+        ADVICE: advice at the end of the message that the logger cannot start.
     """
 
     ADVICE: ClassVar[str] = ""

@@ -1,6 +1,6 @@
 """SwanLab, through its own Lightning integration.
 
-Everything it writes is in the run's folder: parallel runs that share a folder lose data in its local mode.
+It writes only to the run's folder, because parallel runs that share a folder lose data in its local mode.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class SwanLabLogger(RunLogger, pytorch_lightning.SwanLabLogger):
 
     Args:
         run: its folder gets a folder `swanlog`.
-        mode: cloud needs a login, local the package swanboard; offline is uploaded later with `swanlab sync`.
-        workspace: of an organisation; None is the user's own.
+        mode: cloud needs a login, local needs the package swanboard; upload offline runs later with `swanlab sync`.
+        workspace: name of an organisation; None uses the user's own.
         tags: in addition to the run's labels.
     """
 
@@ -66,7 +66,7 @@ class SwanLabLogger(RunLogger, pytorch_lightning.SwanLabLogger):
             raise UserError(f"{path}.mode=local needs the package swanboard: {todo}")
 
     def resume(self, step: int, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """Log the rows again. Offline and locally SwanLab starts a new folder; the cloud ignores steps that it has."""
+        """Log the rows again. Offline and local modes start a new folder; the cloud ignores steps that it has."""
         for at, row in rows:
             self.log_metrics(row, at)
 
@@ -76,7 +76,7 @@ class SwanLabLogger(RunLogger, pytorch_lightning.SwanLabLogger):
 
 
 def _settings(path: str, mode: str, project: str, workspace: str | None, tags: Sequence[Any]) -> Settings:
-    """Return SwanLab's settings: no questions, no copy of the terminal, no probes for what the manifest already has.
+    """Return SwanLab's settings: no questions, no copy of the terminal, no probes for facts in the manifest.
 
     Raises:
         UserError: SwanLab refuses a value.
@@ -108,6 +108,6 @@ def _log_in(path: str) -> None:
             instead = f"or use {path}.mode=offline and upload later"
             if Settings().api_key is None:
                 todo = f"run `swanlab login`, set SWANLAB_API_KEY, {instead}"
-                raise UserError(f"{path}.mode=cloud: there is no login to SwanLab; {todo}") from error
+                raise UserError(f"{path}.mode=cloud: no login to SwanLab on this machine; {todo}") from error
             todo = f"check the network and `swanlab login --relogin`, {instead}"
             raise UserError(f"{path}.mode=cloud: SwanLab did not answer or refused the login; {todo}") from error

@@ -17,7 +17,7 @@ class TensorBoardLogger(RunLogger, loggers.TensorBoardLogger):
     Args:
         run: its folder gets a folder `tensorboard`; a resumed run continues there.
         prefix: precedes the name of each metric.
-        flush_secs: longest time in seconds until a row is written to the file.
+        flush_secs: seconds until a row is written to the file, at most.
     """
 
     def __init__(self, *, run: RunDetails, prefix: str = "", flush_secs: Positive = 30) -> None:
@@ -31,6 +31,6 @@ class TensorBoardLogger(RunLogger, loggers.TensorBoardLogger):
         )
 
     def resume(self, step: int, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """Hide what was logged after `step`: that work was lost, and the same steps follow again."""
+        """Hide rows logged after `step`: that work was lost, and the same steps follow again."""
         start = Event(session_log=SessionLog(status=SessionLog.START))
         self.experiment.file_writer.add_event(start, step=step + 1)

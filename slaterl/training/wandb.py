@@ -21,8 +21,8 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
 
     Args:
         run: its folder gets a folder `wandb`.
-        mode: online needs a login; offline is uploaded later with `wandb sync`.
-        entity: a team; None is the user's default.
+        mode: online needs a login; upload offline runs later with `wandb sync`.
+        entity: a team; None uses the user's default.
         tags: in addition to the run's labels.
     """
 
@@ -68,10 +68,10 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
                 raise UserError(f"{path}.mode=online: wandb did not answer or refused the login; {todo}") from error
         if not found:
             todo = f"run `wandb login`, set WANDB_API_KEY, {instead}"
-            raise UserError(f"{path}.mode=online: there is no login to wandb; {todo}")
+            raise UserError(f"{path}.mode=online: no login to wandb on this machine; {todo}")
 
     def resume(self, step: int, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """Offline, wandb starts a new folder; log the rows again, so that it is complete."""
+        """Log the rows again in offline mode, where wandb starts a new folder, so that the folder is complete."""
         if self.mode == "offline":
             for at, row in rows:
                 self.log_metrics(row, at)
@@ -79,4 +79,4 @@ class WandbLogger(RunLogger, loggers.WandbLogger):
     def end(self, state: Ending, reason: str | None) -> None:
         if reason:
             self.experiment.summary["ended_by"] = reason
-        self.experiment.finish(exit_code=_EXIT_CODES[state])  # the next training of this process gets a run of its own
+        self.experiment.finish(exit_code=_EXIT_CODES[state])  # the next training of this process gets its own run

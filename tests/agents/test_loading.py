@@ -53,7 +53,7 @@ def test_constructor_that_changed(state: dict[str, Any], tmp_path: Path) -> None
 
 def test_networks_that_changed(state: dict[str, Any], tmp_path: Path) -> None:
     del state["learner"]["module"]["actor.0.bias"]
-    refused(state, tmp_path / "some.ckpt", r"written by other code of TD3 .*actor\.0\.bias")
+    refused(state, tmp_path / "some.ckpt", r"written by another version of TD3 .*actor\.0\.bias")
 
 
 def test_going_on_with_networks_that_changed(tmp_path: Path) -> None:
@@ -64,5 +64,7 @@ def test_going_on_with_networks_that_changed(tmp_path: Path) -> None:
     state = checkpoints.load(last, "agent")
     del state["learner"]["module"]["actor.0.bias"]
     checkpoints.save(last, state)
-    with pytest.raises(UserError, match=rf"{re.escape(str(last))}: written by other code of TD3 .*remove its folder"):
+    with pytest.raises(
+        UserError, match=rf"{re.escape(str(last))}: written by another version of TD3 .*remove its folder"
+    ):
         run_stage(cfg)

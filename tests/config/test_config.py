@@ -330,7 +330,7 @@ def test_click_model_beside_an_environments_own() -> None:
 @pytest.mark.parametrize("agent", ["cql", "edac"])
 def test_episodes_of_one_turn(agent: str) -> None:
     text = refused(config(f"agent={agent}", "stage=offline", env__episode_length=1))
-    assert text.startswith(f"env.episode_length=1: agent={agent} learns from what follows a turn; expected at least 2")
+    assert text.startswith(f"env.episode_length=1: agent={agent} learns from the next turn; expected at least 2")
 
 
 def test_what_an_agent_fixes_is_no_setting() -> None:

@@ -181,7 +181,7 @@ def test_no_warning_without_a_reason() -> None:
     ("anchors", "words"),
     [
         ({"constant_slate": 5.5}, ["too easy", "5.5", "6.0", "score 90"]),
-        ({"random": 1e3, "expert": 2e3}, ["below that of random slates", "1000.0"]),
+        ({"random": 1e3, "expert": 2e3}, ["below the return of random slates", "1000.0"]),
         ({"short_term_oracle": 6.5}, ["short-term oracle", "6.5", "6.0"]),
         ({"expert": None}, ["No normalised scores", "return of the expert is unknown"]),
         ({"random": None}, ["No normalised scores", "return of random slates is unknown"]),

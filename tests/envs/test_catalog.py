@@ -145,7 +145,7 @@ def test_odd_tensors_are_refused(make: Callable[[], Tensor], said: str, tmp_path
     ("rows", "said"),
     [
         (ROWS.to(torch.complex64), "found .* torch.complex64, expected .* floats"),
-        (ROWS.as_subclass(Subclass), r"cannot be read \(it holds other classes than plain tensors\)$"),
+        (ROWS.as_subclass(Subclass), r"cannot be read \(it holds classes other than plain tensors\)$"),
     ],
     ids=["complex", "subclass"],
 )

@@ -266,8 +266,8 @@ def test_page_is_safe_from_what_runs_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["report.runs=nothing"], "report.runs=nothing: no run of stage"),
-        (["report.against=unknown"], "report.against=unknown: no such method here; there are dqn; random"),
+        (["report.runs=nothing"], "report.runs=nothing: found no run of stage"),
+        (["report.against=unknown"], "report.against=unknown: no such method here; expected one of dqn; random"),
         (["report.users=0"], "report.users=0: expected a whole number"),
     ],
 )
@@ -280,7 +280,7 @@ def test_mistakes_leave_no_folder(arguments: list[str], message: str, home: Path
 
 def test_nothing_finished_yet(tmp_path: Path) -> None:
     made.failed(made.config_of(tmp_path, *SMALL), "out of luck")
-    with pytest.raises(UserError, match="none of 1 runs there is finished"):
+    with pytest.raises(UserError, match="none of its 1 runs is finished"):
         find_or_make(report(made.config_of(tmp_path, "stage=report")))
 
 
@@ -301,7 +301,7 @@ def test_damaged_runs_are_listed_with_their_reasons(tmp_path: Path) -> None:
 def test_only_damaged_runs(tmp_path: Path) -> None:
     folder = made.finished(made.config_of(tmp_path, *SMALL), 10.0, (5.0,))
     (folder / "result.json").write_bytes(b"{")
-    with pytest.raises(UserError, match=r"none of 1 runs there is finished; .*result\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"none of its 1 runs is finished; .*result\.json: cannot be read"):
         find_or_make(report(made.config_of(tmp_path, "stage=report")))
 
 

@@ -185,7 +185,7 @@ def test_nothing_there(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("file.txt").write_text("no run")
     made.finished(dqn(tmp_path / "home"), 12.5, (5.0,))
     for runs in (pattern, ["home", pattern]):
-        with pytest.raises(UserError, match=r"report\.runs=.*: no run of stage online") as error:
+        with pytest.raises(UserError, match=r"report\.runs=.*: found no run of stage online") as error:
             find(runs, tmp_path)
         assert f"report.runs={pattern}" in str(error.value) and "\n" not in str(error.value)
 

@@ -130,7 +130,7 @@ def test_environment_without_the_chosen_method() -> None:
 
 
 def test_unknown_method(runs: pd.DataFrame) -> None:
-    with pytest.raises(UserError, match=r"report\.against=ppo.*there are dqn; random; reinforce_slate"):
+    with pytest.raises(UserError, match=r"report\.against=ppo.*expected one of dqn; random; reinforce_slate"):
         tables.summary(runs, "ppo")
 
 
@@ -158,7 +158,7 @@ def test_changed_environments_are_not_pooled(setting: str, value: int, tmp_path:
     [
         ("test_users", 500, "different numbers of test users: 20, 500"),
         ("steps", 1000, "different numbers of steps: 60, 1,000"),
-        ("seed", 0, "a has 2 runs of seed 0, which are not independent"),
+        ("seed", 0, "a has 2 runs with seed 0, which are not independent"),
     ],
 )
 def test_what_does_not_compare_is_said(column: str, value: int, message: str) -> None:

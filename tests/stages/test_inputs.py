@@ -62,7 +62,7 @@ def test_a_rankers_settings_are_the_runs() -> None:
 
 def test_ranker_that_cannot_take_factors_is_refused() -> None:
     assert digest(config(Compared, "item_embeddings=ideal", latent_dim=3))
-    with pytest.raises(UserError, match="item_embeddings=mf: Compared has no method set_items"):
+    with pytest.raises(UserError, match="item_embeddings=mf: Compared has no method set_items to load them"):
         product_of(config(Compared, "item_embeddings=mf", latent_dim=3), "online").begin()
 
 

@@ -173,10 +173,9 @@ def test_a_log_is_not_compared_with_a_simulator_without_a_word(tmp_path: Path, c
     np.savez(tmp_path / "log.npz", **rows, timesteps=np.tile(np.arange(7), 4))
     make(tmp_path / "home", "stage=offline", "agent=bc", "dataset=file", f"dataset.path={tmp_path}/log.npz")
     told = " ".join(capsys.readouterr().err.split())
-    assert "validated and tested on focused_topdown" in told and "offline.validation=fqe" in told
+    assert "validating and testing on focused_topdown" in told and "offline.validation=fqe" in told
     assert (
-        "The reference policies are those of focused_topdown"
-        in (dataset(tmp_path / "home", "file") / "card.md").read_text()
+        "The reference policies act in focused_topdown" in (dataset(tmp_path / "home", "file") / "card.md").read_text()
     )
 
 
@@ -350,7 +349,7 @@ def test_slates_that_are_not_of_their_actions(home: Path) -> None:
     behaviour = [f"dataset.behaviour.checkpoint={file}", "dataset.behaviour.noise=0.5"]
     with pytest.raises(UserError, match=r"noise=0.5 of the behaviour expert: it has no latent action"):
         make(home, "stage=collect", "dataset=expert", *behaviour)
-    with pytest.raises(UserError, match=r"best.ckpt: agent=wolpertinger has no actions of a ranker"):
+    with pytest.raises(UserError, match=r"best.ckpt: evaluation=fqe needs an agent .*, unlike agent=wolpertinger"):
         make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={file}", "dataset=random")
 
 
@@ -395,9 +394,11 @@ def test_online_from_offline(home: Path) -> None:
     make(home, "stage=offline", "agent=cql", *source)
     (start,) = (home / "offline").glob("*/*/best.ckpt")
     sizes = ["agent.q_hidden=[256,256]", "agent.pi_hidden=[256,256]"]
-    with pytest.raises(UserError, match=r"best.ckpt: .* there and .* here; give the settings"):
+    with pytest.raises(UserError, match=r"best.ckpt: .* there, but .* here; give the settings"):
         make(home, f"init_from={start}")
-    with pytest.raises(UserError, match=r"agent=cql gives means and deviations, this agent's gives actions; agent=sac"):
+    with pytest.raises(
+        UserError, match=r"agent=cql returns means and deviations, but this agent needs actions; agent=sac"
+    ):
         make(home, "agent=td3", f"init_from={start}", *sizes)
     with pytest.raises(UserError, match=r"learned with ranker.unique=false"):
         make(home, f"init_from={start}", "ranker.unique=true", *sizes)

@@ -88,7 +88,7 @@ def test_how_a_job_ended(announced: Path, error: BaseException, state: str, reas
 
 def test_conf_that_changed_while_the_job_waited(announced: Path) -> None:
     changed = OmegaConf.merge(CONFIG, {"agent": {"q_lr": 2e-3}})
-    message = r"agent.q_lr: conf/ was changed since this sweep was launched"
+    message = r"agent.q_lr: conf/ has changed since this sweep was launched"
     with pytest.raises(UserError, match=message), recording(announced.parent, 0, changed):  # type: ignore[arg-type]
         raise AssertionError("the job must not start")
     assert read_job(announced).state == "failed"

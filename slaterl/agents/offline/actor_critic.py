@@ -27,7 +27,7 @@ class Turns(NamedTuple):
 
 
 class OfflineActorCritic(OfflineAgent):
-    """Critics Q(s, a) and a policy, each on a belief of its own, trained end to end.
+    """Critics Q(s, a) and a policy, each with its own belief, trained end to end.
 
     A subclass builds its networks and optimisers, and gives `action` and `update`. A policy's loss reaches neither the
     critics nor their belief.
@@ -35,8 +35,8 @@ class OfflineActorCritic(OfflineAgent):
     Args:
         ranker, belief, generator: see OfflineAgent.
         gamma: discount.
-        reward_scale: factor on the clicks before anything learns from them.
-        tau: share of the online networks that enters the targets with every update of the policy.
+        reward_scale: multiplies the clicks before training.
+        tau: Polyak rate of the targets, applied at every update of the policy.
 
     Settings of every subclass:
         q_lr, pi_lr: Adam's learning rates of critics and policy, each with its belief.
@@ -85,7 +85,7 @@ class OfflineActorCritic(OfflineAgent):
         self.target_critics = target_of(self.critics)
 
     def turns(self, batch: Trajectories) -> Turns:
-        """Read B whole trajectories. One scan computes both beliefs, and each loss reaches its own."""
+        """Read B whole trajectories. One scan computes both beliefs, and each loss trains its own belief."""
         assert batch.actions is not None
         critic_state, actor_state = states_of([self.critic_belief, self.actor_belief], batch)
         return Turns(critic_state, actor_state, batch.actions, self.reward_scale * batch.rewards)
@@ -99,25 +99,25 @@ class OfflineActorCritic(OfflineAgent):
         return self.critics.members[0](torch.cat([state, self.ranker.to_latent(action)], dim=-1)).squeeze(-1)
 
     def record_policy(self, loss: Tensor, action: Tensor, q: Tensor) -> None:
-        """Keep the terms of the policy's update, also for the updates that leave the policy alone.
+        """Keep the terms of the policy's update, so that updates of the critics alone log them, too.
 
         Args:
-            loss: the policy's.
-            action: [B, H, A] of the policy.
-            q: [B, H] their values.
+            loss: loss of the policy.
+            action: actions [B, H, A] of the policy.
+            q: values [B, H] of these actions.
         """
         beyond, norm = self.beyond_data(action.detach()), gradient_norm(self.optim["actor"])
         self.of_policy.copy_(torch.stack([loss.detach(), q.detach().mean(), beyond, norm]))
 
     def terms(self, loss: Tensor, target: Tensor, q: Tensor, q_data: Tensor) -> dict[str, Tensor]:
-        """Return what an update logs, in the order of TERMS.
+        """Return the terms that an update logs, in the order of TERMS.
 
         Args:
-            loss: the critics'.
-            target: [B, H].
-            q: [num_critics, B, H] of the data's actions.
-            q_data: [B, H] the same as the policy is valued: by the first critic, or by the minimum of all.
-                Otherwise the gap would grow with the number of critics.
+            loss: loss of the critics.
+            target: targets [B, H].
+            q: values [num_critics, B, H] of the recorded actions.
+            q_data: values [B, H] of the recorded actions, from the same critics as the policy's: the first, or the
+                minimum of all. Otherwise the gap would grow with the number of critics.
         """
         actor_loss, q_policy, beyond, norm = self.of_policy.clone()
         value = q_data.mean()
@@ -153,9 +153,9 @@ class OfflineActorCritic(OfflineAgent):
 
 
 def some_turns(turns: Turns, count: int, generator: torch.Generator) -> tuple[Turns, Tensor]:
-    """Draw `count` turns of the episode uniformly, the same for every trajectory: their columns and numbers [count].
+    """Draw `count` turns uniformly, the same for every trajectory. Return their columns and their numbers [count].
 
-    Terms with many actions in each state cost as much as all others together. Some turns estimate them without bias.
+    Terms with many actions per state cost as much as all others together. A few turns estimate them without bias.
     The last turn is never drawn, because it has no s'.
     """
     last = turns.reward.shape[1] - 1

@@ -1,4 +1,4 @@
-"""AWAC: the policy imitates the data's actions, weighted by how much better they are than its own.
+"""AWAC: the policy imitates the recorded actions, weighted by their advantage over its own actions.
 
 Nair et al., "AWAC: Accelerating Online Reinforcement Learning with Offline Datasets", arXiv 2006.09359.
 """

@@ -21,7 +21,7 @@ MakeBelief = Callable[[], Belief]
 class OfflineAgent(LatentAgent):
     """An agent that learns from recorded trajectories. A subclass gives `action` and `update`.
 
-    Its actions are those of its own ranker: a_t = action_of(slate of frame t + 1) in [-1, 1]. So it learns from any
+    It learns actions of its own ranker: a_t = action_of(slate of frame t + 1) in [-1, 1]. So it can learn from any
     behaviour: random slates, another ranker, a log.
 
     Args:

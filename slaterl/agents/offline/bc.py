@@ -1,4 +1,4 @@
-"""Behaviour cloning, of all recorded trajectories or of the best of them."""
+"""Behaviour cloning of all recorded trajectories, or of the best ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BC(OfflineAgent):
     Args:
         ranker, belief, generator: see OfflineAgent.
         policy: `gaussian` or `deterministic`.
-        top_fraction: share of the trajectories to imitate, those of the largest returns; 0.1 is 10 % BC, as in
+        top_fraction: share of the trajectories to imitate, largest returns first; 0.1 is 10 % BC, as in
             arXiv 2106.01345.
         pi_lr: Adam's learning rate of policy and belief.
         pi_hidden: widths of the hidden layers.

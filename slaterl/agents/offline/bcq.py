@@ -1,4 +1,4 @@
-"""BCQ: a generative model of the data's actions proposes, a small perturbation improves, the critics choose.
+"""BCQ: a generative model of the recorded actions proposes, a small perturbation improves, the critics choose.
 
 Fujimoto et al., "Off-Policy Deep Reinforcement Learning without Exploration", arXiv 1812.02900.
 """
@@ -49,14 +49,14 @@ class BCQ(OfflineActorCritic):
 
     A proposal is a draw of the VAE, moved by the perturbation xi by at most `phi`. The target is y = r + gamma * max
     over n proposals of (lam * min_i Q'_i + (1 - lam) * max_i Q'_i). The perturbation (the `actor`) maximises Q1, and
-    the agent acts on the proposal of the largest Q1. Both read the actor's belief, which the VAE trains.
+    the agent acts on the proposal with the largest Q1. Both read the actor's belief, which the VAE trains.
 
     Args:
-        candidates, acting_candidates: number of proposals in targets and when acting; those of acting have fixed
-            latents.
+        candidates, acting_candidates: number of proposals in targets and when acting. Proposals for acting have
+            fixed latents.
         weight_of_min: lam.
         phi: largest perturbation.
-        vae_hidden: widths of the VAE's hidden layers; pi_hidden: of the perturbation's.
+        vae_hidden, pi_hidden: widths of the hidden layers of VAE and perturbation.
         others: see OfflineActorCritic.
     """
 
@@ -72,7 +72,7 @@ class BCQ(OfflineActorCritic):
     ) -> None:  # fmt: skip
         super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
         self.candidates, self.weight_of_min, self.phi = candidates, weight_of_min, phi
-        # Replaced below. Its draws keep the weights that a seed gave from the first version on.
+        # Replaced below. It is built because its random draws keep all later weights of a seed unchanged.
         self.actor = mlp(self.state_dim, pi_hidden, self.action_dim)
         self.build_critics(num_critics, q_hidden)
         self.vae = ActionVAE(self.state_dim, self.action_dim, vae_hidden)
@@ -89,7 +89,7 @@ class BCQ(OfflineActorCritic):
         return JoinedBeliefs([self.actor_belief, self.critic_belief])
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Choose the proposal of the largest Q1. A generator changes nothing."""
+        """Choose the proposal with the largest Q1. A generator has no effect."""
         actor_state, critic_state = state.chunk(2, dim=-1)
         shape = (len(self.acting_latents), *actor_state.shape[:-1])
         latents = self.acting_latents.view(shape[0], *(1 for _ in shape[1:]), -1).expand(*shape, -1)

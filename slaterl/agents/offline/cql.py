@@ -1,4 +1,4 @@
-"""CQL: critics that are pushed down where the data have no actions.
+"""CQL: critics that learn low values for actions outside the data.
 
 Kumar et al., "Conservative Q-Learning for Offline Reinforcement Learning", arXiv 2006.04779.
 """
@@ -28,10 +28,10 @@ class CQL(OfflineActorCritic):
 
     Args:
         alpha_lr: Adam's learning rate of SAC's temperature; initial_alpha: temperature before the first update.
-        conservatism: alpha_c, or its first value if there is a threshold.
+        conservatism: alpha_c; with a threshold, its initial value.
         threshold: value of the penalty that alpha_c is learned towards, as a Lagrange multiplier; None keeps alpha_c.
-        actions: draws of each kind in a state.
-        turns: number of turns whose states are penalised; every update draws other ones.
+        actions: number of actions drawn per state from each distribution.
+        turns: number of turns whose states are penalised, drawn at every update.
         others: see OfflineActorCritic.
     """
 
@@ -93,7 +93,7 @@ class CQL(OfflineActorCritic):
         """Return the mean of logsumexp_a Q(s, a) - Q(s, a_data) over critics and some states of the data.
 
         Args:
-            q: [num_critics, B, H] of the data's actions.
+            q: values [num_critics, B, H] of the recorded actions.
         """
         generator = self.generators["update"]
         some, chosen = some_turns(turns, self.turns_drawn, generator)

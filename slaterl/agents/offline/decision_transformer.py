@@ -45,7 +45,7 @@ class ContextWindow(Belief):
     def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
         frames, count, clicks = state[:, :-2], state[:, -2:-1], state[:, -1:]
         new = torch.cat([observation.slate, observation.clicks], dim=1).to(state.dtype)
-        earned = observation.clicks.sum(1, keepdim=True) * (count > 0)  # frame 0 was chosen by nobody
+        earned = observation.clicks.sum(1, keepdim=True) * (count > 0)  # no policy chose frame 0
         return torch.cat([frames[:, new.shape[1] :], new, count + 1, clicks + earned], dim=1)
 
     def read_state(self, state: Tensor) -> tuple[Context, Tensor]:
@@ -68,7 +68,7 @@ class DecisionTransformer(OfflineAgent):
         layers, heads, width: size of the transformer.
         item_dim: width of the embeddings of shown items.
         pi_lr, weight_decay: learning rate and weight decay of AdamW.
-        target_return: clicks of an episode to ask for; None asks for the best return of the data.
+        target_return: return (clicks per episode) to ask for; None asks for the best return in the data.
 
     Raises:
         UserError: the width is not a multiple of the heads.
@@ -139,7 +139,7 @@ class DecisionTransformer(OfflineAgent):
             self.embed_frame(frames),
             self.embed_action(actions),
         ]
-        # In longer episodes than those of the data, later turns count as the last one.
+        # In episodes longer than the data's, later turns use the embedding of the last one.
         turn = self.embed_turn(context.turn.clamp(0, self.embed_turn.num_embeddings - 1))
         sequence = torch.stack([token + turn for token in tokens], dim=2).flatten(1, 2)  # [B, 3K, width]
         # A token attends to itself and to the earlier tokens of the episode.
@@ -157,7 +157,7 @@ class DecisionTransformer(OfflineAgent):
         window = self.actor_belief
         assert isinstance(window, ContextWindow)
         context, so_far = window.read_state(state)
-        # The return to go at a frame is what is left now and the clicks since then.
+        # The return to go at a frame is the remaining return plus the clicks since then.
         reward = context.clicks.sum(2) * (context.turn > 0)
         since = reward.flip(1).cumsum(1).flip(1) - reward
         to_go = (self.target_return - so_far).unsqueeze(1) + since

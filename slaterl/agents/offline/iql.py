@@ -1,4 +1,4 @@
-"""IQL: values of the data's own actions, the better of them by expectiles; the policy imitates what was better.
+"""IQL: values of recorded actions only, by expectile regression; the policy imitates the better actions.
 
 Kostrikov et al., "Offline Reinforcement Learning with Implicit Q-Learning", arXiv 2110.06169.
 """
@@ -20,7 +20,7 @@ from slaterl.rankers.base import Ranker
 
 
 class IQL(OfflineActorCritic):
-    """Critics and a value V, which never see an action of the policy, and a policy cloned with weights.
+    """Critics and a value V, which never see an action of the policy, and a policy by weighted cloning.
 
     V minimises the tau_e-expectile loss |tau_e - [u < 0]| * u^2, u = min Q'(s, a) - V(s) (equation 5). Q minimises
     (r + gamma * V(s') - Q)^2 (equation 6), the policy -min(exp(beta * u), 100) * log pi(a|s) (equation 7). V reads the
@@ -29,7 +29,7 @@ class IQL(OfflineActorCritic):
     Args:
         expectile: tau_e.
         beta: inverse temperature of the policy's weights.
-        decay_steps: updates until the policy's learning rate is zero, by a cosine.
+        decay_steps: updates until a cosine schedule takes the policy's learning rate to zero.
         others: see OfflineActorCritic.
     """
 

@@ -18,12 +18,12 @@ from slaterl.rankers.base import Ranker
 
 
 class ReBRAC(OfflineActorCritic):
-    """TD3 with the policy's distance to the data as a penalty, in its own loss and in the critics' target.
+    """TD3 with a penalty on the policy's distance to the data, in the policy's loss and in the critics' target.
 
     The policy minimises mean(actor_penalty * |pi(s) - a|^2 - lam * min Q(s, pi(s))), lam = 1 / mean |min Q|.
 
     Args:
-        policy_delay: updates of the critics for one of the policy.
+        policy_delay: updates of the critics per update of the policy.
         target_noise, noise_clip: standard deviation and bound of the noise on the target's actions.
         actor_penalty, critic_penalty: weights of the squared distances to the data's actions, summed over the action.
         others: see OfflineActorCritic.
@@ -51,7 +51,7 @@ class ReBRAC(OfflineActorCritic):
         return self.actor(state).tanh()
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
-        """Take one step of the critics, and every policy_delay-th time one of policy and targets."""
+        """Take one step of the critics, and every policy_delay-th time also one of policy and targets."""
         turns = self.turns(batch)
 
         # critics: y = r + gamma * (min Q'(s', a~') - critic_penalty * |a~' - a'|^2), a' of the data

@@ -19,8 +19,8 @@ class OfflineData(L.LightningDataModule):
         data: the trajectories, on the agent's device; `agent.prepare` may select some of them.
         agent: the agent to train.
         max_steps: number of updates.
-        batch_size: number of whole trajectories in a batch; a smaller dataset gives all of them.
-        batches: random stream that batches are drawn from.
+        batch_size: number of trajectories in a batch; a smaller dataset gives all of its trajectories.
+        batches: random stream for drawing batches.
     """
 
     def __init__(

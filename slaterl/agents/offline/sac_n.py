@@ -79,14 +79,14 @@ class SACN(OfflineActorCritic):
 
 
 class EDAC(SACN):
-    """SAC-N that keeps the gradients of its critics by the action apart, so that few critics suffice.
+    """SAC-N with critics whose gradients by the action are kept diverse, so that few critics suffice.
 
-    The critics' squared errors, summed over critics, get the extra term eta / (N - 1) * sum over i != j of
-    cos(dQ_i/da, dQ_j/da) (algorithm 1 of the paper). The logged loss is this sum divided by N.
+    The critics minimise their summed squared errors + eta / (N - 1) * sum_{i != j} cos(dQ_i/da, dQ_j/da), algorithm 1
+    of the paper. The logged loss is this sum divided by N.
 
     Args:
-        eta: weight of the cosines.
-        turns: number of turns whose states the cosines are taken in; every update draws other ones.
+        eta: weight of the cosine similarities.
+        turns: number of turns whose states enter the cosines, drawn at every update.
         others: see SACN.
     """
 
@@ -109,7 +109,7 @@ class EDAC(SACN):
         """Take one step of critics, policy, temperature and targets on B whole trajectories."""
         turns = self.turns(batch)
 
-        # critics: SAC-N's, and the cosines. The loss is a mean over critics, so the cosines are divided by N, too.
+        # critics: the loss of SAC-N plus the cosines. It is a mean over critics, so the cosines are divided by N, too.
         target = self.soft_target(turns)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
         count = len(self.critics.members)

@@ -1,4 +1,4 @@
-"""TD3 + BC: TD3 whose policy is held to the data's actions.
+"""TD3 + BC: TD3 with a policy that stays close to the recorded actions.
 
 Fujimoto and Gu, "A Minimalist Approach to Offline Reinforcement Learning", arXiv 2106.06860.
 """
@@ -21,7 +21,7 @@ class TD3BC(OfflineActorCritic):
     """TD3 whose policy maximises lam * Q1(s, pi(s)) - (pi(s) - a)^2, lam = alpha / mean |Q1|.
 
     Args:
-        policy_delay: updates of the critics for one of the policy.
+        policy_delay: updates of the critics per update of the policy.
         target_noise, noise_clip: standard deviation and bound of the noise on the target's actions.
         alpha: weight of Q against imitation.
         others: see OfflineActorCritic.
@@ -48,7 +48,7 @@ class TD3BC(OfflineActorCritic):
         return self.actor(state).tanh()
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
-        """Take one step of the critics, and every policy_delay-th time one of policy and targets."""
+        """Take one step of the critics, and every policy_delay-th time also one of policy and targets."""
         turns = self.turns(batch)
 
         # critics: y = r + gamma * min Q'(s', clip(pi'(s') + clip(noise)))

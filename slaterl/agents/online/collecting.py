@@ -1,4 +1,4 @@
-"""Batches of online training: rounds of trajectories go into the replay buffer, then as many batches come out of it."""
+"""Batches of online training: a round adds trajectories to the replay buffer, then as many batches are drawn."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from slaterl.rollout import Policy, rollout
 
 
 class OnlineData(L.LightningDataModule):
-    """Collect `num_envs` trajectories together, then yield as many batches. The first `random_steps` are random.
+    """Collect `num_envs` trajectories in parallel, then yield as many batches. The first `random_steps` are random.
 
     A step is one trajectory and one update; random trajectories are steps without an update. So `agent.step` and this
-    module's state determine all that comes next. An agent that learns on policy gets no random or old trajectories: its
-    batches are those of the round, each trajectory once.
+    module's state determine everything that follows. An agent that learns on policy gets no random or old trajectories:
+    its batches hold each trajectory of the round once.
 
     Args:
         env: environment to collect in.
         agent: the agent to train.
-        max_steps: number of trajectories in all, random ones included.
+        max_steps: total number of trajectories, including random ones.
         random_steps: number of random trajectories before the first update.
-        num_envs: trajectories of a round.
-        batch_size: trajectories of a batch.
+        num_envs: trajectories per round.
+        batch_size: trajectories per batch.
         capacity: trajectories that the replay buffer holds.
-        warm: whether the agent has learned before; then it collects the first `random_steps` trajectories itself.
+        warm: whether the agent is already trained; if so, it collects the first `random_steps` trajectories itself.
         users, exploration, batches: random streams of training users, the policy's noise and the batches.
     """
 

@@ -25,16 +25,16 @@ from slaterl.rollout import Decision
 
 
 class DQN(ItemAgent):
-    """Q(s, i) of every item i: its own click and the value of what follows the slate.
+    """Q(s, i) of every item i: its own click, plus the discounted value of the next slate.
 
     Q minimises (Q(s, i) - y_i)^2 over the items shown. y_i = click_i + gamma * mean over j of Q'(s', j), where j are
-    the items of the next slate by Q. With probability epsilon a user is shown a random slate, else the top k of Q.
+    the items of the next slate by Q. With probability epsilon a user sees a random slate, otherwise the top k of Q.
 
     Args:
-        num_items, slate_size: of the environment.
-        belief: makes the belief that Q reads, which is learned with it.
+        num_items, slate_size: sizes of the environment.
+        belief: makes the belief that Q reads; both are trained together.
         gamma: discount.
-        tau: share of the online network that enters the target at every update.
+        tau: Polyak rate of the target network, applied at every update.
         q_lr: Adam's learning rate; q_hidden: widths of the hidden layers.
         epsilon_start, epsilon_end, epsilon_decay: epsilon at step t is end + (start - end) * exp(-t / decay).
     """
@@ -83,7 +83,7 @@ class DQN(ItemAgent):
         return Decision(self.explore(self.slate_of(self.critic(state)), generator))
 
     def explore(self, slate: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Replace each of the slates [B, S] by a random one with probability epsilon. None explores nothing."""
+        """Replace each of the slates [B, S] by a random one with probability epsilon; without a generator, keep all."""
         if generator is None:
             return slate
         random = torch.randint(self.num_items, slate.shape, generator=generator, device=slate.device)

@@ -1,7 +1,7 @@
 """REINFORCE with continuous actions through a ranker, and with slates sampled from a softmax over items.
 
-Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992; the
-slate form is that of Chen et al., "Top-K Off-Policy Correction for a REINFORCE Recommender System", WSDM 2019,
+Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992. The
+slate form is from Chen et al., "Top-K Off-Policy Correction for a REINFORCE Recommender System", WSDM 2019,
 arXiv 1812.02353.
 """
 
@@ -36,9 +36,9 @@ def returns_to_go(rewards: Tensor, gamma: float) -> Tensor:
 
 
 class REINFORCE(LatentAgent):
-    """A Gaussian policy of fixed deviation, squashed by tanh, in a ranker's latent space.
+    """A Gaussian policy with fixed standard deviation, squashed by tanh, in a ranker's latent space.
 
-    It climbs the mean over trajectories of sum_t G_t * log pi(a_t | s_t), without a baseline.
+    It maximises the mean over trajectories of sum_t G_t * log pi(a_t | s_t), without a baseline.
 
     Args:
         ranker: the ranker that the agent acts through, already trained.
@@ -91,17 +91,17 @@ class REINFORCE(LatentAgent):
 class REINFORCESlate(ItemAgent):
     """A softmax over items: a slate is S draws with replacement, or without exploration the S most probable items.
 
-    An item of probability pi is on the slate with probability 1 - (1 - pi)^S. The agent climbs the mean over
+    An item of probability pi is on the slate with probability 1 - (1 - pi)^S. The agent maximises the mean over
     trajectories of sum_t G_t * log(1 - (1 - pi)^S), summed over the credited clicks of turn t.
 
     Args:
-        num_items, slate_size: of the environment.
+        num_items, slate_size: sizes of the environment.
         belief: makes the actor's belief.
         gamma: discount of the returns to go G_t.
         pi_lr: Adam's learning rate of policy and belief; pi_hidden: widths of the hidden layers.
-        credit: clicks to learn from: `first_click` of a slate, or `every_click`.
-        top_k_correction: climb G_t * S * (1 - pi)^(S-1) * log pi instead; the factor is the multiplier of Chen et al.
-            (equation 6 there, on policy) and takes no gradient.
+        credit: clicks on a slate to learn from, `first_click` or `every_click`.
+        top_k_correction: maximise G_t * S * (1 - pi)^(S-1) * log pi instead. S * (1 - pi)^(S-1) is the multiplier of
+            Chen et al. (equation 6, on policy) and takes no gradient.
     """
 
     TERMS: ClassVar = ("loss/actor", "value/return_to_go", "policy/entropy")
@@ -147,7 +147,7 @@ class REINFORCESlate(ItemAgent):
         (state,) = states_of([self.actor_belief], batch)
         log_policy = log_softmax(self.actor(state), dim=2)  # [B, H, N]
         log_prob = log_policy.gather(2, shown)
-        # log(1 - pi). pi stays below 1, where the gradient of the next lines would be infinite.
+        # log(1 - pi). pi stays below 1, because at 1 the gradient of the next lines would be infinite.
         log_other = torch.log1p(-log_prob.exp().clamp(max=1 - 1e-6))
         if self.top_k_correction:
             weight = self.slate_size * ((self.slate_size - 1) * log_other).exp()

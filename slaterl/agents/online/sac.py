@@ -1,7 +1,7 @@
 """Soft actor-critic in the latent space of a ranker.
 
 Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905; with the belief of
-Deffayet et al. 2023: the actor and the critics each read trajectories through a GRU of their own.
+Deffayet et al. 2023: the actor and the critics each read trajectories through their own GRU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SAC(LatentAgent):
     """Off-policy actor-critic with a tanh-Gaussian policy and a learned temperature alpha.
 
     Critics minimise (Q(s, a) - y)^2, y = r + gamma * (min Q'(s', a') - alpha * log pi(a'|s')) (equation 5). The policy
-    minimises alpha * log pi(a|s) - min Q(s, a) (equation 7), and alpha holds its entropy at a target (equation 18).
+    minimises alpha * log pi(a|s) - min Q(s, a) (equation 7), and alpha keeps its entropy at a target (equation 18).
     Policy and log-probabilities live in [-1, 1]^A; the critics read actions in the ranker's latent units.
 
     Args:
@@ -34,7 +34,7 @@ class SAC(LatentAgent):
         belief: makes a belief; called once for the actor and once for the critics.
         generator: random stream of the updates.
         gamma: discount.
-        tau: share of the online critics that enters the targets at every update.
+        tau: Polyak rate of the target critics, applied at every update.
         q_lr, pi_lr, alpha_lr: Adam's learning rates of critics, policy (each with its belief) and temperature.
         q_hidden, pi_hidden: widths of the hidden layers of critics and policy.
         num_critics: number of critics; targets and policy read their minimum.
@@ -92,7 +92,7 @@ class SAC(LatentAgent):
         """Take one step of critics, policy, temperature and targets on B whole trajectories."""
         assert batch.actions is not None
         generator, alpha = self.generators["update"], self.log_alpha.detach().exp()
-        # One scan computes both beliefs, and each loss reaches its own.
+        # One scan computes both beliefs, and each loss trains its own belief.
         critic_state, actor_state = states_of([self.critic_belief, self.actor_belief], batch)  # [B, H, state]
         gaussian = self.actor(actor_state)  # [B, H, 2A]
 

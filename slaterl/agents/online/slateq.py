@@ -25,17 +25,17 @@ from slaterl.rollout import Decision
 
 
 class SlateQ(DQN):
-    """Q(s, i) is the value of a click on item i, the click included. Network, target and exploration are DQN's.
+    """Q(s, i) is the value of a click on item i, including the click. Network, target and exploration are as in DQN.
 
-    Q minimises (Q(s, i) - y)^2 over the clicked items, y = 1 + gamma * sum over j of P(j | s', A') * Q'(s', j), where j
-    are the items of the next slate A'.
+    Q minimises (Q(s, i) - y)^2 over the clicked items, y = 1 + gamma * sum_j P(j | s', A') * Q'(s', j). The sum is over
+    the items j of the next slate A'.
 
     Args:
         env: simulator; the agent knows its click model and item embeddings.
-        serving: how a slate is built. `topk` sorts the items by P(click) * Q, as if each were examined for certain (TS
-            in the paper). `greedy` fills slot after slot, the most examined first, by the value of the slate (GS).
+        serving: how a slate is built. `topk` sorts the items by P(click) * Q, as if each were certainly examined (TS in
+            the paper). `greedy` fills slot after slot, the most examined first, by the value of the slate (GS).
         training: next slate in the target: `topk` or `greedy` (Q-learning), or `sarsa`, the slate that was shown.
-        credit: clicks to learn from: `first_click` of a slate, or `every_click`.
+        credit: clicks on a slate to learn from, `first_click` or `every_click`.
         others: see DQN.
     """
 
@@ -60,7 +60,7 @@ class SlateQ(DQN):
         credit: Literal["first_click", "every_click"],
     ) -> None:
         if not isinstance(env, TopicRec):
-            raise UserError(f"agent=slateq: it knows only TopicRec's users, not those of env={env.name}; use agent=sac")
+            raise UserError(f"agent=slateq: it needs users of TopicRec, but env={env.name} has others; use agent=sac")
         super().__init__(
             num_items=num_items,
             slate_size=slate_size,
@@ -92,7 +92,7 @@ class SlateQ(DQN):
         return Decision(self.explore(self.best_slate(self.serving, relevance, self.critic(state)), generator))
 
     def _greedy(self, relevance: Tensor, values: Tensor) -> Tensor:
-        """Fill slot after slot with the item that makes the slate so far worth most, diversity penalty included."""
+        """Fill slot after slot with the item that adds most to the slate's value, diversity penalty included."""
         env = self.env
         gain = relevance * values  # [..., N]
         taken = torch.zeros_like(gain, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""TD3 in the latent space of a ranker: the deterministic peer of SAC.
+"""TD3 in the latent space of a ranker: the deterministic counterpart of SAC.
 
 Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic Methods", arXiv 1802.09477, algorithm 1.
 """
@@ -31,12 +31,12 @@ class TD3(LatentAgent):
         belief: makes a belief; called once for the actor and once for the critics.
         generator: random stream of the updates.
         gamma: discount.
-        tau: share of the online networks that enters the targets with every update of the policy.
+        tau: Polyak rate of the targets, applied at every update of the policy.
         q_lr, pi_lr: Adam's learning rates of critics and policy, each with its belief.
         q_hidden, pi_hidden: widths of the hidden layers of critics and policy.
         exploration_noise: standard deviation of the Gaussian noise on the actions that collect data.
         target_noise, noise_clip: standard deviation and bound of the noise on the target's actions.
-        policy_delay: updates of the critics for one of the policy.
+        policy_delay: updates of the critics per update of the policy.
     """
 
     actor_loss: Tensor
@@ -71,7 +71,7 @@ class TD3(LatentAgent):
         self.critics = Critics(2, state_dim + ranker.action_dim, q_hidden)
         self.target_actor = target_of(self.actor)
         self.target_critics = target_of(self.critics)
-        self.register_buffer("actor_loss", torch.zeros(()))  # the policy's, at its last update
+        self.register_buffer("actor_loss", torch.zeros(()))  # at the policy's last update
         self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
         self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
 
@@ -83,9 +83,9 @@ class TD3(LatentAgent):
         return (action + self.exploration_noise * noise).clamp(-1, 1)
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
-        """Take one step of the critics, and every policy_delay-th time one of policy and targets."""
+        """Take one step of the critics, and every policy_delay-th time also one of policy and targets."""
         assert batch.actions is not None
-        # One scan computes both beliefs, and each loss reaches its own.
+        # One scan computes both beliefs, and each loss trains its own belief.
         critic_state, actor_state = states_of([self.critic_belief, self.actor_belief], batch)
 
         # critics: y = r + gamma * min Q'(s', clip(pi'(s') + clip(noise)))

@@ -1,7 +1,7 @@
 """Wolpertinger: SAC in the space of item embeddings, refined among the nearest items by the critic.
 
 Dulac-Arnold et al., "Deep Reinforcement Learning in Large Discrete Action Spaces", arXiv 1512.07679, for slates as in
-Deffayet et al. 2023 (SAC + WkNN): one proto-item a slot, and the slots refined one after the other.
+Deffayet et al. 2023 (SAC + WkNN): one proto-item per slot, and slots refined one after the other.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from slaterl.rollout import Decision, Policy
 
 
 class Wolpertinger(SAC):
-    """SAC whose action is a proto-item for each slot. A slot shows the one of the k nearest items that Q prefers.
+    """SAC whose action is a proto-item for each slot. A slot shows the best of its k nearest items by Q.
 
-    Objectives are SAC's. The critics read their belief and the embeddings of the whole slate. The policy is improved
-    through its proto-items, as if they were shown. In the published code the refining critic reads the actor's belief;
-    here it reads its own.
+    The objectives are as in SAC. The critics read their belief and the embeddings of the whole slate. The policy is
+    improved through its proto-items, as if they were shown. In the published code the refining critic reads the
+    actor's belief; here it reads its own.
 
     Args:
         item_embeddings: [N, E], fixed.
@@ -40,7 +40,7 @@ class Wolpertinger(SAC):
         others: see SAC.
 
     Raises:
-        UserError: there are more neighbours than items.
+        UserError: neighbours exceeds the number of items.
     """
 
     REFINES: ClassVar = True
@@ -94,7 +94,7 @@ class Wolpertinger(SAC):
         self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
     ) -> Decision:
         actor_state, critic_state = state.chunk(2, dim=1)
-        # The slate is all that the critics learn from, so no action is recorded.
+        # The critics learn from the slate alone, so no action is recorded.
         return Decision(self.refine(critic_state, self.action(actor_state, generator)))
 
     def random_policy(self, generator: torch.Generator) -> Policy:
@@ -103,7 +103,7 @@ class Wolpertinger(SAC):
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of critics, policy, temperature and targets on B whole trajectories.
 
-        SAC's update, but the critics learn from the slates that were shown, and the target from the refined slate.
+        As in SAC, but the critics read the shown slates, and the target reads the refined slate.
         """
         generator, alpha = self.generators["update"], self.log_alpha.detach().exp()
         critic_state, actor_state = states_of([self.critic_belief, self.actor_belief], batch)  # [B, H, state]
@@ -138,7 +138,7 @@ class Wolpertinger(SAC):
         }
 
     def nearest(self, action: Tensor) -> Tensor:
-        """Return the k items of the smallest Euclidean distance to each slot's proto-item: [..., A] -> [..., S, k]."""
+        """Return the k items nearest to each slot's proto-item by Euclidean distance: [..., A] -> [..., S, k]."""
         items = self.ranker.item_embeddings
         queries = self.ranker.to_latent(action).unflatten(-1, (self.slate_size, -1))
         # |q - e|^2 = |q|^2 - 2 (q e - |e|^2 / 2), and |q|^2 is the same for all items.
@@ -149,15 +149,15 @@ class Wolpertinger(SAC):
     def refine(self, state: Tensor, action: Tensor) -> Tensor:
         """Choose slates [..., S] for the critics' belief states [..., state] and actions [..., A].
 
-        Slot after slot takes the candidate of the largest Q', valued as if it also filled all later slots. The first
-        layer is a sum over slots, so a candidate changes it by one row of a table.
+        Each slot in turn takes the candidate with the largest Q', valued as if it also filled all later slots. The
+        first layer is a sum over slots, so a candidate changes it by one row of a table.
         """
         first, *rest = self.target_critics.members[0].children()
         assert isinstance(first, nn.Linear)
         of_state, of_slots = first.weight.split([state.shape[-1], self.ranker.action_dim], dim=1)
         by_slot = of_slots.unflatten(1, (self.slate_size, -1)).permute(1, 2, 0)  # [S, E, hidden]
         share = self.ranker.item_embeddings @ by_slot  # [S, N, hidden]: an item's share in a slot
-        filling = share.flip(0).cumsum(0).flip(0)  # of an item in this slot and all later ones
+        filling = share.flip(0).cumsum(0).flip(0)  # share of an item in this slot and all later ones
         hidden = linear(state, of_state, first.bias)
         slate = []
         for slot, candidates in enumerate(self.nearest(action).unbind(-2)):

@@ -1,4 +1,4 @@
-"""Checks of a source before its rows are read: its package is installed, it can be opened, its fields are there."""
+"""Check a source before its rows are read: its package is installed, it can be opened, and it has all fields."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ def read(file: Path, slate_size: int) -> Rows:
     The last two are S numbers as text, such as "[3, 14, 15]" or "3 14 15".
 
     Raises:
-        UserError: the file is damaged, or a column is missing; a turn or a value of a list is not a number; a list
+        UserError: the file is damaged; a column is missing; a turn or a value of a list is not a number; or a list
             does not have S values.
     """
     with reading(file):
-        # all columns as text: the session 007 is not the session 7; utf-8-sig skips a byte order mark
+        # all columns as text, because session 007 is not session 7; utf-8-sig skips a byte order mark
         table = pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     check_fields(file, table.columns, LOG_FIELDS)
     if not isinstance(table.index, pd.RangeIndex):

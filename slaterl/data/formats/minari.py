@@ -77,10 +77,10 @@ def export(data: Trajectories, metadata: dict[str, Any], dataset_id: str, num_it
 
 
 def exported(dataset_id: str, checksum: str) -> Path | None:
-    """Folder of the Minari dataset that was exported from the trajectories with this checksum; None if there is none.
+    """Return the folder of the Minari dataset exported from the trajectories with this checksum; None if not exported.
 
-    A dataset of that name that has other data, another origin, or cannot be read is none either: `export` refuses to
-    replace it.
+    Return None, too, if a dataset of this name has other data or another origin, or cannot be read. `export` refuses
+    to replace it.
 
     Raises:
         UserError: Minari or h5py is not installed.
@@ -92,7 +92,7 @@ def exported(dataset_id: str, checksum: str) -> Path | None:
         header = minari.load_dataset(dataset_id).storage.metadata
         same = json.loads(header["slaterl"])["checksum"] == checksum
         return get_dataset_path(dataset_id) if same else None
-    except Exception:  # h5py, json and Minari each have their own for a damaged dataset
+    except Exception:  # h5py, json and Minari each raise their own exceptions for a damaged dataset
         return None
 
 
@@ -125,7 +125,7 @@ def _reserve(file: Path, data: Trajectories) -> None:
 def _write(folder: Path, data: Trajectories, num_items: int, header: dict[str, Any]) -> None:
     """Write all episodes through one open file.
 
-    Minari's `create_dataset_from_buffers` would need a buffer of every episode in memory.
+    Minari's `create_dataset_from_buffers` would need buffers of all episodes in memory.
     """
     from gymnasium import spaces
     from minari.data_collector import EpisodeBuffer

@@ -17,7 +17,7 @@ def read(file: Path, slate_size: int) -> Rows:
     """Read `slates` and `clicks` [R, S], `episode_ids` and `timesteps` [R].
 
     Raises:
-        UserError: the file is damaged, needs pickle, lacks an array or has one of another shape.
+        UserError: the file is damaged, needs pickle, lacks an array, or has an array of another shape.
     """
     with reading(file):
         archive = np.load(file, allow_pickle=False)

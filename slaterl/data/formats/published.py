@@ -1,4 +1,4 @@
-"""Logged sessions as the code published with GeMS saves them (Deffayet et al. 2023)."""
+"""Logged sessions in the format of the code published with GeMS (Deffayet et al. 2023)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read(file: Path, slate_size: int) -> Rows:
     The length of the sessions decides whether row 0 is the frame of reset.
 
     Raises:
-        UserError: the file is damaged or has another content, or a session has another shape.
+        UserError: the file is damaged or has other content, or a session has another shape.
     """
     with reading(file):
         content = torch.load(file, map_location="cpu", weights_only=True)

@@ -1,6 +1,6 @@
 """Read trajectories from files that slaterl did not write.
 
-Each reader turns its source into `Rows`. This module picks the reader and adds frame 0 where the source has none.
+Each reader turns its source into `Rows`. This module picks the reader, and adds frame 0 if the source has none.
 A new file format is one module with a function like `csv.read`, and one line in `READERS`.
 """
 
@@ -19,7 +19,7 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.runs.files import fingerprint_of
 
-# by suffix: reads a file whose slates have S items, in the order (file, S)
+# readers by suffix, called with a file and S, the items in a slate
 READERS: dict[str, Callable[[Path, int], Rows]] = {
     "npz": npz.read,
     "pt": published.read,
@@ -46,8 +46,8 @@ def read(
     - `.parquet`, `.csv`: one row per turn with `session_id`, `turn`, `slate` and `clicks`. Slate and clicks are lists
       in Parquet, and text such as "[3, 14, 15]" or "3 14 15" in CSV. Other columns are ignored.
 
-    Sessions keep the order in which they first appear, and their rows may be interleaved. The turns of a session count
-    up by one from any number. Messages count rows from 0, excluding a header.
+    Sessions keep the order of their first appearance, and their rows may be interleaved. The turns of a session count
+    up by one from any number. Messages count rows from 0, without a header.
 
     Args:
         path: a file, or `minari:<dataset id>`.
@@ -55,7 +55,7 @@ def read(
         slate_size: S, the number of items in a slate.
         episode_length: H, the number of turns of each session.
         first_slate: [S] the slate that reset shows, `TopicRec.first_slate`. It becomes frame 0 if the source has none.
-            The first slate of the source cannot be frame 0: it is the first action, which no belief may have seen.
+            The source's first slate cannot be frame 0, because it is the first action, which no belief may see.
 
     Returns:
         Trajectories with slates and clicks [N, H+1, S] in their smallest types, and plain values about the source:
@@ -95,7 +95,7 @@ def read(
 
 
 def source_fingerprint(source: str) -> str:
-    """The fingerprint of a file, or of the files of a Minari dataset.
+    """Return the fingerprint of a file, or of the files of a Minari dataset.
 
     Raises:
         UserError: the file or the dataset does not exist.

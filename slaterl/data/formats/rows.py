@@ -1,4 +1,4 @@
-"""Rows, the form into which every reader brings its source, and the checks that turn them into sessions.
+"""Rows, the common form of all sources, and the checks that turn them into sessions.
 
 R rows, S slots, N sessions, L rows per session.
 """
@@ -28,14 +28,14 @@ class Rows:
     """The content of a source: one row per slate shown, in the order of the source.
 
     Attributes:
-        where: the source, as named in messages.
+        where: name of the source in messages.
         fields: the source's own names of session, turn, slate and clicks.
         sessions: [R] names or numbers.
         turns: [R] numbers.
         slates: [R, S] item ids, any type.
         clicks: [R, S] any type.
-        numbered: whether messages may give row numbers; False if the source has no rows that a user could count.
-        has_frame_0: whether each session starts with the frame of reset; None if its length decides.
+        numbered: whether messages may give row numbers; False if users cannot count the source's rows.
+        has_frame_0: whether each session starts with the frame of reset; None if the length tells.
         policy_id: [N] int16, the behaviour policy of each session, in the order of first appearance.
         exported: metadata that slaterl stored in the source when it wrote it.
     """
@@ -64,10 +64,10 @@ def rows_of_sessions(
     policy_id: Tensor | None = None,
     exported: dict[str, Any] | None = None,
 ) -> Rows:
-    """Join the sessions of a source that stores each of them in one piece.
+    """Join the sessions of a source that stores each session in one piece.
 
     Raises:
-        UserError: there are no sessions, or one has no rows, another slate size or clicks of another shape.
+        UserError: the source has no sessions; or a session has no rows, another slate size or clicks of another shape.
     """
     names, all_slates, all_clicks = [], [], []
     for name, slates, clicks in sessions:
@@ -103,7 +103,7 @@ def by_session(rows: Rows, num_items: int, lengths: list[int]) -> tuple[Tensor, 
     """Check all values and group the rows by session, in the order of first appearance.
 
     Args:
-        lengths: the accepted numbers of rows per session. All sessions must have the same.
+        lengths: accepted numbers of rows per session. All sessions must have the same number.
 
     Returns:
         slates and clicks, both [N, L, S].
@@ -198,7 +198,7 @@ def check_list_lengths(
 ) -> None:
     """Raise UserError at the first list that does not have slate_size values.
 
-    `lengths` are those of the rows from `start` on; `sessions` and `turns` are of all rows.
+    `lengths` describe the rows from `start` on; `sessions` and `turns` describe all rows.
     """
     wrong = lengths != slate_size
     if wrong.any():
@@ -214,5 +214,5 @@ def place_of(sessions: np.ndarray, turns: np.ndarray, row: int, numbered: bool =
 
 
 def first_true(mask: np.ndarray) -> tuple[int, ...]:
-    """The index of the first True."""
+    """Return the index of the first True."""
     return tuple(int(i) for i in np.unravel_index(mask.argmax(), mask.shape))
