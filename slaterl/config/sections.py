@@ -192,13 +192,9 @@ class Paths(Section):
 
 
 @dataclass
-class Configuration(Section):
-    """Everything that config.yaml and its groups define."""
+class OnlineProtocol(Section):
+    """How an agent is trained, validated and tested online. All of it determines a run."""
 
-    seed: Whole
-    ranker_seed: Whole
-    device: Device
-    threads: Count
     max_steps: Count
     random_steps: Whole
     num_envs: Count
@@ -209,6 +205,16 @@ class Configuration(Section):
     val_users: Several
     test_users: Several
     save_every_n_steps: Count
+
+
+@dataclass
+class Configuration(OnlineProtocol):
+    """Everything that config.yaml and its groups define."""
+
+    seed: Whole
+    ranker_seed: Whole
+    device: Device
+    threads: Count
     init_from: File | None
     evaluation: Estimator
     checkpoint: File | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from slaterl.agents.init_from import check_same_ranker, start_from
 from slaterl.agents.loading import check_environment, policy_of
 from slaterl.agents.online.collecting import OnlineData
 from slaterl.config.build import env_spec
+from slaterl.config.sections import OnlineProtocol
 from slaterl.evaluation.evaluate import evaluate, measure_names
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
@@ -20,24 +22,11 @@ from slaterl.stages.agent import train as train_agent
 from slaterl.training import checkpoints
 from slaterl.training.fit import Schedule
 
-PROTOCOL = (
-    "max_steps",
-    "random_steps",
-    "num_envs",
-    "batch_size",
-    "capacity",
-    "log_every_n_steps",
-    "val_every_n_steps",
-    "val_users",
-    "test_users",
-    "save_every_n_steps",
-)
-
 
 def online(cfg: DictConfig) -> Product:
     """Return the trained and tested agent. It starts from its ranker or from item embeddings."""
     inputs = agent_inputs(cfg)
-    spec: dict[str, Any] = {"protocol": {name: cfg[name] for name in PROTOCOL}}
+    spec: dict[str, Any] = {"protocol": {field.name: cfg[field.name] for field in fields(OnlineProtocol)}}
     start = cfg.init_from
     name = ""
     if start is not None:
