@@ -133,7 +133,7 @@ def test_sampled_with_the_exploration_of_training(home: Path) -> None:
     assert len(sampled.slates[:, 1].unique(dim=0)) > 10
     assert trajectories.load(dataset(home, "expert") / "trajectories.safetensors")[1]["behaviours"][0]["sample"] is True
     assert "expert (sampled)" in (dataset(home, "expert") / "card.md").read_text()
-    with pytest.raises(UserError, match=r"sample=true of the behaviour random: it has no exploration"):
+    with pytest.raises(UserError, match=r"sample=true of the behaviour random: it does not explore"):
         make(home, "stage=collect", "dataset=random", "dataset.behaviour.sample=true")
     with pytest.raises(UserError, match=r"behaviour.policy=replay: .* leave out sample, noise, epsilon"):
         make(home, "stage=collect", "dataset=replay", "dataset.behaviour.noise=0.5")
@@ -142,7 +142,7 @@ def test_sampled_with_the_exploration_of_training(home: Path) -> None:
 def test_sampled_from_an_agent_that_does_not_explore(home: Path) -> None:
     make(home, "stage=offline", "agent=td3_bc", "dataset=mixed", "dataset.hidden=true")
     (file,) = (home / "offline").glob("*/*/best.ckpt")
-    with pytest.raises(UserError, match=r"sample=true of the behaviour medium: it has no exploration"):
+    with pytest.raises(UserError, match=r"sample=true of the behaviour medium: it does not explore"):
         make(home, "stage=collect", "dataset=medium", f"dataset.behaviour.checkpoint={file}")
 
 
@@ -347,7 +347,7 @@ def test_slates_that_are_not_of_their_actions(home: Path) -> None:
     make(home, "stage=online", "agent=wolpertinger", "ranker=none", "item_embeddings=scratch")
     (file,) = (home / "online").glob("*/wolpertinger*/best.ckpt")
     behaviour = [f"dataset.behaviour.checkpoint={file}", "dataset.behaviour.noise=0.5"]
-    with pytest.raises(UserError, match=r"noise=0.5 of the behaviour expert: it has no latent action"):
+    with pytest.raises(UserError, match=r"noise=0.5 of the behaviour expert: it has no latent actions"):
         make(home, "stage=collect", "dataset=expert", *behaviour)
     with pytest.raises(UserError, match=r"best.ckpt: evaluation=fqe needs an agent .*, unlike agent=wolpertinger"):
         make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={file}", "dataset=random")
@@ -356,7 +356,7 @@ def test_slates_that_are_not_of_their_actions(home: Path) -> None:
 def test_estimates_of_a_checkpoint_of_other_slates(home: Path) -> None:
     file = agent_run(home) / "best.ckpt"
     with pytest.raises(
-        UserError, match=r"best.ckpt: learned in another environment: env.slate_size is 4 there, 5 here"
+        UserError, match=r"best.ckpt: learned in another environment: env.slate_size is 4 there, but 5 here"
     ):
         make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={file}", "dataset=random", "env.slate_size=5")
 
@@ -376,7 +376,7 @@ def test_actions_of_different_rankers_are_not_put_together(home: Path) -> None:
     make(home, "stage=online", "agent=sac", "ranker=k_head_argmax", "item_embeddings=ideal")
     (file,) = (home / "online").glob("*/sac-k_head*/best.ckpt")
     given = ["stage=collect", "dataset=medium_expert", "dataset.actions=true"]
-    with pytest.raises(UserError, match=r"dataset.actions=true: expert acts through another ranker"):
+    with pytest.raises(UserError, match="expert and the behaviours before it act through different rankers"):
         make(home, *given, f"dataset.behaviours.medium.checkpoint={file}")
 
 
@@ -404,7 +404,7 @@ def test_online_from_offline(home: Path) -> None:
         make(home, f"init_from={start}", "ranker.unique=true", *sizes)
     with pytest.raises(UserError, match="another ranker"):
         make(home, f"init_from={start}", "ranker_seed=4", *sizes)
-    with pytest.raises(UserError, match=r"init_from=.*best.ckpt: .* env.boredom_threshold is 2 there, 3 here"):
+    with pytest.raises(UserError, match=r"init_from=.*best.ckpt: .* env.boredom_threshold is 2 there, but 3 here"):
         make(home, f"init_from={start}", "env.boredom_threshold=3", *sizes)
     # one update at a rate of nearly nothing: what was learned offline is where it begins
     still = ["agent.q_lr=1e-12", "agent.pi_lr=1e-12", "agent.alpha_lr=1e-12", "random_steps=23"]
