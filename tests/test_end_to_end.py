@@ -206,7 +206,7 @@ def test_two_quick_ctrl_c_say_what_is_saved(point: int, saved: str, tmp_path: Pa
         (["stage=evaluate", "agent=epsilon_oracle", "agent.epsilon=2"], "agent.epsilon=2: expected"),
         (["stage=report", "report.runs=3"], "report.runs=3: expected folders"),
         (["stage=report", "report.runs=[]"], "report.runs=[]: expected folders"),
-        (["stage=report", "report.against=3"], "report.against=3: expected a method's name"),
+        (["stage=report", "report.against=3"], "report.against=3: expected the name of a method in the report"),
     ],
 )
 def test_mistakes_start_nothing(

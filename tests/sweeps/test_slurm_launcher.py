@@ -11,7 +11,7 @@ from slaterl.paths import CONF
 
 
 def test_a_warning_that_comes_before_the_start_is_refused() -> None:
-    with pytest.raises(UserError, match=r"signal_delay_s=120: must be less than timeout_min=1, the 60 s"):
+    with pytest.raises(UserError, match=r"signal_delay_s=120: must be less than timeout_min=1, which is 60 s"):
         check_times(timeout_min=1, signal_delay_s=120)
     check_times(timeout_min=1, signal_delay_s=30)
     settings = OmegaConf.load(CONF / "hydra" / "launcher" / "slurm_gpu.yaml")
