@@ -15,10 +15,8 @@ from slaterl.rankers.matrix_factorization import ClickData, MatrixFactorization
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run
 from slaterl.seeds import seeded_weights, stream
+from slaterl.stages.epochs import train_epochs
 from slaterl.training import checkpoints
-from slaterl.training.curves import plot_curves
-from slaterl.training.fit import Schedule, fit
-from slaterl.training.loggers import make_loggers
 
 CURVES = ["loss/bpr", "val/loss/bpr", "val/accuracy/pair"]
 
@@ -62,41 +60,28 @@ def mf(cfg: DictConfig) -> Product:
                 seed=seed,
             )
             config = {"item_embeddings": plain(settings), "env": plain(cfg.env)}
-            outcome = fit(
+            found = train_epochs(
+                cfg,
+                run,
                 learner,
                 clicks,
-                folder=run.path,
                 kind="mf_training",
                 config=config,
-                schedule=Schedule(
-                    max_steps=clicks.max_steps,
-                    val_every_n_steps=clicks.steps_per_epoch,
-                    log_every_n_steps=cfg.log_every_n_steps,
-                ),
                 validate=lambda: learner.validate(clicks.held_out, seed),
                 validated=learner.VAL_TERMS,
                 score="val/loss/bpr",
-                maximise=False,
-                loggers=make_loggers(cfg, run),
                 title="matrix factorisation",
+                curves=CURVES,
             )
-            best = checkpoints.load(run.path / "best.ckpt", "mf_training")
-            learner.load_state_dict(best["learner"]["module"])
             items = learner.items.detach().cpu()
             state = {"kind": "items", "config": config, "item_embeddings": items, "run": run.digest}
             checkpoints.save(run.path / "items.ckpt", state)
-            plot_curves(run.path / "curves.png", run.path / "metrics.csv", CURVES)
-            losses = learner.validate(clicks.held_out, seed)
             return {
                 "item_embeddings": metadata["item_embeddings"],
                 "logged_data": logged.run.digest,
                 "logged_data_checksum": metadata["checksum"],
                 "ranker_seed": seed,
-                **{name.replace("/", "_"): value for name, value in losses.items()},
-                "best_step": outcome["best_step"],
-                "steps": clicks.max_steps,
-                "clicks": clicks.size * settings.epochs,
-                "seconds": outcome["seconds"],
+                **found,
             }
 
         return make

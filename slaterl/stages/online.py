@@ -30,14 +30,15 @@ def online(cfg: DictConfig) -> Product:
     start = cfg.init_from
     name = ""
     if start is not None:
-        name = f"from_{checkpoints.load(Path(start), 'agent')['config']['agent']['name']}"
+        state = checkpoints.load(Path(start), "agent")
+        state.pop("data", None)  # a replay buffer, which is large
+        name = f"from_{state['config']['agent']['name']}"
         spec["init_from"] = fingerprint_of(Path(start))
     run = agent_run(cfg, "online", name, inputs, spec)
 
     def begin() -> Make:
         env, agent = begin_agent(cfg, inputs)
         if start is not None:
-            state = checkpoints.load(Path(start), "agent")
             if not cfg.force:
                 check_environment(policy_of(state, start), env_spec(cfg.env, env), f"init_from={start}")
             start_from(agent, state, start)
@@ -45,7 +46,7 @@ def online(cfg: DictConfig) -> Product:
         def make() -> dict[str, Any]:
             give_inputs(agent, inputs)
             if start is not None:
-                check_same_ranker(agent, checkpoints.load(Path(start), "agent"), start)
+                check_same_ranker(agent, state, start)
             data = OnlineData(
                 env,
                 agent,

@@ -18,10 +18,8 @@ from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run
 from slaterl.seeds import seeded_weights, stream
+from slaterl.stages.epochs import train_epochs
 from slaterl.training import checkpoints
-from slaterl.training.curves import plot_curves
-from slaterl.training.fit import Schedule, fit
-from slaterl.training.loggers import make_loggers
 
 CURVES = ["loss/total", "val/loss/total", "loss/slate", "loss/click", "loss/kl", "val/accuracy/slot"]
 
@@ -70,44 +68,31 @@ def pretrain(cfg: DictConfig) -> Product:
                 seed=seed,
             )
             config = {"ranker": plain(cfg.ranker), "env": plain(cfg.env)}
-            outcome = fit(
+            found = train_epochs(
+                cfg,
+                run,
                 learner,
                 slates,
-                folder=run.path,
                 kind="ranker_training",
                 config=config,
-                schedule=Schedule(
-                    max_steps=slates.max_steps,
-                    val_every_n_steps=slates.steps_per_epoch,
-                    log_every_n_steps=cfg.log_every_n_steps,
-                ),
                 validate=lambda: learner.validate(slates.held_out_batches()),
                 validated=learner.VAL_TERMS,
                 score="val/loss/total",
-                maximise=False,
-                loggers=make_loggers(cfg, run),
                 title="pretrain GeMS",
+                curves=CURVES,
             )
-            best = checkpoints.load(run.path / "best.ckpt", "ranker_training")
-            learner.load_state_dict(best["learner"]["module"])
             first = data[: settings.box_trajectories]
             gems.fit_box(first.slates[:, 1:].flatten(0, 1).to(device), first.clicks[:, 1:].flatten(0, 1).to(device))
             state = {"kind": "ranker", "config": config, "module": gems.state_dict(), "run": run.digest}
             checkpoints.save(run.path / "ranker.ckpt", {**state, "item_embeddings": metadata["item_embeddings"]})
-            plot_curves(run.path / "curves.png", run.path / "metrics.csv", CURVES)
-            losses = learner.validate(slates.held_out_batches())
             return {
                 "item_embeddings": metadata["item_embeddings"],
                 "logged_data": logged.run.digest,
                 "logged_data_checksum": metadata["checksum"],
                 "ranker": cfg.ranker.name,
                 "ranker_seed": seed,
-                **{name.replace("/", "_"): value for name, value in losses.items()},
                 "box_half_width_mean": gems.half_width.mean().item(),
-                "best_step": outcome["best_step"],
-                "steps": slates.max_steps,
-                "slates": slates.size * settings.epochs,
-                "seconds": outcome["seconds"],
+                **found,
             }
 
         return make

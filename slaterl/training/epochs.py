@@ -34,10 +34,8 @@ class Epochs(L.LightningDataModule):
     @property
     def counters(self) -> Mapping[str, int]:
         epoch, step = divmod(self.learner.step, self.steps_per_epoch)
-        return {
-            "epoch": epoch,
-            self.UNIT: epoch * self.size + step * self.batch_size,
-        }  # the last batch of an epoch is smaller
+        # the last batch of an epoch is smaller
+        return {"epoch": epoch, self.UNIT: epoch * self.size + step * self.batch_size}
 
     def take(self, index: Tensor) -> Any:
         """Return the batch of the samples with these numbers, [B] in 0..size - 1."""

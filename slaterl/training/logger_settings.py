@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -106,12 +106,9 @@ def _check_keys(path: str, target: Any, settings: Mapping[str, Any]) -> None:
 
 def _check_values(path: str, target: Any, settings: Mapping[str, Any]) -> None:
     """Check values against the types of our own loggers; other loggers check theirs when they are made."""
-    from slaterl.bounds import checked, has_range
+    from slaterl.bounds import check_arguments
     from slaterl.training.run_logger import RunLogger
 
     if isinstance(target, type) and issubclass(target, RunLogger):
-        hints = get_type_hints(target.__init__, include_extras=True)
-        for key, value in settings.items():
-            if has_range(hints.get(key)):
-                checked(f"{path}.{key}", value, hints[key])
+        check_arguments(path, target, settings)
         target.check(path, settings)

@@ -198,7 +198,7 @@ DAMAGE = [b"", b'{"status": ', b"\xff\x00\x00", b"[]", b'"text"', b"null", b'{"s
 
 
 def a_damaged_run(root: Path, name: str, content: bytes) -> tuple[Path, Path]:
-    """A good run, and one of which a file is damaged."""
+    """A good run, and one with a damaged file."""
     good, bad = (made.finished(dqn(root, seed), 10.0 + seed, (5.0,)) for seed in (1, 2))
     (bad / name).write_bytes(content)
     return good, bad
