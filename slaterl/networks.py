@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from slaterl.layers import layers
+
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 # A smaller deviation changes no slate, and dimensions that hardly vary would dominate all others.
 LOG_STD_OF_DATA = -2.0
@@ -20,25 +22,45 @@ EDGE = 1 - 1e-4  # recorded actions are clipped to this, because tanh never reac
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool = False) -> nn.Sequential:
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between them, maybe with a layer norm after each ReLU.
+
+    It takes [..., inputs], or several tensors to join along their last axis, and returns [..., outputs].
+    """
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        run: list[Tensor] = []  # parameters of the layers up to the next layer norm
+        for part in self:
+            if isinstance(part, nn.Linear):
+                run += [part.weight, part.bias]
+            elif isinstance(part, nn.LayerNorm):
+                inputs, run = (part(layers(inputs, run, relu_last=True)),), []
+        return layers(inputs, run)
+
+    def twice_differentiable(self, inputs: Tensor) -> Tensor:
+        """Return the same outputs by torch's own layers, whose gradients have gradients, too."""
+        return nn.Sequential.forward(self, inputs)
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool = False) -> MLP:
     """Build linear layers with ReLU between them. With `layer_norm`, a layer norm follows each ReLU."""
     widths = [inputs, *hidden]
-    layers: list[nn.Module] = []
+    parts: list[nn.Module] = []
     for fan_in, width in zip(widths, hidden, strict=False):
-        layers += [nn.Linear(fan_in, width), nn.ReLU(inplace=True)]
-        layers += [nn.LayerNorm(width)] if layer_norm else []
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+        parts += [nn.Linear(fan_in, width), nn.ReLU()]
+        parts += [nn.LayerNorm(width)] if layer_norm else []
+    return MLP(*parts, nn.Linear(widths[-1], outputs))
 
 
 class Critics(nn.Module):
-    """n independent MLPs with one output each, on the same input: [..., inputs] -> [n, ...]."""
+    """n independent MLPs with one output each, on the same inputs: [..., inputs] -> [n, ...]."""
 
     def __init__(self, count: int, inputs: int, hidden: Sequence[int], layer_norm: bool = False) -> None:
         super().__init__()
         self.members = nn.ModuleList(mlp(inputs, hidden, 1, layer_norm) for _ in range(count))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return torch.stack([member(inputs).squeeze(-1) for member in self.members])
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.stack([member(*inputs).squeeze(-1) for member in self.members])
 
 
 def target_of(online: Module) -> Module:

@@ -116,7 +116,7 @@ class LatentAgent(Agent):
 
         The critics read actions in the ranker's latent units.
         """
-        return critics(torch.cat([state, self.ranker.to_latent(action)], dim=-1))
+        return critics(state, self.ranker.to_latent(action))
 
     def descend(self, **losses: Tensor) -> None:
         """Take one step of each named optimiser down the gradient of its loss.

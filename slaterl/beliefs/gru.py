@@ -9,20 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding_bag
 
 from slaterl.beliefs.base import Belief
 from slaterl.bounds import Count
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
+from slaterl.layers import layers, outer, product
+
+FRAMES_PER_ITEM = 6  # measured: from here on, a table of all items' input gates is faster
 
 
 class GRUBelief(Belief):
     """Belief state h_t [B, H] after observations 0..t, with its own item embeddings.
 
     The input of turn t is the item embedding and the click of each slot, S * (E + 1) numbers. Equations, parameter
-    names, shapes and initialisation match torch.nn.GRU. Training (`forward`) and acting (`step`) run the same
-    code.
+    names, shapes and initialisation match torch.nn.GRU.
 
     Args:
         item_dim: E, width of the item embeddings (initialised from N(0, 1), learned).
@@ -48,7 +50,10 @@ class GRUBelief(Belief):
         return self.weight_hh.new_zeros(num_users, self.state_dim)
 
     def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
-        return self(observation.slate.unsqueeze(1), observation.clicks.unsqueeze(1), state).squeeze(1)
+        items = self.item_embeddings.index_select(0, observation.slate.reshape(-1).long())
+        items = items.view(*observation.slate.shape, -1)  # [B, S, E]
+        inputs = torch.cat([items, observation.clicks.unsqueeze(2).to(items.dtype)], dim=2).flatten(1)
+        return torch.gru_cell(inputs, state, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
 
     @classmethod
     def read(cls, beliefs: Sequence[GRUBelief], batch: Trajectories) -> Tensor:  # type: ignore[override] # see states_of
@@ -58,11 +63,11 @@ class GRUBelief(Belief):
         """Return the states [B, T, H] after each of T frames of B trajectories (slates and clicks [B, T, S])."""
         return unroll([self], slates, clicks, state)[0]
 
-    def input_gates(self, slates: Tensor, clicks: Tensor) -> Tensor:
-        """Return the part of the gates that depends on the input, W_ih x + b_ih, [T, B, 3H]."""
-        items = embedding(slates.long(), self.item_embeddings)  # [B, T, S, E]
-        inputs = torch.cat([items, clicks.unsqueeze(3).to(items.dtype)], dim=3).flatten(2)
-        return linear(inputs.transpose(0, 1), self.weight_ih, self.bias_ih)
+    @property
+    def weights_by_slot(self) -> tuple[Tensor, Tensor]:
+        """The input weights of the items [3H, S, E] and of the clicks [3H, S]."""
+        by_slot = self.weight_ih.unflatten(1, (-1, self.item_embeddings.shape[1] + 1))
+        return by_slot[..., :-1], by_slot[..., -1]
 
 
 def unroll(beliefs: Sequence[GRUBelief], slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
@@ -76,15 +81,49 @@ def unroll(beliefs: Sequence[GRUBelief], slates: Tensor, clicks: Tensor, state: 
         state: [B, H] to start from; zeros if not given.
     """
     count, hidden_dim = len(beliefs), beliefs[0].state_dim
-    by_gate = (3, hidden_dim)
-    gates = torch.stack([belief.input_gates(slates, clicks).unflatten(2, by_gate) for belief in beliefs], dim=3)
-    weights = [belief.weight_hh.unflatten(0, by_gate) for belief in beliefs]
+    weights = [belief.weight_hh.unflatten(0, (3, hidden_dim)) for belief in beliefs]
     weight_hh = torch.cat([torch.block_diag(*(weight[gate] for weight in weights)) for gate in range(3)])
-    bias_hh = torch.stack([belief.bias_hh.unflatten(0, by_gate) for belief in beliefs], dim=1).flatten()
+    bias_hh = _side_by_side([belief.bias_hh for belief in beliefs])
     if state is None:
         state = beliefs[0].initial_state(len(slates))
-    states = gru_scan(gates.flatten(2), state.repeat(1, count), weight_hh, bias_hh)
+    gates = input_gates(beliefs, slates.transpose(0, 1), clicks.transpose(0, 1))
+    states = gru_scan(gates, state.repeat(1, count), weight_hh, bias_hh)
     return states.unflatten(2, (count, hidden_dim)).permute(2, 1, 0, 3)
+
+
+def input_gates(beliefs: Sequence[GRUBelief], slates: Tensor, clicks: Tensor) -> Tensor:
+    """Return the part of the gates that depends on the input, W_ih x + b_ih, of n beliefs: [T, B, 3nH], gate by gate.
+
+    An item in a slot always adds the same 3H numbers. With many frames it pays to compute them once for each item and
+    slot, and to add rows of this table. With few frames it pays to compute only those that occur.
+
+    Args:
+        slates, clicks: [T, B, S].
+    """
+    turns, users, slots = slates.shape
+    items = slates.reshape(-1, slots).long()
+    weights = [belief.weights_by_slot for belief in beliefs]
+    num_items = len(beliefs[0].item_embeddings)
+    parts = []  # of the items and the bias
+    if len(items) >= FRAMES_PER_ITEM * num_items:
+        for belief, (of_items, _) in zip(beliefs, weights, strict=True):
+            table = belief.item_embeddings @ of_items.permute(1, 2, 0) + belief.bias_ih / slots
+            parts.append(table.flatten(0, 1))  # [S * N, 3H]
+        places = items + num_items * torch.arange(slots, device=items.device)
+        of_slates = embedding_bag(places, _side_by_side(parts, dim=1), mode="sum")
+    else:
+        for belief, (of_items, _) in zip(beliefs, weights, strict=True):
+            inputs = belief.item_embeddings.index_select(0, items.flatten()).view(len(items), -1)  # [T * B, S * E]
+            parts.append(layers([inputs], [of_items.flatten(1), belief.bias_ih]))
+        of_slates = _side_by_side(parts, dim=1)
+    clicked = clicks.reshape(-1, slots).to(of_slates.dtype)
+    of_clicks = _side_by_side([of_click for _, of_click in weights])
+    return torch.addmm(of_slates, clicked, of_clicks.t()).view(turns, users, -1)
+
+
+def _side_by_side(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Join a dimension of 3H, gate by gate: n tensors [..., 3H, ...] -> [..., 3nH, ...]."""
+    return torch.stack([part.unflatten(dim, (3, -1)) for part in parts], dim + 1).flatten(dim, dim + 2)
 
 
 def gru_scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
@@ -96,90 +135,87 @@ def gru_scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -
     """
     if torch.is_grad_enabled():
         return _GRUScan.apply(gates, start, weight_hh, bias_hh)
-    return _scan(gates, start, weight_hh, bias_hh)[0]
+    return _scan(gates, start, weight_hh, bias_hh)
 
 
-def _scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
     """Compute h_t = n + z * (h_{t-1} - n), with r, z = sigmoid(...), n = tanh(x_n + r * (W_hn h_{t-1} + b_hn)).
 
-    The number of small operations determines the cost, so all of them write into slices that are cut beforehand.
-
-    Returns the states [T, B, H], the gates r, z, n [T, B, 3H], and W_hh h_{t-1} + b_hh [T, B, 3H].
+    The number of small operations determines the cost. So all of them write into the same few buffers, and a turn
+    cuts only its own slices. Returns the states [T, B, H].
     """
     hidden_dim = start.shape[1]
     two = 2 * hidden_dim
     states = gates.new_empty(*gates.shape[:2], hidden_dim)
-    activated, recurrent = torch.empty_like(gates), torch.empty_like(gates)
+    recurrent, activated = torch.empty_like(gates[0]), torch.empty_like(gates[0])  # W_hh h_{t-1} + b_hh; r, z, n
+    h_rz, h_n = recurrent[:, :two], recurrent[:, two:]
+    rz, n = activated[:, :two], activated[:, two:]
+    r, z = rz[:, :hidden_dim], rz[:, hidden_dim:]
     weight = weight_hh.t().contiguous()
     state = start
-    for x_rz, x_n, h, h_rz, h_n, rz, r, z, n, out in zip(
-        gates[..., :two].unbind(),
-        gates[..., two:].unbind(),
-        recurrent.unbind(),
-        recurrent[..., :two].unbind(),
-        recurrent[..., two:].unbind(),
-        activated[..., :two].unbind(),
-        activated[..., :hidden_dim].unbind(),
-        activated[..., hidden_dim:two].unbind(),
-        activated[..., two:].unbind(),
-        states.unbind(),
-        strict=True,
-    ):
-        torch.addmm(bias_hh, state, weight, out=h)
+    for x_rz, x_n, out in zip(gates[..., :two].unbind(), gates[..., two:].unbind(), states.unbind(), strict=True):
+        torch.addmm(bias_hh, state, weight, out=recurrent)
         torch.add(x_rz, h_rz, out=rz).sigmoid_()
         torch.addcmul(x_n, r, h_n, out=n).tanh_()
         state = torch.lerp(n, state, z, out=out)
-    return states, activated, recurrent
+    return states
 
 
 class _GRUScan(torch.autograd.Function):
     """The recurrence with a hand-written backward pass.
 
     Autograd through 100 turns of small operations, or torch.nn.GRU on the CPU, spends most of the time of an update
-    on overhead. Here everything that does not depend on the carried gradient is computed for all turns at once. The
-    backward loop keeps four operations per turn.
+    on overhead. Here everything that does not depend on the carried gradient is computed for all turns at once, also
+    the gates, which are cheaper to compute again than to keep. The backward loop keeps four operations per turn.
     """
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
-        states, activated, recurrent = _scan(gates, start, weight_hh, bias_hh)
-        ctx.save_for_backward(start, weight_hh, states, activated, recurrent)
+        states = _scan(gates, start, weight_hh, bias_hh)
+        ctx.save_for_backward(gates, start, weight_hh, bias_hh, states)
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        start, weight_hh, states, activated, recurrent = ctx.saved_tensors
-        reset, update, new = activated.chunk(3, dim=2)
-        recurrent_new = recurrent.chunk(3, dim=2)[2]
+        gates, start, weight_hh, bias_hh, states = ctx.saved_tensors
+        hidden_dim = start.shape[1]
         previous = torch.cat([start.unsqueeze(0), states[:-1]])
+        by_gate = (3, hidden_dim)
+        inputs = gates.unflatten(2, by_gate).movedim(2, 0).contiguous()  # a gate's numbers side by side are faster
+        recurrent = (
+            product(previous.flatten(0, 1), weight_hh, bias_hh)
+            .view_as(gates)
+            .unflatten(2, by_gate)
+            .movedim(2, 0)
+            .contiguous()
+        )
+        reset, update = (inputs[:2] + recurrent[:2]).sigmoid_()
+        new = torch.addcmul(inputs[2], reset, recurrent[2]).tanh_()
         # d h_t / d (pre-activation of each gate), for all turns at once
-        d_new = (1 - update) * (1 - new * new)
-        d_update = (previous - new) * update * (1 - update)
-        d_reset = d_new * recurrent_new * reset * (1 - reset)
+        d_new = torch.addcmul(torch.ones_like(new), new, new, value=-1).mul_(1 - update)
         # with respect to W_hh h + b_hh; the part of the new gate passes through the reset gate
-        factors = torch.stack([d_reset, d_update, d_new * reset], dim=2)  # [T, B, 3, H]
-        grad_recurrent = torch.empty_like(factors)
-        grad_total = torch.empty_like(states)  # with respect to h_t: from its direct use and from all later turns
-        kept = torch.empty_like(start)
+        d_recurrent = d_new * reset
+        d_reset = (d_recurrent * recurrent[2]).mul_(1 - reset)
+        d_update = (previous - new).mul_(update).mul_(1 - update)
+        grad_gates = torch.stack([d_reset, d_update, d_recurrent], dim=2)  # [T, B, 3, H]
+        total = grad_states.clone(memory_format=torch.contiguous_format)  # with respect to h_t, after the loop
         carry = torch.zeros_like(start)
         turns = zip(
-            grad_states.unbind(),
-            factors.unbind(),
+            total.unbind(),
+            total.unsqueeze(2).unbind(),
             update.unbind(),
-            grad_recurrent.unbind(),
-            grad_recurrent.flatten(2).unbind(),
-            grad_total.unbind(),
-            grad_total.unsqueeze(2).unbind(),
+            grad_gates.unbind(),
+            grad_gates.flatten(2).unbind(),
             strict=True,
         )
-        for grad, factor, keep, by_gate, flat, total, spread in reversed(list(turns)):
-            torch.add(grad, carry, out=total)
-            torch.mul(spread, factor, out=by_gate)
-            torch.mul(total, keep, out=kept)
-            carry = torch.addmm(kept, flat, weight_hh)
-        grad_recurrent = grad_recurrent.flatten(2)  # [T, B, 3H]
-        two = 2 * start.shape[1]
-        grad_gates = torch.cat([grad_recurrent[..., :two], grad_total * d_new], dim=2)
-        rows = grad_recurrent.flatten(0, 1)  # [T * B, 3H]
-        return grad_gates, carry, rows.t() @ previous.flatten(0, 1), rows.sum(0)
+        for of_turn, spread, keep, of_gates, flat in reversed(list(turns)):
+            of_turn.add_(carry)
+            of_gates.mul_(spread)
+            torch.mul(of_turn, keep, out=carry).addmm_(flat, weight_hh)
+        rows = grad_gates.flatten(2).flatten(0, 1)  # [T * B, 3H]
+        grad_weight, grad_bias = outer(rows, previous.flatten(0, 1)), rows.sum(0)
+        torch.mul(
+            total, d_new, out=grad_gates[:, :, 2]
+        )  # the input of the new gate does not pass through the reset gate
+        return grad_gates.flatten(2), carry, grad_weight, grad_bias

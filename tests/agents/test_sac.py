@@ -240,7 +240,8 @@ def inputs_of(agent: SAC, batch: Trajectories) -> tuple[Tensor, Tensor]:
     """Return an update's input of the critics [B, H, state + A] and output of the actor [B, H, 2A]."""
     read: list[Tensor] = []
     given: list[Tensor] = []
-    agent.critics.register_forward_hook(lambda module, args, output: read.append(args[0].detach().clone()))
+    critics = agent.critics
+    critics.register_forward_hook(lambda module, args, output: read.append(torch.cat(args, dim=-1).detach().clone()))
     agent.actor.register_forward_hook(lambda module, args, output: given.append(output.detach().clone()))
     agent.update(batch)
     return read[0], given[0]

@@ -96,7 +96,7 @@ class OfflineActorCritic(OfflineAgent):
 
     def first_q(self, state: Tensor, action: Tensor) -> Tensor:
         """Value actions [..., A] in [-1, 1] at belief states [..., state] by the first critic alone: [...]."""
-        return self.critics.members[0](torch.cat([state, self.ranker.to_latent(action)], dim=-1)).squeeze(-1)
+        return self.critics.members[0](state, self.ranker.to_latent(action)).squeeze(-1)
 
     def record_policy(self, loss: Tensor, action: Tensor, q: Tensor) -> None:
         """Keep the terms of the policy's update, so that updates of the critics alone log them, too.

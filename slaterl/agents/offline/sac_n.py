@@ -6,7 +6,7 @@ An et al., "Uncertainty-Based Offline Reinforcement Learning with Diversified Q-
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from slaterl.agents.offline.actor_critic import OfflineActorCritic, Turns, some_
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Several, Widths
 from slaterl.data.trajectories import Trajectories
-from slaterl.networks import frozen, gaussian_action, mlp, polyak
+from slaterl.networks import MLP, frozen, gaussian_action, mlp, polyak
 from slaterl.rankers.base import Ranker
 
 
@@ -134,7 +134,8 @@ class EDAC(SACN):
         # A copy of the action for each critic, so that one backward pass gives each its own gradient.
         action = some.action.expand(len(self.critics.members), -1, -1, -1).clone().requires_grad_()
         inputs = [torch.cat([some.critic_state, self.ranker.to_latent(own)], dim=-1) for own in action]
-        values = [member(own) for member, own in zip(self.critics.members, inputs, strict=True)]
+        members = cast(list[MLP], self.critics.members)
+        values = [member.twice_differentiable(own) for member, own in zip(members, inputs, strict=True)]
         (gradient,) = torch.autograd.grad(torch.stack(values).sum(), action, create_graph=True)
         directions = normalize(gradient, dim=-1)
         # The sum over pairs i != j is |sum of directions|^2 - N.
