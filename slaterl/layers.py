@@ -38,7 +38,7 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool
     The shapes alone decide who multiplies, because results must not depend on anything that a resumed run lacks.
     """
     large = rows.shape[0] * rows.shape[1] * weight.shape[0] >= SMALL
-    if large and rows.device.type == "cpu" and onednn_is_faster():
+    if large and rows.device.type == "cpu" and rows.dtype == torch.float32 and onednn_is_faster():
         rows, weight = _without_gaps(rows), _without_gaps(weight)
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "relu" if relu else "none", [], "")
     result = linear(rows, weight, bias)
@@ -135,8 +135,8 @@ class _Layers(torch.autograd.Function):
 
 
 def outer(left: Tensor, right: Tensor) -> Tensor:
-    """Return left.T @ right, [R, O] and [R, I] -> [O, I]. oneDNN takes less time with more columns than rows."""
-    if left.shape[1] > right.shape[1]:
+    """Return left.T @ right, [R, O] and [R, I] -> [O, I]. Measured: oneDNN is slow if the result has few columns."""
+    if right.shape[1] <= 64 < left.shape[1]:
         return product(right.t(), left.t()).t()
     return product(left.t(), right.t())
 

@@ -71,7 +71,9 @@ def rollout(
     frames = (num_users, horizon + 1, env.slate_size)
     slates = torch.empty(frames, dtype=smallest_int(env.num_items), device=env.device)
     clicks = torch.empty(frames, dtype=torch.uint8, device=env.device)
-    slates[:, 0], clicks[:, 0] = observation
+    shown, clicked = slates.unbind(1), clicks.unbind(1)
+    shown[0].copy_(observation.slate)
+    clicked[0].copy_(observation.clicks)
     rewards = None if env.reward_is_clicks else torch.empty(num_users, horizon, device=env.device)
     actions: list[Tensor] = []
     states: list[Any] = []
@@ -93,7 +95,8 @@ def rollout(
                 f"env={env.name}: an episode {'ended' if ended else 'did not end'} at turn {turn}; all must have "
                 f"env.episode_length={horizon} turns"
             )
-        slates[:, turn], clicks[:, turn] = observation
+        shown[turn].copy_(observation.slate)
+        clicked[turn].copy_(observation.clicks)
         if rewards is not None:
             rewards[:, turn - 1] = reward
         if decision.action is not None:

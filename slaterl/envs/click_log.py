@@ -23,59 +23,55 @@ class ClickLog:
     """
 
     num_topics: int
-    topic: Tensor  # [B, M] topics of the clicked items
-    turn: Tensor  # [B, M] turns of those clicks
-    logged: Tensor  # [B] how many of the newest entries count
-    stamped: Tensor  # [B] how many of them carry a turn
+    entries: Tensor  # [B, M] of each click turn * K + topic, in one number to move it at once
+    logged: Tensor  # [B, 1] how many of the newest entries count
+    stamped: Tensor  # [B, 1] how many of them carry a turn
+    rank: Tensor  # [M] of each entry from the newest, M..1
 
     @classmethod
     def empty(cls, num_users: int, memory: int, num_topics: int, device: torch.device) -> ClickLog:
         """Make the log of B users who have not clicked yet; it holds `memory` entries for each."""
 
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
+        def zeros(width: int) -> Tensor:
+            return torch.zeros(num_users, width, dtype=torch.int64, device=device)
 
-        users = num_users
-        return cls(num_topics, zeros(users, memory), zeros(users, memory), zeros(users), zeros(users))
+        return cls(num_topics, zeros(memory), zeros(1), zeros(1), torch.arange(memory, 0, -1, device=device))
+
+    @property
+    def topic(self) -> Tensor:
+        """The topics of the clicked items, [B, M]."""
+        return self.entries % self.num_topics
 
     def counts(self) -> Tensor:
         """Count the clicks on each topic, [B, K]."""
-        return count_topics(self.topic, self._newest(self.logged), self.num_topics)
+        return count_topics(self.topic, self.rank <= self.logged, self.num_topics)
 
     def start(self, clicks: Tensor, topics: Tensor) -> None:
         """Enter the clicks of reset [B, S], which carry no turn."""
-        self._push(clicks, topics, turn=0)
-        self.logged = clicks.sum(1).clamp(max=self.topic.shape[1])
+        count = self._push(clicks, topics)
+        self.logged = count.clamp(max=len(self.rank))
 
     def append(self, clicks: Tensor, topics: Tensor, turn: int, window: int) -> None:
         """Enter the clicks [B, S] of a turn, then forget those that are more than `window` turns old.
 
         An expiry removes the oldest remaining entry, stamped or not.
         """
-        self._push(clicks, topics, turn)
-        memory, count = self.topic.shape[1], clicks.sum(1)
+        count, memory = self._push(clicks, topics + turn * self.num_topics), len(self.rank)
         stamped = (self.stamped + count).clamp_(max=memory)
-        too_old = self.turn < turn - window
-        expired = (too_old & self._newest(stamped)).sum(1)
+        too_old = self.entries < (turn - window) * self.num_topics
+        expired = (too_old & (self.rank <= stamped)).sum(1, keepdim=True)
         self.stamped = stamped - expired
-        self.logged = (self.logged + count).clamp_(max=memory) - expired
+        self.logged = (self.logged + count).clamp_(max=memory).sub_(expired)
 
-    def _newest(self, count: Tensor) -> Tensor:
-        """Mask [B, M] of the `count` [B] newest entries."""
-        memory = self.topic.shape[1]
-        return torch.arange(memory, device=count.device) >= (memory - count).unsqueeze(1)
-
-    def _push(self, clicks: Tensor, topics: Tensor, turn: int) -> None:
-        """Push the clicked items' topics, in rank order, at the new end of the log; the oldest fall out."""
-        memory, slots = self.topic.shape[1], clicks.shape[1]
+    def _push(self, clicks: Tensor, entries: Tensor) -> Tensor:
+        """Push the entries [B, S] of clicked items, in rank order, at the new end. Returns their number [B, 1]."""
+        memory, slots = len(self.rank), clicks.shape[1]
         order = clicks.cumsum(1)  # 1 for the first click of a slate, 2 for the second, ...
         count = order[:, -1:]
-        # Both sources land in M + S places; the last M are the new log. Slot M + S takes the items without a click.
-        old_places = torch.arange(slots, slots + memory, device=clicks.device) - count
-        new_places = torch.where(clicks, memory + slots - count + order - 1, memory + slots)
+        # Both sources land in S + M places; the last M are the new log. Items without a click go to place 0.
+        old_places = (slots + memory - self.rank) - count
+        new_places = (order - count + (slots + memory - 1)) * clicks
         places = torch.cat([old_places, new_places], dim=1)
-        # one scatter for both columns: an entry is turn * K + topic
-        both = torch.cat([self.turn * self.num_topics + self.topic, topics + turn * self.num_topics], dim=1)
-        room = both.new_zeros(len(both), memory + slots + 1)
-        packed = room.scatter_(1, places, both)[:, slots : slots + memory]
-        self.turn, self.topic = packed // self.num_topics, packed % self.num_topics
+        both = torch.cat([self.entries, entries], dim=1)
+        self.entries = both.new_empty(both.shape).scatter_(1, places, both)[:, slots:]
+        return count

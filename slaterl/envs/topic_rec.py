@@ -204,13 +204,15 @@ class TopicRec(Env):
         Raises:
             UserError: an item id out of range (only checked on the CPU).
         """
-        if self.device.type == "cpu" and (int(slate.min()) < 0 or int(slate.max()) >= self.num_items):
-            # on a GPU the check would synchronise with the host
-            raise UserError(f"slate: item ids must lie in 0..{self.num_items - 1}")
+        if self.device.type == "cpu":  # on a GPU the check would synchronise with the host
+            low, high = slate.aminmax()
+            if int(low) < 0 or int(high) >= self.num_items:
+                raise UserError(f"slate: item ids must lie in 0..{self.num_items - 1}")
         state = self.state
         state.turn += 1
         state.timer = self._next_timer()
-        effective = self._effective_user(state.timer > 0)
+        bored = state.bored
+        effective = self._effective_user(bored)
         if oracle_slots is not None:
             best = (effective @ self.item_embeddings.T).topk(self.slate_size, dim=1).indices
             slate = torch.where(oracle_slots, best, slate)
@@ -220,7 +222,7 @@ class TopicRec(Env):
         state.log.append(clicks, topics, state.turn, self.boredom_moving_window)
         self._influence(items, clicks)
         last, any_click = self._last_clicked(clicks, topics)
-        moves = any_click & state.bored.gather(1, state.short_term_topic.unsqueeze(1)).squeeze(1)
+        moves = any_click & bored.gather(1, state.short_term_topic.unsqueeze(1)).squeeze(1)
         state.short_term_topic = torch.where(moves, last, state.short_term_topic)
         return Observation(slate, clicks), clicks.sum(1, dtype=torch.float32), state.turn >= self.episode_length
 
@@ -288,11 +290,13 @@ class TopicRec(Env):
 
         The loop runs over ranks, because each normalisation needs the previous one. Items without a click get weight 0.
         """
-        weights = (clicks * (1 - self.omega)).unsqueeze(2)
-        user = self.state.embedding
-        for rank in range(self.slate_size):
-            user = self._normalise(torch.lerp(user, items[:, rank], weights[:, rank]))
-        self.state.embedding = user
+        weights = (clicks * (1 - self.omega)).view(*clicks.shape, 1, 1)
+        user = self._topics(self.state.embedding)  # [B, K, z]
+        by_topic = items.unflatten(2, (self.num_topics, self.topic_size))
+        for item, weight in zip(by_topic.unbind(1), weights.unbind(1), strict=True):
+            user = torch.lerp(user, item, weight)
+            user.div_(torch.linalg.vector_norm(user, dim=2).sum(1).view(-1, 1, 1))
+        self.state.embedding = user.flatten(1)
 
     def _last_clicked(self, clicks: Tensor, topics: Tensor) -> tuple[Tensor, Tensor]:
         """Return the topic [B] of the last clicked item, meaningless without clicks, and whether there was one [B]."""

@@ -58,7 +58,7 @@ class KHeadArgmax(EmbeddingRanker):
         super().__init__(item_embeddings, slate_size, queries=slate_size, unique=unique)
 
     def rank(self, latent: Tensor) -> Tensor:
-        return self.best_by_slot(self.scores(latent))
+        return self.best_by_slot(latent.unflatten(1, (self.queries, -1)), self.item_embeddings)
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
         """Return the embeddings of the slate's items. Exact unless another item scores higher with one of them."""

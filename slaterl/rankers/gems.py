@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from slaterl.bounds import Count, NonNegative, Widths
+from slaterl.layers import BLOCK, layers, product
 from slaterl.networks import mlp
 from slaterl.rankers.base import Ranker
 
@@ -70,16 +71,13 @@ class GeMS(Ranker):
 
     def posterior(self, slates: Tensor, clicks: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [B, A] of the latent, given slates and clicks [B, S]."""
-        items = embedding(slates.long(), self.item_embeddings).flatten(1)
-        mean, log_variance = self.encoder(torch.cat([items, clicks.to(items.dtype)], dim=1)).chunk(2, dim=1)
+        items = self.item_embeddings.index_select(0, slates.reshape(-1).long()).view(len(slates), -1)
+        mean, log_variance = self.encoder(items, clicks.to(items.dtype)).chunk(2, dim=1)
         return mean, log_variance
 
-    def queries(self, hidden: Tensor) -> Tensor:
-        """Map decoder outputs [B, hidden] to one query per slot, [B, S, E], which scores the items."""
-        return self.slate_head(hidden).unflatten(1, (self.slate_size, self.item_dim))
-
     def rank(self, latent: Tensor) -> Tensor:
-        return self.best_by_slot(linear(self.queries(self.decoder(latent)), self.item_embeddings))
+        queries = layers([latent], [*self.decoder.parameters(), *self.slate_head.parameters()])
+        return self.best_by_slot(queries.unflatten(1, (self.slate_size, self.item_dim)), self.item_embeddings)
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
         return self.posterior(slate, clicks)[0]
@@ -95,15 +93,17 @@ class GeMS(Ranker):
         if noise is not None:
             scale = log_variance if self.posterior_noise == "variance" else log_variance / 2
             latent = mean + noise * scale.exp()
-        hidden = self.decoder(latent)
-        slate_loss, accuracy = _ItemCrossEntropy.apply(
-            self.queries(hidden).flatten(0, 1), self.item_embeddings.detach(), slates.flatten().long()
-        )
+        hidden = layers([latent], list(self.decoder.parameters()), relu_last=True)
+        # one query per slot scores the items
+        queries = layers([hidden], list(self.slate_head.parameters())).view(-1, self.item_dim)
+        slate_loss, accuracy = _ItemCrossEntropy.apply(queries, self.item_embeddings.detach(), slates.flatten().long())
         prior_mean, prior_log_variance = self.prior
         ratio = ((mean - prior_mean).square() + log_variance.exp()) / prior_log_variance.exp()
         return GeMSLosses(
             slate=slate_loss,
-            click=binary_cross_entropy_with_logits(self.click_head(hidden), clicks.to(hidden.dtype)),
+            click=binary_cross_entropy_with_logits(
+                layers([hidden], list(self.click_head.parameters())), clicks.to(hidden.dtype)
+            ),
             kl=0.5 * (ratio - 1 + prior_log_variance - log_variance).mean(),
             prior=self.prior.square().sum(),
             accuracy=accuracy,
@@ -129,24 +129,30 @@ class GeMS(Ranker):
 class _ItemCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of queries [R, E] over items [N, E] for target ids [R], and the share of hits.
 
-    Equals cross_entropy(queries @ items.T, target) without a gradient into the items, in half the time. The forward
-    pass takes the exponentials once, in place. It also computes the gradient with respect to the queries,
-    (softmax @ items - item of target) / R.
+    Equals cross_entropy(queries @ items.T, target) without a gradient into the items, in a third of the time. A block
+    of logits stays in the second-level cache. The forward pass takes the exponentials once, in place. It also computes
+    the gradient with respect to the queries, (softmax @ items - item of target) / R.
     """
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, items: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = queries @ items.t()
-        of_target = logits.gather(1, target.unsqueeze(1))
-        largest = logits.amax(1, keepdim=True)
-        accuracy = (of_target >= largest).float().mean()
-        exponentials = logits.sub_(largest).exp_()
-        total = exponentials.sum(1, keepdim=True)
-        loss = (total.log() + largest - of_target).mean()
+        # with a column of ones, the product that averages the items also sums the exponentials
+        summed = torch.cat([items, items.new_ones(len(items), 1)], dim=1).t().contiguous()  # [E + 1, N]
+        losses, hits, averages = [], [], []
+        size = max(1, BLOCK // len(items))
+        for block, wanted in zip(queries.split(size), target.split(size), strict=True):
+            logits = product(block, items)
+            of_target = logits.gather(1, wanted.unsqueeze(1))
+            largest = logits.amax(1, keepdim=True)
+            sums = product(logits.sub_(largest).exp_(), summed)  # [block, E + 1]
+            losses.append(sums[:, -1:].log() + largest - of_target)
+            hits.append(of_target >= largest)
+            averages.append(sums[:, :-1] / sums[:, -1:])
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((exponentials @ items / total - items[target]) / len(queries))
+            ctx.save_for_backward((torch.cat(averages) - items[target]) / len(queries))
+        accuracy = torch.cat(hits).float().mean()
         ctx.mark_non_differentiable(accuracy)
-        return loss, accuracy
+        return torch.cat(losses).mean(), accuracy
 
     @staticmethod
     @once_differentiable

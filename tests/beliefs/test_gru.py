@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slaterl.beliefs import gru
 from slaterl.beliefs.gru import GRUBelief, gru_scan, unroll
 from slaterl.config.build import make, plain
 from slaterl.envs.observation import Observation
@@ -76,6 +77,20 @@ def test_two_beliefs_in_one_scan(frames: tuple[Tensor, Tensor]) -> None:
     assert not torch.allclose(alone[0], alone[1])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_input_gates_from_a_table_or_without(frames: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    with seeded_weights(1, "beliefs"):
+        sizes = dict(num_items=ITEMS, slate_size=SLOTS, item_dim=4, hidden_dim=5)
+        beliefs = [GRUBelief(**sizes).double() for _ in range(2)]
+    parameters = [part for belief in beliefs for part in (belief.item_embeddings, belief.weight_ih, belief.bias_ih)]
+    weights = torch.randn(TURNS, BATCH, 30, generator=stream(1, "cotangent"), dtype=torch.float64)
+    found = []
+    for frames_per_item in (0, 10**9):
+        monkeypatch.setattr(gru, "FRAMES_PER_ITEM", frames_per_item)
+        gates = gru.input_gates(beliefs, *(part.transpose(0, 1) for part in frames))
+        found.append([gates, *torch.autograd.grad((gates * weights).sum(), parameters)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 2), (1, 1, 3)])

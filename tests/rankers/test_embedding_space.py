@@ -12,6 +12,8 @@ from torch import Tensor
 
 from slaterl.config.build import make
 from slaterl.errors import UserError
+from slaterl.rankers import base
+from slaterl.rankers.base import argmax
 from slaterl.rankers.embedding_space import EmbeddingRanker, KHeadArgmax, TopK
 from slaterl.seeds import stream
 from tests.helpers import ITEMS, SLOTS
@@ -212,8 +214,22 @@ def test_state_dict_carries_items_and_box(kind: type[EmbeddingRanker]) -> None:
 def test_best_by_slot_where_unique_is_best_of_what_is_left() -> None:
     """Against every order in which three slots could be filled: slot by slot, the earlier choose first."""
     ranker = build(KHeadArgmax, some_items(5), slate_size=3)
-    scores = torch.randn(40, 3, 5, generator=stream(0, "scores"))
+    queries = torch.randn(40, 3, DIM, generator=stream(0, "queries"))
     every = list(itertools.permutations(range(5), 3))
-    for score, slate in zip(scores, ranker.best_by_slot(scores).tolist(), strict=True):
+    slates = ranker.best_by_slot(queries, ranker.item_embeddings).tolist()
+    for score, slate in zip(queries @ ranker.item_embeddings.T, slates, strict=True):
         by_slot = [[score[slot, item].item() for slot, item in enumerate(items)] for items in every]
         assert tuple(slate) == every[by_slot.index(max(by_slot))]
+
+
+def test_argmax_is_the_first_largest() -> None:
+    scores = torch.tensor([[1.0, 3.0, 3.0], [float("nan"), 5.0, 0.0], [2.0, 2.0, 2.0]])
+    assert argmax(scores).tolist() == scores.argmax(-1).tolist() == [1, 0, 0]
+
+
+def test_blocks_do_not_change_slates(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker = build(KHeadArgmax, some_items())
+    actions = some_actions(9, ranker)
+    slates = ranker.rank(ranker.to_latent(actions))
+    monkeypatch.setattr(base, "BLOCK", 2 * ranker.slate_size * len(ranker.item_embeddings))  # two users
+    assert torch.equal(ranker.rank(ranker.to_latent(actions)), slates)

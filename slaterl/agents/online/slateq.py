@@ -21,6 +21,7 @@ from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.networks import polyak
+from slaterl.rankers.base import argmax
 from slaterl.rollout import Decision
 
 
@@ -105,7 +106,7 @@ class SlateQ(DQN):
             full = counts.amax(-1, keepdim=True) >= env.diversity_threshold
             crowded = full | (counts[..., env.item_topic] + 1 >= env.diversity_threshold)
             seen = torch.where(crowded, with_item / env.diversity_penalty, with_item)
-            slate[slot] = seen.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
+            slate[slot] = argmax(seen.masked_fill(taken, -torch.inf)).unsqueeze(-1)
             worth = with_item.gather(-1, slate[slot])
             taken.scatter_(-1, slate[slot], True)
             counts.scatter_add_(-1, env.item_topic[slate[slot]], torch.ones_like(slate[slot]))
