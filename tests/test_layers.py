@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -38,7 +40,7 @@ def test_values_and_gradients_are_those_of_torch(widths: tuple[int, ...], relu_l
     inputs = [drawn(11, 2, name="state"), drawn(11, 3, name="action")]
     parameters = [
         drawn(*shape, name=f"layer {number}")
-        for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False))
+        for number, (before, after) in enumerate(itertools.pairwise(widths))
         for shape in ((after, before), (after,))
     ]
     for part, name in zip(inputs, ("first input", "second input"), strict=True):
