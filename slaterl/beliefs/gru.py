@@ -165,8 +165,9 @@ class _GRUScan(torch.autograd.Function):
     """The recurrence with a hand-written backward pass.
 
     Autograd through 100 turns of small operations, or torch.nn.GRU on the CPU, spends most of the time of an update
-    on overhead. Here everything that does not depend on the carried gradient is computed for all turns at once, also
-    the gates, which are cheaper to compute again than to keep. The backward loop keeps four operations per turn.
+    on overhead. Here the parts that do not depend on the carried gradient are computed for all turns at once. They
+    include the gates, which take less time to compute again than to keep. The backward loop keeps four operations per
+    turn.
     """
 
     @staticmethod

@@ -8,7 +8,6 @@ the host. Shapes: B users, N items, K topics of z dimensions (D = K * z), S slot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from slaterl.envs.click_log import ClickLog, count_topics
 from slaterl.envs.click_models import PositionBasedModel
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation
+from slaterl.envs.user_state import UserState
 from slaterl.errors import UserError
 
 
@@ -31,22 +31,6 @@ class Hidden(NamedTuple):
     user: Tensor  # [B, D] the user's own taste
     bored: Tensor  # [B, K] bool, the topics that will be bored while the next slate is shown
     effective: Tensor  # [B, D] the taste that scores items: bored topics removed, the short-term topic boosted
-
-
-@dataclass
-class UserState:
-    """The hidden state of B users."""
-
-    turn: int
-    embedding: Tensor  # [B, D] the user's own taste, moved by clicks, never by boredom
-    timer: Tensor  # [B, K] int64, turns that a topic stays bored; 0 where it is not
-    short_term_topic: Tensor  # [B]
-    log: ClickLog
-
-    @property
-    def bored(self) -> Tensor:
-        """[B, K] bool."""
-        return self.timer > 0
 
 
 class TopicRec(Env):
@@ -112,7 +96,7 @@ class TopicRec(Env):
 
         self.fingerprint = fingerprint(item_embeddings)
         self.item_embeddings = item_embeddings.to(self.device, torch.float32)
-        topic_norms = self.item_embeddings.unflatten(1, (num_topics, topic_size)).norm(dim=2)  # [N, K]
+        topic_norms = self._topics(self.item_embeddings).norm(dim=2)  # [N, K]
         self.item_topic = topic_norms.argmax(1)
         self.max_score = self.item_embeddings.norm(dim=1).max()
         self.examination = click_model.examination(slate_size).to(self.device)
@@ -143,7 +127,8 @@ class TopicRec(Env):
         return users / self._topics(users).norm(dim=2).sum(1, keepdim=True)
 
     def _topics(self, embeddings: Tensor) -> Tensor:
-        return embeddings.unflatten(1, (self.num_topics, self.topic_size))
+        """Cut [..., D] into [..., K, z]."""
+        return embeddings.unflatten(-1, (self.num_topics, self.topic_size))
 
     def reset(
         self,
@@ -171,7 +156,7 @@ class TopicRec(Env):
             turn=0,
             embedding=users,
             timer=torch.zeros(batch, self.num_topics, dtype=torch.int64, device=self.device),
-            short_term_topic=torch.zeros(batch, dtype=torch.int64, device=self.device),
+            short_term_topic=torch.zeros(batch, 1, dtype=torch.int64, device=self.device),
             log=ClickLog.empty(batch, self.recent_items_maxlen, self.num_topics, self.device),
         )
         slate = self.first_slate.expand(batch, -1)
@@ -182,7 +167,7 @@ class TopicRec(Env):
         if generator is None:
             fallback = state.short_term_topic
         else:
-            fallback = torch.randint(self.num_topics, (batch,), generator=generator, device=self.device)
+            fallback = torch.randint(self.num_topics, (batch, 1), generator=generator, device=self.device)
         last, any_click = self._last_clicked(clicks, topics)
         state.short_term_topic = torch.where(any_click, last, fallback)
         return Observation(slate, clicks)
@@ -210,9 +195,8 @@ class TopicRec(Env):
                 raise UserError(f"slate: item ids must lie in 0..{self.num_items - 1}")
         state = self.state
         state.turn += 1
-        state.timer = self._next_timer()
-        bored = state.bored
-        effective = self._effective_user(bored)
+        state.timer, bored, effective = self._upcoming()
+        state.upcoming = None
         if oracle_slots is not None:
             best = (effective @ self.item_embeddings.T).topk(self.slate_size, dim=1).indices
             slate = torch.where(oracle_slots, best, slate)
@@ -222,14 +206,14 @@ class TopicRec(Env):
         state.log.append(clicks, topics, state.turn, self.boredom_moving_window)
         self._influence(items, clicks)
         last, any_click = self._last_clicked(clicks, topics)
-        moves = any_click & bored.gather(1, state.short_term_topic.unsqueeze(1)).squeeze(1)
+        moves = any_click & bored.gather(1, state.short_term_topic)
         state.short_term_topic = torch.where(moves, last, state.short_term_topic)
         return Observation(slate, clicks), clicks.sum(1, dtype=torch.float32), state.turn >= self.episode_length
 
     def hidden(self) -> Hidden:
         """Return the users' state before the next slate."""
-        bored = self._next_timer() > 0
-        return Hidden(self.state.embedding, bored, self._effective_user(bored))
+        _, bored, effective = self._upcoming()
+        return Hidden(self.state.embedding, bored, effective)
 
     def full_state(self, hidden: Mapping[str, Tensor]) -> Tensor:
         """Return the users' own tastes and the bored topics, [..., D + K]."""
@@ -255,19 +239,25 @@ class TopicRec(Env):
             relevance = torch.where(crowded.unsqueeze(-1), relevance / self.diversity_penalty, relevance)
         return relevance * self.examination
 
-    def _next_timer(self) -> Tensor:
-        """Run the timers [B, K] down by one turn, then start the timers of topics with too many clicks in the log."""
+    def _upcoming(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the timers [B, K], the bored topics [B, K] and the taste [B, D] of the next turn.
+
+        The timers run down by one turn. Then those of topics with too many clicks in the log start.
+        """
         state = self.state
-        timer = (state.timer - 1).clamp_(min=0)
-        starts = (state.log.counts() >= self.boredom_threshold) & (timer == 0)
-        return timer.masked_fill_(starts, self.boredom_timeout)
+        if state.upcoming is None:
+            timer = (state.timer - 1).clamp_(min=0)
+            starts = (state.log.counts() >= self.boredom_threshold) & (timer == 0)
+            timer.masked_fill_(starts, self.boredom_timeout)
+            state.upcoming = timer, timer > 0, self._effective_user(timer > 0)
+        return state.upcoming
 
     def _effective_user(self, bored: Tensor) -> Tensor:
         """Return the taste [B, D] that scores the items: bored topics removed, the short-term topic boosted."""
         state = self.state
         weight = (~bored).float()
         if self.short_term_boost != 1.0:
-            index = state.short_term_topic.unsqueeze(1)
+            index = state.short_term_topic
             weight.scatter_(1, index, weight.gather(1, index) * self.short_term_boost)
         return (self._topics(state.embedding) * weight.unsqueeze(2)).flatten(1)
 
@@ -292,13 +282,12 @@ class TopicRec(Env):
         """
         weights = (clicks * (1 - self.omega)).view(*clicks.shape, 1, 1)
         user = self._topics(self.state.embedding)  # [B, K, z]
-        by_topic = items.unflatten(2, (self.num_topics, self.topic_size))
-        for item, weight in zip(by_topic.unbind(1), weights.unbind(1), strict=True):
+        for item, weight in zip(self._topics(items).unbind(1), weights.unbind(1), strict=True):
             user = torch.lerp(user, item, weight)
             user.div_(torch.linalg.vector_norm(user, dim=2).sum(1).view(-1, 1, 1))
         self.state.embedding = user.flatten(1)
 
     def _last_clicked(self, clicks: Tensor, topics: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the topic [B] of the last clicked item, meaningless without clicks, and whether there was one [B]."""
-        last = torch.where(clicks, self._ranks, -1).amax(1)
-        return topics.gather(1, last.clamp(min=0).unsqueeze(1)).squeeze(1), last >= 0
+        """Return the last clicked item's topic [B, 1], meaningless without clicks, and whether there was one [B, 1]."""
+        last = torch.where(clicks, self._ranks, -1).amax(1, keepdim=True)
+        return topics.gather(1, last.clamp(min=0)), last >= 0
