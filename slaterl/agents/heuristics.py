@@ -72,7 +72,9 @@ class ConstantSlate:
     def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
         shown = observation.slate
         if self.slate is not None:
-            return Decision(torch.tensor(self.slate, device=shown.device).expand(len(shown), -1))
+            # filled one by one, because a GPU would wait for a copy of the list
+            items = [torch.full((), item, device=shown.device) for item in self.slate]
+            return Decision(torch.stack(items).expand(len(shown), -1))
         assert self.ranker is not None
         latent = torch.zeros(1, self.ranker.action_dim, device=shown.device)
         return Decision(self.ranker.rank(latent).expand(len(shown), -1))

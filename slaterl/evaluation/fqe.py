@@ -6,25 +6,25 @@ and every member has its own bootstrap sample of the trajectories.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from scipy import stats
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.offline.base import with_actions
-from slaterl.beliefs.base import states_of
+from slaterl.beliefs.base import Belief, states_of
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
-from slaterl.networks import mlp, polyak
+from slaterl.networks import mlp, polyak, target_of
 from slaterl.seeds import seeded_weights, stream
+from slaterl.training.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -78,65 +78,108 @@ def fitted_q_evaluation(
     device = data.slates.device
     generator = stream(seed, "fqe", device)
     data = with_actions(data, agent.ranker)
-    assert data.actions is not None
-    actions, own = data.actions, policy_actions(agent, data)
+    own = policy_actions(agent, data)
     weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
     weights[weights.sum(1) == 0] = 1  # a sample of few trajectories can miss them all
-    turn = torch.arange(horizon, device=device)
-    ahead = (1 - discount ** (horizon - turn)) / (1 - discount)  # w_t, [H]
-    over = (turn / horizon).view(1, 1, -1, 1)
-
     with seeded_weights(seed, "fqe weights"):
-        sizes = dict(num_items=num_items, slate_size=data.slates.shape[2], item_dim=20, hidden_dim=20)
-        beliefs = [GRUBelief(**sizes).to(device) for _ in range(members)]
-        networks = [mlp(20 + agent.ranker.action_dim + 1, [hidden, hidden], 1) for _ in range(members)]
-    low, high = data.rewards.aminmax()
-    with torch.no_grad():
-        for network in networks:  # the first guess is the mean of the data
-            last = network[-1]
-            assert isinstance(last, nn.Linear)
-            last.bias.copy_(((data.rewards.mean() - low) / (high - low)).nan_to_num(0.5).logit(eps=0.01))
-    heads = nn.ModuleList(networks).to(device)
-    targets = copy.deepcopy(heads).requires_grad_(False)
-    optimizer = Adam([*nn.ModuleList(beliefs).parameters(), *heads.parameters()], lr=lr, fused=True)
-
-    def values(of: nn.ModuleList, states: Tensor, action: Tensor) -> Tensor:
-        """m [M, B, H] at states [M, B, H, 20] and actions [B, H, A]."""
-        parts = action.expand(members, -1, -1, -1), over.expand(*states.shape[:2], -1, -1)
-        inputs = torch.cat([states, *parts], dim=-1)
-        raw = torch.stack([head(part).squeeze(-1) for head, part in zip(of, inputs, strict=True)])
-        return torch.lerp(low, high, raw.sigmoid())
+        sizes = dict(num_items=num_items, members=members, hidden=hidden)
+        ensemble = FittedQ(data, **sizes, discount=discount, lr=lr, tau=tau).to(device)
 
     smoothed = torch.zeros((), device=device)
     for update in range(updates):
         places = torch.randperm(count, generator=generator, device=device)[:batch_size]
-        batch = data[places]
-        states = states_of(beliefs, batch)
-        with torch.no_grad():
-            target = batch.rewards.expand(members, -1, -1).clone()
-            following = values(targets, states, own[places])[..., 1:]
-            target[..., :-1] += discount * ahead[1:] * following
-            target /= ahead
-        error = (values(heads, states, actions[places]) - target).square().mean(2)  # [M, B]
-        loss = (weights[:, places] * error).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        polyak(heads, targets, tau)
-        smoothed = torch.lerp(smoothed, loss.detach(), 0.02)
+        terms = ensemble.update(Recorded(data[places], own[places], weights[:, places]))
+        smoothed = torch.lerp(smoothed, terms["loss/critic"].detach(), 0.02)
         on_progress(update + 1)
 
-    with torch.no_grad():
-        means = []
-        for places in torch.arange(count, device=device).split(512):
-            states = states_of(beliefs, data[places])
-            means.append(values(heads, states, own[places]).mean(2))
-        reward = torch.cat(means, dim=1)  # [M, N]
-        found = horizon * (weights * reward).sum(1) / weights.sum(1)
+    everyone = torch.arange(count, device=device)
+    reward = torch.cat([ensemble.reward(data[places], own[places]) for places in everyone.split(512)], dim=1)  # [M, N]
+    found = horizon * (weights * reward).sum(1) / weights.sum(1)
     if not found.isfinite().all():
         raise UserError(f"fqe.lr={lr}: fitted Q evaluation has diverged; use a smaller learning rate")
     interval = stats.t.ppf(0.975, members - 1) * found.std().item() if members > 1 else math.nan
     return Estimate(found.mean().item(), float(interval), members, smoothed.item())
+
+
+class Recorded(NamedTuple):
+    """B recorded trajectories to learn from."""
+
+    data: Trajectories  # with actions
+    own: Tensor  # [B, H, A] actions of the policy to evaluate
+    weights: Tensor  # [M, B] weight of a trajectory for each member
+
+
+class FittedQ(Learner):
+    """The ensemble that learns m, see `fitted_q_evaluation`. Its updates read no value.
+
+    Args:
+        data: all trajectories, with actions.
+        others: see `fitted_q_evaluation`.
+    """
+
+    TERMS: ClassVar = ("loss/critic",)
+
+    ahead: Tensor
+    over: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self, data: Trajectories, *, num_items: int, members: int, hidden: int, discount: float, lr: float, tau: float
+    ) -> None:
+        super().__init__()
+        assert data.actions is not None
+        self.discount, self.tau = discount, tau
+        horizon = data.rewards.shape[1]
+        turn = torch.arange(horizon, device=data.slates.device)
+        low, high = data.rewards.aminmax()
+        self.register_buffer("ahead", (1 - discount ** (horizon - turn)) / (1 - discount))  # w_t, [H]
+        self.register_buffer("over", (turn / horizon).view(1, 1, -1, 1))
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        sizes = dict(num_items=num_items, slate_size=data.slates.shape[2], item_dim=20, hidden_dim=20)
+        beliefs = [GRUBelief(**sizes) for _ in range(members)]
+        networks = [mlp(20 + data.actions.shape[2] + 1, [hidden, hidden], 1) for _ in range(members)]
+        with torch.no_grad():
+            for network in networks:  # the first guess is the mean of the data
+                last = network[-1]
+                assert isinstance(last, nn.Linear)
+                last.bias.copy_(((data.rewards.mean() - low) / (high - low)).nan_to_num(0.5).logit(eps=0.01))
+        self.beliefs, self.heads = nn.ModuleList(beliefs), nn.ModuleList(networks)
+        self.targets = target_of(self.heads)
+        self.add_optimizer("critic", self.beliefs, self.heads, lr=lr)
+
+    def update(self, batch: Recorded) -> dict[str, Tensor]:
+        """Take one step of every member and its target."""
+        data = batch.data
+        assert data.actions is not None
+        states = self.states(data)
+        with torch.no_grad():
+            target = data.rewards.expand(len(self.heads), -1, -1).clone()
+            following = self.values(self.targets, states, batch.own)[..., 1:]
+            target[..., :-1] += self.discount * self.ahead[1:] * following
+            target /= self.ahead
+        error = (self.values(self.heads, states, data.actions) - target).square().mean(2)  # [M, B]
+        loss = (batch.weights * error).mean()
+        self.minimise("critic", loss)
+        polyak(self.heads, self.targets, self.tau)
+        return {"loss/critic": loss}
+
+    @torch.no_grad()
+    def reward(self, data: Trajectories, own: Tensor) -> Tensor:
+        """Return the mean of m over the turns of B trajectories, with actions [B, H, A] of the policy: [M, B]."""
+        return self.values(self.heads, self.states(data), own).mean(2)
+
+    def states(self, data: Trajectories) -> Tensor:
+        """Return the members' states before each turn of B trajectories, [M, B, H, 20]."""
+        return states_of(cast(list[Belief], list(self.beliefs)), data)
+
+    def values(self, of: nn.ModuleList, states: Tensor, action: Tensor) -> Tensor:
+        """Return m [M, B, H] at states [M, B, H, 20] and actions [B, H, A]."""
+        parts = action.expand(len(of), -1, -1, -1), self.over.expand(*states.shape[:2], -1, -1)
+        inputs = torch.cat([states, *parts], dim=-1)
+        raw = torch.stack([head(part).squeeze(-1) for head, part in zip(of, inputs, strict=True)])
+        return torch.lerp(self.low, self.high, raw.sigmoid())
 
 
 @torch.no_grad()

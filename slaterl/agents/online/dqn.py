@@ -110,5 +110,5 @@ class DQN(ItemAgent):
             "loss/critic": loss,
             "value/q": q.mean(),
             "value/target": target.mean(),
-            "policy/epsilon": loss.new_tensor(self.epsilon),
+            "policy/epsilon": loss.new_full((), self.epsilon),
         }

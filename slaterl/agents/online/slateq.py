@@ -141,5 +141,5 @@ class SlateQ(DQN):
             "loss/critic": loss,
             "value/q": (clicks * q).sum() / count,
             "value/target": (clicks * target.unsqueeze(2)).sum() / count,
-            "policy/epsilon": loss.new_tensor(self.epsilon),
+            "policy/epsilon": loss.new_full((), self.epsilon),
         }
