@@ -281,10 +281,10 @@ class TopicRec(Env):
         The loop runs over ranks, because each normalisation needs the previous one. Items without a click get weight 0.
         """
         weights = (clicks * (1 - self.omega)).view(*clicks.shape, 1, 1)
-        user = self._topics(self.state.embedding)  # [B, K, z]
+        user = self._topics(self.state.embedding).clone()  # [B, K, z]
         for item, weight in zip(self._topics(items).unbind(1), weights.unbind(1), strict=True):
-            user = torch.lerp(user, item, weight)
-            user.div_(torch.linalg.vector_norm(user, dim=2).sum(1).view(-1, 1, 1))
+            user.lerp_(item, weight)
+            user.div_(torch.linalg.vector_norm(user, dim=2, keepdim=True).sum(1, keepdim=True))
         self.state.embedding = user.flatten(1)
 
     def _last_clicked(self, clicks: Tensor, topics: Tensor) -> tuple[Tensor, Tensor]:
