@@ -52,6 +52,8 @@ def check_protocol(cfg: DictConfig) -> None:
         )
     if cfg.capacity < cfg.batch_size:
         raise UserError(f"capacity={cfg.capacity}: must be at least batch_size={cfg.batch_size}")
+    if cfg.pretrain.min_delta and cfg.pretrain.patience is None:
+        raise UserError(f"pretrain.min_delta={cfg.pretrain.min_delta}: nothing stops early; set pretrain.patience, too")
 
 
 def check_behaviours(cfg: DictConfig) -> None:

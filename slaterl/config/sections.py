@@ -74,6 +74,8 @@ class Pretrain(Section):
     batch_size: Count
     holdout: Holdout
     box_trajectories: Count
+    patience: Count | None
+    min_delta: NonNegative
 
 
 @dataclass
