@@ -16,6 +16,7 @@ _READERS = {
         {"collect", "offline", "export", "benchmark"},
         "stage=collect, stage=offline and stage=export do; others need logged_data.source=dataset or evaluation=fqe",
     ),
+    "constant_slate_users": ({"online"}, "stage=online does"),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),
     "status": ({"status"}, "stage=status does"),

@@ -217,6 +217,7 @@ class Configuration(OnlineProtocol):
     ranker_seed: Whole
     device: Device
     threads: Count
+    constant_slate_users: Count | None
     init_from: File | None
     evaluation: Estimator
     checkpoint: File | None
