@@ -16,9 +16,14 @@ _listeners: list[Callable[[dict[str, Any]], None]] = []
 
 
 class Show(Protocol):
-    """Show that `done` of a total are done. `score` is the score of the last validation."""
+    """Show that `done` of a total are done.
 
-    def __call__(self, done: int, *, score: float | None = None) -> None: ...
+    Args:
+        score: the score of the last validation.
+        total: a new total, if the work ends early.
+    """
+
+    def __call__(self, done: int, *, score: float | None = None, total: int | None = None) -> None: ...
 
 
 @contextlib.contextmanager
@@ -66,9 +71,10 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Show
         task = bar.add_task(title, total=total, completed=start)
         tell(title=title, done=start, total=total, unit=unit, speed=None, score=None)
 
-        def show(done: int, *, score: float | None = None) -> None:
-            bar.update(task, completed=done)
-            tell(done=done, speed=bar.tasks[0].speed, **({} if score is None else {"score": score}))
+        def show(done: int, *, score: float | None = None, total: int | None = None) -> None:
+            bar.update(task, completed=done, total=total)
+            known = {key: value for key, value in {"score": score, "total": total}.items() if value is not None}
+            tell(done=done, speed=bar.tasks[0].speed, **known)
 
         yield show
 

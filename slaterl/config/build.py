@@ -59,6 +59,15 @@ def settings_of(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain(node).items() if key != "name"}
 
 
+def pretraining_of(settings: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of `pretrain` that say how a ranker was trained.
+
+    Without `patience` nothing stops early. Runs from before that setting existed keep their names this way.
+    """
+    unread = ("patience", "min_delta") if settings.get("patience") is None else ()
+    return {key: value for key, value in plain(settings).items() if key not in unread}
+
+
 def resolve_device(name: str) -> torch.device:
     """Choose the torch device for auto, cpu, cuda or cuda:<i>.
 

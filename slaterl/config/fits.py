@@ -16,6 +16,7 @@ _READERS = {
         {"collect", "offline", "export", "benchmark"},
         "stage=collect, stage=offline and stage=export do; others need logged_data.source=dataset or evaluation=fqe",
     ),
+    "constant_slate_users": ({"online"}, "stage=online does"),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),
     "status": ({"status"}, "stage=status does"),
@@ -52,6 +53,8 @@ def check_protocol(cfg: DictConfig) -> None:
         )
     if cfg.capacity < cfg.batch_size:
         raise UserError(f"capacity={cfg.capacity}: must be at least batch_size={cfg.batch_size}")
+    if cfg.pretrain.min_delta and cfg.pretrain.patience is None:
+        raise UserError(f"pretrain.min_delta={cfg.pretrain.min_delta}: nothing stops early; set pretrain.patience, too")
 
 
 def check_behaviours(cfg: DictConfig) -> None:

@@ -74,6 +74,8 @@ class Pretrain(Section):
     batch_size: Count
     holdout: Holdout
     box_trajectories: Count
+    patience: Count | None
+    min_delta: NonNegative
 
 
 @dataclass
@@ -215,6 +217,7 @@ class Configuration(OnlineProtocol):
     ranker_seed: Whole
     device: Device
     threads: Count
+    constant_slate_users: Count | None
     init_from: File | None
     evaluation: Estimator
     checkpoint: File | None

@@ -13,13 +13,20 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
 
     Args:
         tested: label of the policy behind the result's `test_...` entries.
-        result: flat, with the entries of `anchors`. A baseline without entries gets no row.
+        result: flat, with the entries of `anchors` and of the best constant slate. A baseline without entries gets no
+            row.
     """
     random = [name.removeprefix("random_") for name in result if name.startswith("random_")]
     # the environment's own, in addition to the measures of all environments
     own = [name for name in random if name not in ("return", "interval", "clicks_per_turn", "distinct_items")]
     rows = []
-    for label, prefix in ((tested, "test_"), ("short-term oracle", "oracle_"), ("random slates", "random_")):
+    labels = {
+        "test_": tested,
+        "best_constant_": "best constant slate found",
+        "oracle_": "short-term oracle",
+        "random_": "random slates",
+    }
+    for prefix, label in labels.items():
         if prefix + "return" not in result:
             continue
         val = f"{result['val_return']:.1f}" if prefix == "test_" and "val_return" in result else ""

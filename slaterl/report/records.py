@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slaterl.config.build import pretraining_of
+
 # settings that may differ between two runs of one method
 _SEEDS = {"seed", "ranker_seed"}
 
@@ -132,6 +134,7 @@ def settings_of(record: Record) -> dict[str, Any]:
     sizes = ("offline", "logged_data", "pretrain") if "dataset" in record.result else sizes
     if record.steps:
         parts |= {key: record.config[key] for key in sizes if key in record.config}
+        parts["pretrain"] = pretraining_of(parts.get("pretrain", {}))
     if not record.result.get("compared_by") and not record.result.get("ranker_run"):
         parts.pop("ranker", None)  # the method does not use it
         parts.pop("params", None)

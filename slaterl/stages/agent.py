@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from slaterl.agents.base import Agent
+from slaterl.agents.heuristics import ConstantSlate
 from slaterl.agents.loading import LoadedPolicy, load_policy
 from slaterl.config.build import (
     AGENT_NODES,
@@ -25,6 +26,7 @@ from slaterl.config.fits import is_gems
 from slaterl.console import note
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
+from slaterl.evaluation.constant_slate import best_constant_slate
 from slaterl.evaluation.evaluate import anchors, evaluate
 from slaterl.evaluation.show import show_result
 from slaterl.runs.files import fingerprint_of
@@ -34,6 +36,8 @@ from slaterl.training import checkpoints
 from slaterl.training.curves import plot_curves
 from slaterl.training.fit import Data, Schedule, fit
 from slaterl.training.loggers import make_loggers
+
+CONSTANT_SLATE_ROUNDS = 60  # at scale=demo 14 to 25 s on one core
 
 Test = Callable[[LoadedPolicy], dict[str, Any]]
 
@@ -178,12 +182,23 @@ def train(
     }
 
 
-def in_simulator(env: Env, users: int, seed: int) -> Test:
-    """Return a test on the simulator's test users, next to random slates and, if it exists, the short-term oracle."""
+def in_simulator(env: Env, users: int, seed: int, constant_slate_users: int | None = None) -> Test:
+    """Return a test on the simulator's test users, next to random slates and, if it exists, the short-term oracle.
+
+    Args:
+        constant_slate_users: users per slate in the search for the best constant slate, which is tested, too. None
+            leaves it out. It is no part of a run's name, because the agent stays the same.
+    """
 
     def test(best: LoadedPolicy) -> dict[str, Any]:
         tested = evaluate(best.policy, env, users, seed, "test")
-        return {"test_users": users, **tested.named("test_"), **anchors(env, users, seed)}
+        found = {"test_users": users, **tested.named("test_"), **anchors(env, users, seed)}
+        if constant_slate_users is None:
+            return found
+        note("searching for the best constant slate, with other users than the test users")
+        slate = best_constant_slate(env, users=constant_slate_users, rounds=CONSTANT_SLATE_ROUNDS, seed=seed)
+        policy = ConstantSlate(slate=slate.tolist(), num_items=env.num_items, slate_size=env.slate_size)
+        return found | evaluate(policy, env, users, seed, "test").named("best_constant_")
 
     return test
 

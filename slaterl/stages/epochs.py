@@ -29,6 +29,8 @@ def train_epochs(
     score: str,
     title: str,
     curves: Sequence[str],
+    patience: int | None = None,
+    min_delta: float = 0.0,
 ) -> dict[str, Any]:
     """Fit a learner, give it the weights of its best epoch and draw its curves. Returns entries of the result.
 
@@ -38,6 +40,7 @@ def train_epochs(
         validated: names of the metrics that `validate` returns.
         score: the metric that chooses the best epoch, by its smallest value.
         curves: columns of metrics.csv to draw.
+        patience, min_delta: when to stop before the last epoch, see `Schedule`. A validation ends each epoch.
     """
     outcome = fit(
         learner,
@@ -49,6 +52,8 @@ def train_epochs(
             max_steps=data.max_steps,
             val_every_n_steps=data.steps_per_epoch,
             log_every_n_steps=cfg.log_every_n_steps,
+            patience=patience,
+            min_delta=min_delta,
         ),
         validate=validate,
         validated=validated,
@@ -57,13 +62,15 @@ def train_epochs(
         loggers=make_loggers(cfg, run),
         title=title,
     )
+    epochs = learner.step // data.steps_per_epoch
     best = checkpoints.load(run.path / "best.ckpt", kind)
     learner.load_state_dict(best["learner"]["module"])
     plot_curves(run.path / "curves.png", run.path / "metrics.csv", curves)
     return {
         **{name.replace("/", "_"): value for name, value in validate().items()},
         "best_step": outcome["best_step"],
-        "steps": data.max_steps,
-        data.UNIT: data.size * (data.max_steps // data.steps_per_epoch),
+        "epochs": epochs,
+        "steps": learner.step,
+        data.UNIT: data.size * epochs,
         "seconds": outcome["seconds"],
     }

@@ -72,7 +72,7 @@ def online(cfg: DictConfig) -> Product:
                 return evaluate(policy, env, cfg.val_users, cfg.seed, "validation").named("val/")
 
             validated = [f"val/{name}" for name in measure_names(env)]
-            test = in_simulator(env, cfg.test_users, cfg.seed)
+            test = in_simulator(env, cfg.test_users, cfg.seed, cfg.constant_slate_users)
             result = train_agent(cfg, run, env, agent, data, schedule, cfg.test_users, validate, validated, test)
             return {**result, **provenance(inputs), "init_from": spec.get("init_from")}
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from slaterl.config.build import make as make_object
-from slaterl.config.build import plain, resolve_device, settings_of
+from slaterl.config.build import plain, pretraining_of, resolve_device, settings_of
 from slaterl.config.dataset import source_of
 from slaterl.config.fits import is_gems
 from slaterl.data import trajectories
@@ -39,7 +39,7 @@ def pretrain(cfg: DictConfig) -> Product:
             "logged_data": logged.run.digest,
             # `unique` changes how a trained ranker fills slates, not its training
             "ranker": {key: value for key, value in settings_of(cfg.ranker).items() if key != "unique"},
-            "pretrain": plain(settings),
+            "pretrain": pretraining_of(settings),
             "seed": seed,
         },
         products=("result.json", "ranker.ckpt"),
@@ -80,6 +80,8 @@ def pretrain(cfg: DictConfig) -> Product:
                 score="val/loss/total",
                 title="pretrain GeMS",
                 curves=CURVES,
+                patience=settings.patience,
+                min_delta=settings.min_delta,
             )
             first = data[: settings.box_trajectories]
             gems.fit_box(first.slates[:, 1:].flatten(0, 1).to(device), first.clicks[:, 1:].flatten(0, 1).to(device))
@@ -93,6 +95,7 @@ def pretrain(cfg: DictConfig) -> Product:
                 "ranker_seed": seed,
                 "box_half_width_mean": gems.half_width.mean().item(),
                 **found,
+                "stopped_early": found["epochs"] < settings.epochs,
             }
 
         return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,16 +44,20 @@ class Data(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When to validate, log and save, in steps.
+    """When to validate, log, save and stop, in steps.
 
     Attributes:
         save_every_n_steps: keep `step<k>.ckpt` this often; None keeps none.
+        patience: stop after so many validations in a row without a better score; None never stops early.
+        min_delta: a score is better in this sense if it beats the best so far by more than this.
     """
 
     max_steps: int
     val_every_n_steps: int
     log_every_n_steps: int
     save_every_n_steps: int | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
 
 
 def fit(
@@ -70,7 +75,7 @@ def fit(
     loggers: Sequence[ChosenLogger],
     title: str,
 ) -> dict[str, Any]:
-    """Train to the end of the schedule. Resumes from `last.ckpt` if `folder` has one.
+    """Train to the end of the schedule, or until its patience ends. Resumes from `last.ckpt` if `folder` has one.
 
     Args:
         data: a LightningDataModule that is also a `Data`.
@@ -91,7 +96,7 @@ def fit(
     loop = _Loop(data, folder, {"kind": kind, "config": config}, schedule, validate, validated, score, sign, title)
     if (folder / "last.ckpt").is_file():
         loop.resume(learner, checkpoints.load(folder / "last.ckpt", kind))
-    if learner.step < schedule.max_steps:
+    if not loop.over(learner.step):
         _quiet_lightning()
         trainer = L.Trainer(
             accelerator="gpu" if learner.device.type == "cuda" else "cpu",
@@ -131,6 +136,7 @@ class _Loop(L.Callback):
         self.validate, self.validated = validate, validated
         self.score, self.sign, self.title = score, sign, title
         self.best: dict[str, Any] = {"step": 0, "score": None}
+        self.stale = 0  # validations in a row without a better score
         self.seconds = 0.0
         self.signum = 0
         self.save_asked = False
@@ -146,9 +152,15 @@ class _Loop(L.Callback):
             learner.load_learner_state(state["learner"])
         self.data.load_state_dict(state["data"])
         self.best, self.seconds = state["best"], state["seconds"]
+        self.stale = state.get("stale", 0)  # older versions had no patience
         self.saved_step = learner.step
-        if learner.step < self.schedule.max_steps:
+        if not self.over(learner.step):
             note(f"{self.title}: resuming from step {learner.step:,}")
+
+    def over(self, step: int) -> bool:
+        """Whether the training ends at this step: its last one, or the one at which the patience ended."""
+        patience = self.schedule.patience
+        return step >= self.schedule.max_steps or (patience is not None and self.stale >= patience)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         counters = self.data.counters
@@ -195,15 +207,22 @@ class _Loop(L.Callback):
         asked = self.signum or self.save_asked
         if validating or asked or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
             self.save_asked = False  # reset first, so that a signal during the save causes another one
-            self._save(pl_module, "last.ckpt", data=self.data.state_dict())
+            self._save(pl_module, "last.ckpt", data=self.data.state_dict(), stale=self.stale)
             self.saved, self.saved_step = time.perf_counter(), step
         if self.signum:
             raise Interrupted(self.signum, f"saved at step {step:,}; rerun the same command to resume")
+        if self.over(step) and step < schedule.max_steps:
+            self.show(step, total=step)
+            margin = f" by more than {schedule.min_delta:g}" if schedule.min_delta else ""
+            note(f"{self.title}: stopped early: {self.stale} validations did not improve {self.score}{margin}")
+            trainer.should_stop = True
 
     def _validate(self, learner: Learner, step: int) -> dict[str, float]:
         metrics = self.validate()
-        score = metrics[self.score]
-        if self.best["score"] is None or self.sign * score > self.sign * self.best["score"]:
+        score, best = metrics[self.score], self.best["score"]
+        gain = math.inf if best is None else self.sign * (score - best)
+        self.stale = 0 if gain > self.schedule.min_delta else self.stale + 1
+        if gain > 0:
             self.best = {"step": step, "score": score}
             self._save(learner, "best.ckpt")
         self.show(step, score=score)

@@ -277,13 +277,22 @@ def test_manifest_of_whole_numbers_written_as_floats(tmp_path: Path) -> None:
         ({"pretrain__holdout": "some"}, "pretrain.holdout=some"),
         ({"pretrain__lr": 0}, "pretrain.lr=0"),
         ({"pretrain__lr": "fast"}, "pretrain.lr=fast"),
+        ({"pretrain__patience": 0}, "pretrain.patience=0: expected a whole number of at least 1 or null"),
+        ({"pretrain__patience": 1.5}, "pretrain.patience=1.5: expected"),
+        ({"pretrain__patience": "short"}, "pretrain.patience=short: expected"),
+        ({"pretrain__patience": 2, "pretrain__min_delta": -0.1}, "pretrain.min_delta=-0.1: expected a number of at"),
+        ({"pretrain__patience": 2, "pretrain__min_delta": float("inf")}, "pretrain.min_delta=inf: expected a number"),
+        ({"pretrain__patience": 2, "pretrain__min_delta": None}, "pretrain.min_delta=null: expected a number"),
+        ({"pretrain__min_delta": 0.1}, "pretrain.min_delta=0.1: nothing stops early; set pretrain.patience, too"),
     ],
 )
 def test_values_that_do_not_go_together(values: dict[str, Any], field: str) -> None:
     assert refused(config(**values)).startswith(field)
 
 
-@pytest.mark.parametrize("values", [{"threads": 1}, {"batch_size": 30}, {"capacity": 5}, {"random_steps": 59}])
+@pytest.mark.parametrize(
+    "values", [{"threads": 1}, {"batch_size": 30}, {"capacity": 5}, {"random_steps": 59}, {"pretrain__patience": 1.0}]
+)
 def test_limits_that_are_allowed(values: dict[str, Any]) -> None:
     check(config(**values))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from slaterl.errors import UserError
 from slaterl.report.find import find
@@ -270,6 +270,16 @@ def test_other_settings_make_another_name(setting: str, value: Any, tmp_path: Pa
     one, same, other = names(*runs, root=tmp_path)
     assert one == same != other
     assert f"{setting}={value}" in other and f"{setting}=" in one, "both say what they have of it"
+
+
+def test_patience_that_was_not_set_is_not_named(tmp_path: Path) -> None:
+    """Older runs lack the two settings; with neither of them set they are seeds of one method."""
+    old, new = (made.config_of(tmp_path, seed=seed) for seed in (1, 2))
+    with open_dict(old):
+        del old.pretrain["patience"], old.pretrain["min_delta"]
+    patient = made.config_of(tmp_path, seed=3, **{"pretrain.patience": 2})
+    assert len(set(names((old, {}), (new, {}), root=tmp_path))) == 1
+    assert "pretrain.patience=2" in names((old, {}), (patient, {}), root=tmp_path)[1]
 
 
 @pytest.mark.parametrize(("setting", "value"), [("item_embeddings.dim", 3), ("init_from", "other.ckpt")])

@@ -1,0 +1,103 @@
+"""The search for the best constant slate, where the best one is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from slaterl.envs.env import Env
+from slaterl.envs.observation import Observation
+from slaterl.errors import UserError
+from slaterl.evaluation.constant_slate import CANDIDATES, PARENTS, best_constant_slate, mean_returns
+from slaterl.run import run_stage
+from slaterl.runs.files import read_json
+from slaterl.runs.products import product_of
+from slaterl.seeds import stream
+from tests.helpers import compose_config, tiny_env
+
+GOOD = (7, 11, 3)  # each in its own slot is always clicked, and nothing else is
+
+
+class Locks(Env):
+    """Users who click slot i if it shows the item GOOD[i]; half of them click nothing at all."""
+
+    def __init__(self, turns: int = 2) -> None:
+        super().__init__(name="locks", num_items=20, slate_size=3, episode_length=turns)
+        self.served: list[Tensor] = []
+
+    def reset(self, num_users: int, *, generator: torch.Generator) -> Observation:
+        self.turn, self.slates = 0, []
+        self.awake = torch.rand(num_users, 1, generator=generator) < 0.5
+        return Observation(self.first_slate.expand(num_users, -1), torch.zeros(num_users, 3, dtype=torch.uint8))
+
+    def step(self, slate: Tensor, *, oracle_slots: Tensor | None = None) -> tuple[Observation, Tensor, bool]:
+        self.turn += 1
+        self.served.append(slate)
+        clicks = ((slate == torch.tensor(GOOD)) & self.awake).to(torch.uint8)
+        return Observation(slate, clicks), clicks.sum(1, dtype=torch.float32), self.turn == self.episode_length
+
+
+def test_finds_the_best_slate() -> None:
+    """Of 8,000 slates one is the best; 256 random ones hardly contain it."""
+    assert best_constant_slate(Locks(), users=5, rounds=20, seed=1).tolist() == list(GOOD)
+
+
+def test_a_round_is_one_rollout_with_a_group_for_each_candidate() -> None:
+    env = Locks()
+    best_constant_slate(env, users=5, rounds=3, seed=1)
+    assert [len(slates) for slates in env.served[::2]] == [5 * CANDIDATES] * 4
+    assert len(env.served[-1].unique(dim=0)) <= PARENTS
+    for before, after in zip(env.served[::2], env.served[1::2], strict=True):
+        assert torch.equal(before, after), "a user sees one slate at every turn"
+        groups = before.view(-1, 5, 3)
+        assert (groups == groups[:, :1]).all()
+
+
+def test_means_are_those_of_each_slate() -> None:
+    slates = torch.tensor([GOOD, (0, 11, 3), (0, 0, 0)])
+    found = mean_returns(Locks(), slates, 400, stream(0, "users"))
+    assert found.tolist() == pytest.approx([3.0, 2.0, 0.0], abs=0.4)  # two turns, half of the users
+
+
+def test_the_seed_determines_the_slate() -> None:
+    first, again, other = (best_constant_slate(tiny_env(), users=3, rounds=3, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+SMALL = ["scale=smoke", "device=cpu", "threads=1", "agent=dqn", "env.num_items=60", "env.episode_length=7"]
+
+
+def test_a_row_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And neither another name of the run nor another result of its agent."""
+    results, names, tables = [], [], []
+    monkeypatch.setattr("slaterl.evaluation.show.table", lambda title, header, rows: tables.append(rows))
+    for root, more in (("with", ["constant_slate_users=2"]), ("without", [])):
+        cfg = compose_config(*SMALL, f"paths.root={tmp_path / root}", *more)
+        run_stage(cfg)
+        run = product_of(cfg, "online").run
+        results.append(read_json(run.path / "result.json"))
+        names.append(run.path.name)
+    assert names[0] == names[1]
+    added = {key: value for key, value in results[0].items() if key.startswith("best_constant_")}
+    assert results[0].keys() - results[1].keys() == added.keys()
+    assert added["best_constant_distinct_items"] <= 10 and added["best_constant_return"] > results[0]["random_return"]
+    assert results[0]["test_return"] == results[1]["test_return"]
+    shown, expected = tables[0][1], f"{added['best_constant_return']:.1f} ± {added['best_constant_interval']:.1f}"
+    assert (shown[0], shown[2]) == ("best constant slate found", expected)
+    assert [row for row in tables[0] if row != shown] == tables[1]
+
+
+def test_demo_searches_and_paper_does_not() -> None:
+    assert compose_config("scale=demo").constant_slate_users == 10
+    assert compose_config().constant_slate_users is None
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "some"])
+def test_bad_numbers_of_users(value: str, tmp_path: Path) -> None:
+    cfg = compose_config(*SMALL, f"paths.root={tmp_path / 'home'}", f"constant_slate_users={value}")
+    with pytest.raises(UserError, match=rf"^constant_slate_users={value}: expected a whole number of at least 1 or"):
+        run_stage(cfg)
+    assert not (tmp_path / "home").exists()
