@@ -215,6 +215,7 @@ class Configuration(OnlineProtocol):
     ranker_seed: Whole
     device: Device
     threads: Count
+    matmul_precision: Literal["highest", "medium"]
     init_from: File | None
     evaluation: Estimator
     checkpoint: File | None

@@ -269,6 +269,8 @@ def test_manifest_of_whole_numbers_written_as_floats(tmp_path: Path) -> None:
     [
         ({"threads": 0}, "threads=0"),
         ({"threads": "all"}, "threads=all"),
+        ({"matmul_precision": "high"}, "matmul_precision=high: expected highest or medium"),
+        ({"matmul_precision": None}, "matmul_precision=null: expected highest or medium"),
         ({"random_steps": 60}, "random_steps=60"),  # max_steps
         ({"batch_size": 31, "capacity": 100}, "random_steps=20"),  # of 20 + num_envs 10 trajectories
         ({"capacity": 4}, "capacity=4"),
@@ -283,7 +285,16 @@ def test_values_that_do_not_go_together(values: dict[str, Any], field: str) -> N
     assert refused(config(**values)).startswith(field)
 
 
-@pytest.mark.parametrize("values", [{"threads": 1}, {"batch_size": 30}, {"capacity": 5}, {"random_steps": 59}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"threads": 1},
+        {"matmul_precision": "medium"},
+        {"batch_size": 30},
+        {"capacity": 5},
+        {"random_steps": 59},
+    ],
+)
 def test_limits_that_are_allowed(values: dict[str, Any]) -> None:
     check(config(**values))
 

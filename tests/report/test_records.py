@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from slaterl.errors import UserError
 from slaterl.report.find import find
@@ -262,7 +262,14 @@ def test_seeds_of_one_method_share_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("agent.gamma", 0.0), ("max_steps", 77), ("batch_size", 9), ("belief.hidden_dim", 5), ("pretrain.epochs", 8)],
+    [
+        ("agent.gamma", 0.0),
+        ("max_steps", 77),
+        ("batch_size", 9),
+        ("belief.hidden_dim", 5),
+        ("pretrain.epochs", 8),
+        ("matmul_precision", "medium"),
+    ],
 )
 def test_other_settings_make_another_name(setting: str, value: Any, tmp_path: Path) -> None:
     runs = [(made.config_of(tmp_path, seed=seed), {}) for seed in (1, 2)]
@@ -270,6 +277,13 @@ def test_other_settings_make_another_name(setting: str, value: Any, tmp_path: Pa
     one, same, other = names(*runs, root=tmp_path)
     assert one == same != other
     assert f"{setting}={value}" in other and f"{setting}=" in one, "both say what they have of it"
+
+
+def test_runs_from_before_the_precision_was_a_setting(tmp_path: Path) -> None:
+    old = made.config_of(tmp_path, seed=1)
+    with open_dict(old):
+        del old["matmul_precision"]
+    assert len(set(names((old, {}), (made.config_of(tmp_path, seed=2), {}), root=tmp_path))) == 1
 
 
 @pytest.mark.parametrize(("setting", "value"), [("item_embeddings.dim", 3), ("init_from", "other.ckpt")])
