@@ -144,6 +144,19 @@ def test_sigterm_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     assert same_results(home, undisturbed)
 
 
+def test_another_number_of_threads_warns(undisturbed: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert run(home, *SMOKE, script=[KILLER, "term:27"]).returncode == 128 + signal.SIGTERM
+    again = run(home, *SMOKE, "threads=2")
+    (online,) = home.glob("online/*/*")
+    assert folder(again) == online
+    written = f"{online / 'last.ckpt'} was written with threads=1"
+    differ = "the results will differ from those of an undisturbed run"
+    assert again.stderr.count("warning") == again.stderr.count(f"warning: threads=2, but {written}; {differ}") == 1
+    threads = {file.parts[-4]: json.loads(file.read_text())["threads"] for file in home.glob("*/*/*/manifest.json")}
+    assert threads == {"log_data": 1, "pretrain": 1, "online": 2}
+
+
 def test_closed_terminal_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     """SIGHUP arrives twice, from the kernel and from the shell; the second must not hurry the first."""
     home = tmp_path / "home"

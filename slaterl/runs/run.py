@@ -122,6 +122,7 @@ class Run:
                 "versions": versions(),
                 "code": code_of(self.spec) | self._made_by(),
                 "python": platform.python_version(),
+                "threads": _threads(),
                 "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
                 "command": _command(),
                 "started": before.get("started", _now()),
@@ -176,6 +177,13 @@ def record_death(folder: Path, reason: str) -> None:
         manifest = read_json(folder / "manifest.json")
         if manifest["status"] == "running":
             write_json(folder / "manifest.json", {**manifest, "status": "failed", "reason": reason, "ended": _now()})
+
+
+def _threads() -> int:
+    """Return torch's number of threads, which determines the last bits of results on the CPU."""
+    import torch  # here, because the launchers import this module and must start at once
+
+    return torch.get_num_threads()
 
 
 def _command() -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -113,6 +114,7 @@ def test_manifest_tells_what_was_run(run: Run, tmp_path: Path) -> None:
     assert manifest["config"] == {"seed": 7, "twice": 7, "agent": {"name": "sac", "q_hidden": [8, 8]}}
     assert manifest["inputs"] == {"ranker": {"path": str(ranker.path), "digest": ranker.digest}}
     assert {"slaterl", "torch"} <= set(manifest["versions"])
+    assert manifest["threads"] == torch.get_num_threads()
     assert manifest["starts"] == 1 and manifest["started"] <= manifest["ended"]
 
 
