@@ -7,23 +7,40 @@ import ctypes
 import platform
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from slaterl.console import note
+from slaterl.cores import free_cores
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _ONE_GIBIBYTE = 1 << 30
+_MOST_THREADS = 2  # chosen by threads=auto, because more hardly help
 _32_MEBIBYTES = 32 << 20  # the largest M_MMAP_THRESHOLD that older versions of glibc accept
 
 
-def prepare(threads: int, matmul_precision: str) -> None:
-    """Set torch's threads and the precision of its products, and let the allocator keep freed memory."""
-    torch.set_num_threads(threads)
+def prepare(threads: int | Literal["auto"], matmul_precision: str) -> None:
+    """Set torch's threads and the precision of its products, and let the allocator keep freed memory.
+
+    Args:
+        threads: "auto" uses two threads if at least two cores are free, else one.
+    """
+    torch.set_num_threads(max(1, min(free_cores(), _MOST_THREADS)) if threads == "auto" else threads)
     torch.set_float32_matmul_precision(matmul_precision)  # also "highest": an earlier job may have left "medium"
     if sys.platform == "linux":
         keep_freed_memory(ctypes.CDLL(None))
+
+
+@contextlib.contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """Let torch use this number of threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory(libc: Any) -> None:

@@ -157,6 +157,17 @@ def test_another_number_of_threads_warns(undisturbed: Path, tmp_path: Path) -> N
     assert threads == {"log_data": 1, "pretrain": 1, "online": 2}
 
 
+def test_auto_resumes_with_the_threads_of_the_run(undisturbed: Path, tmp_path: Path) -> None:
+    """On a machine with free cores it would take two."""
+    home = tmp_path / "home"
+    assert run(home, *SMOKE, script=[KILLER, "term:27"]).returncode == 128 + signal.SIGTERM
+    free = "import slaterl.cores; slaterl.cores.free_cores = lambda: 2; from slaterl.run import main; main()"
+    again = run(home, *SMOKE, "threads=auto", script=["-c", free])
+    assert json.loads((folder(again) / "manifest.json").read_text())["threads"] == 1
+    assert "resuming from step 32" in again.stderr and "warning" not in again.stderr
+    assert same_results(home, undisturbed)
+
+
 def test_closed_terminal_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     """SIGHUP arrives twice, from the kernel and from the shell; the second must not hurry the first."""
     home = tmp_path / "home"

@@ -214,7 +214,7 @@ class Configuration(OnlineProtocol):
     seed: Whole
     ranker_seed: Whole
     device: Device
-    threads: Count
+    threads: Count | Literal["auto"]
     matmul_precision: Literal["highest", "medium"]
     init_from: File | None
     evaluation: Estimator

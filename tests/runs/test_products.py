@@ -16,7 +16,7 @@ from slaterl.config import dataset
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.run import run_stage
-from slaterl.runs.files import read_json
+from slaterl.runs.files import read_json, write_json
 from slaterl.runs.products import Product, find_or_make, product_of
 from slaterl.runs.run import Run
 from slaterl.stages import log_data
@@ -123,6 +123,27 @@ def product(
 
     run = Run(root, "stage", "env", name, {"name": name}, products=("result.json",))
     return Product(run, OmegaConf.create({}), begin, inputs or {}, show=lambda made: calls.append(f"show {name}"))
+
+
+def test_each_product_is_made_with_the_threads_in_its_manifest(tmp_path: Path) -> None:
+    """Both resume by threads=auto, which found two free cores; the agent began with one thread."""
+    seen: dict[str, int] = {}
+
+    def having(name: str, threads: int, inputs: dict[str, Product]) -> Product:
+        def make() -> dict[str, Any]:
+            seen[name] = torch.get_num_threads()
+            return {}
+
+        run = Run(tmp_path, "stage", "env", name, {"name": name})
+        run.path.mkdir(parents=True)
+        write_json(run.path / "manifest.json", {"status": "interrupted", "threads": threads})
+        (run.path / "last.ckpt").touch()
+        return Product(run, OmegaConf.create({"threads": "auto"}), lambda: make, inputs)
+
+    torch.set_num_threads(2)
+    ranker = having("ranker", 2, {})
+    find_or_make(having("agent", 1, {"ranker": ranker}))
+    assert seen == {"ranker": 2, "agent": 1} and torch.get_num_threads() == 2
 
 
 def test_inputs_are_made_first_and_once(tmp_path: Path) -> None:
