@@ -144,7 +144,7 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
         function = vars(base).get("__init__") if inspect.isclass(target) else base
         if inspect.isfunction(function):
             # a name that only type checkers import has no range
-            names = ChainMap(function.__globals__, vars(builtins), defaultdict(lambda: object))
+            names = ChainMap(inspect.unwrap(function).__globals__, vars(builtins), defaultdict(lambda: object))
             hints = get_type_hints(function, localns=names, include_extras=True) | hints
     hints.pop("return", None)
     return hints

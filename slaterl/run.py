@@ -73,16 +73,19 @@ def run_stage(cfg: DictConfig) -> float | None:
     """Check the configuration and run its stage. Returns the validation return, if the stage has one, for tuners."""
     from hydra.utils import get_object
 
+    from slaterl.config.build import resolve_device
     from slaterl.config.check import check_config, given_keys
     from slaterl.runs.products import find_or_make
-    from slaterl.runtime import prepare
+    from slaterl.runtime import prepare, warn_without_amx
     from slaterl.training.logger_settings import check_loggers
 
     check_loggers(cfg)
     check_config(cfg, given=given_keys())
     # an empty SLATERL_HOME counts as unset
     cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
-    prepare(cfg.threads)
+    prepare(cfg.threads, cfg.matmul_precision)
+    if cfg.matmul_precision == "medium":
+        warn_without_amx(resolve_device(cfg.device))
     product = get_object(cfg.stage["_target_"])(cfg)
     if product is None:  # stage=status makes nothing
         return None

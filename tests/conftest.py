@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the tensors of the tests are tiny
+
+
+@pytest.fixture(autouse=True)
+def same_process_settings() -> Iterator[None]:
+    """Undo what a test changes in torch's settings of the process."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 

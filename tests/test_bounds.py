@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,3 +100,13 @@ def test_signatures() -> None:
     with pytest.raises(UserError, match=r"^decay=2: "):
         check_arguments("", Data, {"decay": 2})
     assert set(hints_of(Data)) == {"decay"}
+
+
+def test_ranges_behind_a_decorator_of_another_module() -> None:
+    """contextlib does not know Count."""
+
+    def made(*, count: Count) -> Any:
+        yield count
+
+    with pytest.raises(UserError, match=r"made\.count=0: expected a whole number of at least 1"):
+        check_arguments("made", contextlib.contextmanager(made), {"count": 0})

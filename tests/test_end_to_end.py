@@ -144,6 +144,30 @@ def test_sigterm_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     assert same_results(home, undisturbed)
 
 
+def test_another_number_of_threads_warns(undisturbed: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert run(home, *SMOKE, script=[KILLER, "term:27"]).returncode == 128 + signal.SIGTERM
+    again = run(home, *SMOKE, "threads=2")
+    (online,) = home.glob("online/*/*")
+    assert folder(again) == online
+    written = f"{online / 'last.ckpt'} was written with threads=1"
+    differ = "the results will differ from those of an undisturbed run"
+    assert again.stderr.count("warning") == again.stderr.count(f"warning: threads=2, but {written}; {differ}") == 1
+    threads = {file.parts[-4]: json.loads(file.read_text())["threads"] for file in home.glob("*/*/*/manifest.json")}
+    assert threads == {"log_data": 1, "pretrain": 1, "online": 2}
+
+
+def test_auto_resumes_with_the_threads_of_the_run(undisturbed: Path, tmp_path: Path) -> None:
+    """On a machine with free cores it would take two."""
+    home = tmp_path / "home"
+    assert run(home, *SMOKE, script=[KILLER, "term:27"]).returncode == 128 + signal.SIGTERM
+    free = "import slaterl.cores; slaterl.cores.free_cores = lambda: 2; from slaterl.run import main; main()"
+    again = run(home, *SMOKE, "threads=auto", script=["-c", free])
+    assert json.loads((folder(again) / "manifest.json").read_text())["threads"] == 1
+    assert "resuming from step 32" in again.stderr and "warning" not in again.stderr
+    assert same_results(home, undisturbed)
+
+
 def test_closed_terminal_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     """SIGHUP arrives twice, from the kernel and from the shell; the second must not hurry the first."""
     home = tmp_path / "home"

@@ -1,14 +1,18 @@
-"""Settings of the process: which of them an older C library takes."""
+"""Settings of the process: memory, threads, and the precision of products."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from slaterl.runtime import keep_freed_memory
+from slaterl.run import run_stage
+from slaterl.runtime import exact_products, keep_freed_memory, prepare, warn_without_amx
+from tests.helpers import compose_config
 
 TRIM, MMAP = -1, -3
 MEBIBYTE = 1 << 20
@@ -53,3 +57,66 @@ def test_the_fake_behaves_as_glibc() -> None:
         pytest.skip("no glibc")
     assert libc.mallopt(MMAP, 32 * MEBIBYTE) == 1
     keep_freed_memory(libc)
+
+
+def precisions() -> tuple[str, str]:
+    """What torch has set for products on the processor and on a GPU."""
+    return torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+
+def test_precision_of_one_job_does_not_stay_for_the_next() -> None:
+    """The jobs of a sweep share a process."""
+    prepare(1, "medium")
+    assert precisions() == ("bf16", "tf32")
+    prepare(1, "highest")
+    assert precisions() == ("ieee", "ieee") and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_exact_products_within_the_block_alone() -> None:
+    prepare(1, "medium")
+    with exact_products():
+        assert precisions() == ("ieee", "ieee")
+        with exact_products():
+            pass
+        assert precisions() == ("ieee", "ieee")
+    assert precisions() == ("bf16", "tf32")
+    with pytest.raises(ZeroDivisionError), exact_products():
+        raise ZeroDivisionError
+    assert precisions() == ("bf16", "tf32")
+    assert torch.backends.cuda.matmul.allow_tf32, "torch refuses to answer if its two interfaces are mixed"
+
+
+@pytest.mark.parametrize(
+    ("device", "machine", "amx", "warned"),
+    [
+        ("cpu", "x86_64", False, True),
+        ("cpu", "x86_64", True, False),
+        ("cpu", "aarch64", False, False),  # has other instructions for it
+        ("cuda", "x86_64", False, False),
+    ],
+)
+def test_medium_warns_where_nothing_gains(
+    device: str,
+    machine: str,
+    amx: bool,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    warn_without_amx(torch.device(device))
+    told = capsys.readouterr().err
+    assert told.count("warning: matmul_precision=medium: only processors with AMX gain from it") == warned
+    assert bool(told) == warned
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_a_command_warns_of_medium_once(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    small = ["scale=smoke", "device=cpu", "threads=1", "stage=evaluate", "agent=random", f"paths.root={tmp_path}"]
+    run_stage(compose_config(*small, f"matmul_precision={precision}"))
+    assert capsys.readouterr().err.count("AMX") == (precision == "medium")

@@ -68,6 +68,11 @@ def pretraining_of(settings: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain(settings).items() if key not in unread}
 
 
+def precision_spec(cfg: DictConfig) -> dict[str, str]:
+    """Return `matmul_precision` as a part of a spec. The default adds nothing, so that older runs keep their names."""
+    return {} if cfg.matmul_precision == "highest" else {"matmul_precision": cfg.matmul_precision}
+
+
 def resolve_device(name: str) -> torch.device:
     """Choose the torch device for auto, cpu, cuda or cuda:<i>.
 

@@ -216,7 +216,8 @@ class Configuration(OnlineProtocol):
     seed: Whole
     ranker_seed: Whole
     device: Device
-    threads: Count
+    threads: Count | Literal["auto"]
+    matmul_precision: Literal["highest", "medium"]
     constant_slate_users: Count | None
     init_from: File | None
     evaluation: Estimator

@@ -118,6 +118,7 @@ def settings_of(record: Record) -> dict[str, Any]:
         file = Path(record.result["checkpoint"])
         return {"checkpoint": f"{file.parent.name}/{file.name}"}
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
+    parts["matmul_precision"] = record.config.get("matmul_precision", "highest")  # older runs had no such setting
     if record.result.get("compared_by"):
         parts["item_embeddings"] = record.config["item_embeddings"]
     if record.result.get("init_from"):

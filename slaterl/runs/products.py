@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from slaterl.paths import CONF
 from slaterl.runs.files import write_json
 from slaterl.runs.run import Run
+from slaterl.runtime import using_threads
 
 Make = Callable[[], Mapping[str, Any]]
 
@@ -75,6 +76,7 @@ def _find_or_make(product: Product, begun: dict[Path, Make]) -> Run:
             for part in product.inputs.values():
                 _find_or_make(part, begun)
             make = begun.pop(run.path, None) or product.begin()  # not begun: its files were removed meanwhile
-            write_json(run.path / "result.json", {"stage": run.stage, "env": run.env, **make()})
+            with using_threads(run.manifest["threads"]):
+                write_json(run.path / "result.json", {"stage": run.stage, "env": run.env, **make()})
     product.show(run)
     return run

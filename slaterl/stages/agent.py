@@ -19,6 +19,7 @@ from slaterl.config.build import (
     env_spec,
     parameters_of,
     plain,
+    precision_spec,
     settings_of,
     simulator,
 )
@@ -82,6 +83,7 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
         "belief": settings_of(cfg.belief),
         **ranker_spec(cfg, inputs),
         **before,
+        **precision_spec(cfg),
         "seed": cfg.seed,
     }
     full_name = "-".join([*parts, f"seed{cfg.seed}"])

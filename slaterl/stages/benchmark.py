@@ -38,6 +38,7 @@ def benchmark(cfg: DictConfig) -> Product:
         "device": device_name(resolve_device(cfg.device)),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "matmul_precision": cfg.matmul_precision,
         "torch": torch.__version__,
     }
     spec = {"machine": machine, "time": time.time()}  # every benchmark is a new product

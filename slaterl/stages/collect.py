@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from slaterl.agents.behaviours import collect_behaviours
-from slaterl.config.build import env_spec, plain, simulator
+from slaterl.config.build import env_spec, plain, precision_spec, simulator
 from slaterl.config.dataset import behaviours_of, dataset_spec, file_of, is_foreign, needs_online_run, online_cfg
 from slaterl.console import note
 from slaterl.data import trajectories
@@ -24,7 +24,7 @@ def collect(cfg: DictConfig) -> Product:
     """Return the dataset. It starts from the online run of its policies, unless it is random or a file."""
     dataset, root = cfg.dataset, Path(cfg.paths.root)
     name, spec = dataset_spec(dataset)
-    spec["env"] = env_spec(cfg.env)
+    spec |= {"env": env_spec(cfg.env), **precision_spec(cfg)}
     behaviours: dict[str, dict[str, Any]] = {}
     online: Product | None = None
     if dataset.name != "file":

@@ -14,6 +14,7 @@ from slaterl.config.build import (
     build_env,
     env_spec,
     parameters_of,
+    precision_spec,
     resolve_device,
     settings_of,
 )
@@ -97,6 +98,7 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
 
 
 def _run(cfg: DictConfig, env: str, name: str, spec: dict[str, Any]) -> Run:
+    spec = {**spec, **precision_spec(cfg)}
     return Run(Path(cfg.paths.root), "evaluate", env, name, spec, products=("result.json",))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from slaterl.config.build import make_with, plain, resolve_device, settings_of
+from slaterl.config.build import make_with, plain, precision_spec, resolve_device, settings_of
 from slaterl.config.dataset import source_of
 from slaterl.data import trajectories
 from slaterl.errors import UserError
@@ -32,7 +32,12 @@ def mf(cfg: DictConfig) -> Product:
         stage="mf",
         env=cfg.env.name,
         name=f"{settings.name}-dim{settings.dim}-seed{seed}",
-        spec={"logged_data": logged.run.digest, "item_embeddings": settings_of(settings), "seed": seed},
+        spec={
+            "logged_data": logged.run.digest,
+            "item_embeddings": settings_of(settings),
+            **precision_spec(cfg),
+            "seed": seed,
+        },
         products=("result.json", "items.ckpt"),
     )
 

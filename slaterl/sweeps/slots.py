@@ -18,6 +18,7 @@ from typing import Any
 from loky import BrokenProcessPool, ProcessPoolExecutor
 
 from slaterl.bounds import Count, check_arguments
+from slaterl.cores import usable_cores
 from slaterl.errors import UserError
 
 # An idle worker ends after this time. If the launcher is killed, nothing else ends its workers.
@@ -62,7 +63,7 @@ def make_slots(gpus: str | int, jobs_per_gpu: Count, cpu_slots: Count | None) ->
     Raises:
         UserError: this machine has fewer GPUs, or a number is out of range.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = usable_cores()
     visible = visible_gpus()
     if gpus != "auto" and (isinstance(gpus, bool) or not isinstance(gpus, int) or not 0 <= gpus <= len(visible)):
         raise UserError(f"hydra.launcher.gpus={gpus}: expected auto or a number up to {len(visible)}, the GPUs here")

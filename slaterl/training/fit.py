@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from slaterl.console import note, progress
@@ -148,6 +149,10 @@ class _Loop(L.Callback):
         where = self.folder / "last.ckpt"
         if state["device"] != learner.device.type:  # their random streams differ
             raise UserError(f"device={learner.device.type}: {where} was written on {state['device']}; resume it there")
+        before, threads = state.get("threads"), torch.get_num_threads()  # older checkpoints have no `threads`
+        if learner.device.type == "cpu" and before not in (None, threads):
+            differ = "the results will differ from those of an undisturbed run"
+            note(f"warning: threads={threads}, but {where} was written with threads={before}; {differ}")
         with checkpoints.taken_by(learner, where, advice="; remove its folder to start again"):
             learner.load_learner_state(state["learner"])
         self.data.load_state_dict(state["data"])
@@ -237,6 +242,7 @@ class _Loop(L.Callback):
             "learner": learner.learner_state(),
             "best": dict(self.best),
             "device": learner.device.type,
+            "threads": torch.get_num_threads(),
         }
         seconds = self.seconds + time.perf_counter() - self.marked[0]
         checkpoints.save(self.folder / name, {**state, "seconds": seconds, **more})

@@ -197,7 +197,7 @@ def whole_numbers(section: type, path: str = "") -> list[str]:
     for name, hint in hints_of(section).items():
         if isinstance(hint, type) and issubclass(hint, Section):
             found += whole_numbers(hint, f"{path}{name}.")
-        elif get_args(hint)[:1] == (int,):
+        elif any(get_args(part)[:1] == (int,) for part in (hint, *get_args(hint))):  # also in a union
             found.append(path + name)
     return found
 
@@ -213,7 +213,7 @@ def test_all_sizes_are_whole_numbers() -> None:
     integers = {key for key, value in leaves.items() if type(value) is int}
     for section in sections.keys() - {"dataset"}:
         integers |= {f"{section}.{key}" for key, value in sections[section].items() if type(value) is int}
-    assert set(COUNTS) == integers and len(COUNTS) >= 31
+    assert set(COUNTS) - {"threads"} == integers - {"threads"} and len(COUNTS) >= 31  # threads can also be auto
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "ten"])
@@ -267,8 +267,11 @@ def test_manifest_of_whole_numbers_written_as_floats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        ({"threads": 0}, "threads=0"),
-        ({"threads": "all"}, "threads=all"),
+        ({"threads": 0}, "threads=0: expected a whole number of at least 1 or auto"),
+        ({"threads": "all"}, "threads=all: expected a whole number of at least 1 or auto"),
+        ({"threads": True}, "threads=true"),
+        ({"matmul_precision": "high"}, "matmul_precision=high: expected highest or medium"),
+        ({"matmul_precision": None}, "matmul_precision=null: expected highest or medium"),
         ({"random_steps": 60}, "random_steps=60"),  # max_steps
         ({"batch_size": 31, "capacity": 100}, "random_steps=20"),  # of 20 + num_envs 10 trajectories
         ({"capacity": 4}, "capacity=4"),
@@ -291,7 +294,16 @@ def test_values_that_do_not_go_together(values: dict[str, Any], field: str) -> N
 
 
 @pytest.mark.parametrize(
-    "values", [{"threads": 1}, {"batch_size": 30}, {"capacity": 5}, {"random_steps": 59}, {"pretrain__patience": 1.0}]
+    "values",
+    [
+        {"threads": 1},
+        {"threads": "auto"},
+        {"matmul_precision": "medium"},
+        {"batch_size": 30},
+        {"capacity": 5},
+        {"random_steps": 59},
+        {"pretrain__patience": 1.0},
+    ],
 )
 def test_limits_that_are_allowed(values: dict[str, Any]) -> None:
     check(config(**values))

@@ -262,7 +262,14 @@ def test_seeds_of_one_method_share_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("agent.gamma", 0.0), ("max_steps", 77), ("batch_size", 9), ("belief.hidden_dim", 5), ("pretrain.epochs", 8)],
+    [
+        ("agent.gamma", 0.0),
+        ("max_steps", 77),
+        ("batch_size", 9),
+        ("belief.hidden_dim", 5),
+        ("pretrain.epochs", 8),
+        ("matmul_precision", "medium"),
+    ],
 )
 def test_other_settings_make_another_name(setting: str, value: Any, tmp_path: Path) -> None:
     runs = [(made.config_of(tmp_path, seed=seed), {}) for seed in (1, 2)]
@@ -280,6 +287,13 @@ def test_patience_that_was_not_set_is_not_named(tmp_path: Path) -> None:
     patient = made.config_of(tmp_path, seed=3, **{"pretrain.patience": 2})
     assert len(set(names((old, {}), (new, {}), root=tmp_path))) == 1
     assert "pretrain.patience=2" in names((old, {}), (patient, {}), root=tmp_path)[1]
+
+
+def test_runs_from_before_the_precision_was_a_setting(tmp_path: Path) -> None:
+    old = made.config_of(tmp_path, seed=1)
+    with open_dict(old):
+        del old["matmul_precision"]
+    assert len(set(names((old, {}), (made.config_of(tmp_path, seed=2), {}), root=tmp_path))) == 1
 
 
 @pytest.mark.parametrize(("setting", "value"), [("item_embeddings.dim", 3), ("init_from", "other.ckpt")])

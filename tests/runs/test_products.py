@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from slaterl.agents.base import Agent
@@ -15,14 +16,17 @@ from slaterl.config import dataset
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.run import run_stage
+from slaterl.runs.files import read_json, write_json
 from slaterl.runs.products import Product, find_or_make, product_of
 from slaterl.runs.run import Run
+from slaterl.stages import log_data
 from tests.helpers import compose_config
 
 SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.slate_size=4 env.episode_length=7 max_steps=30
 save_every_n_steps=25 val_users=3 test_users=3 logged_data.trajectories=20 collect.trajectories=8 offline.max_steps=2
 offline.val_every_n_steps=2 offline.val_users=3 offline.test_users=3"""
 SMALL = SIZES.split()
+HIGHEST, MEDIUM = "matmul_precision=highest", "matmul_precision=medium"
 
 
 @pytest.fixture
@@ -62,6 +66,47 @@ def test_each_agent_is_built_once(built: Counter, tmp_path: Path) -> None:
     assert built["TopicRec"] <= 4
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "stage=pretrain",
+        "stage=mf item_embeddings=mf",
+        "stage=online",
+        "stage=online agent=dqn",
+        "stage=collect dataset=random",
+        f"stage=collect dataset=file dataset.path={__file__}",
+        "stage=offline agent=td3_bc",
+        "stage=evaluate agent=random",
+    ],
+)
+def test_products_of_another_precision_are_others(command: str) -> None:
+    default, highest, medium = (_named(command, *more) for more in ([], [HIGHEST], [MEDIUM]))
+    assert default.run.path == highest.run.path != medium.run.path
+    for name, part in medium.inputs.items():  # an agent of medium acts through a ranker of medium
+        same = part.run.path == highest.inputs[name].run.path
+        assert same == (part.run.stage == "log_data")
+
+
+def test_both_precisions_learn_from_the_same_logged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _named("stage=log_data", MEDIUM).run.path == _named("stage=log_data").run.path
+    collect, seen = log_data.collect, []
+
+    def collecting(*args: Any, **kwargs: Any) -> Any:
+        seen.append(torch.get_float32_matmul_precision())
+        return collect(*args, **kwargs)
+
+    monkeypatch.setattr(log_data, "collect", collecting)
+    run_stage(compose_config(*SMALL, "stage=log_data", MEDIUM, f"paths.root={tmp_path}"))
+    assert seen == ["highest"] and torch.get_float32_matmul_precision() == "medium"
+    (file,) = tmp_path.glob("log_data/*/*/manifest.json")
+    assert read_json(file)["config"]["matmul_precision"] == "medium"
+
+
+def _named(command: str, *more: str) -> Product:
+    cfg = compose_config(*SMALL, *command.split(), *more)
+    return product_of(cfg, cfg.stage.name)
+
+
 def product(
     root: Path, name: str, calls: list[str], inputs: dict[str, Product] | None = None, wrong: bool = False
 ) -> Product:
@@ -78,6 +123,27 @@ def product(
 
     run = Run(root, "stage", "env", name, {"name": name}, products=("result.json",))
     return Product(run, OmegaConf.create({}), begin, inputs or {}, show=lambda made: calls.append(f"show {name}"))
+
+
+def test_each_product_is_made_with_the_threads_in_its_manifest(tmp_path: Path) -> None:
+    """Both resume by threads=auto, which found two free cores; the agent began with one thread."""
+    seen: dict[str, int] = {}
+
+    def having(name: str, threads: int, inputs: dict[str, Product]) -> Product:
+        def make() -> dict[str, Any]:
+            seen[name] = torch.get_num_threads()
+            return {}
+
+        run = Run(tmp_path, "stage", "env", name, {"name": name})
+        run.path.mkdir(parents=True)
+        write_json(run.path / "manifest.json", {"status": "interrupted", "threads": threads})
+        (run.path / "last.ckpt").touch()
+        return Product(run, OmegaConf.create({"threads": "auto"}), lambda: make, inputs)
+
+    torch.set_num_threads(2)
+    ranker = having("ranker", 2, {})
+    find_or_make(having("agent", 1, {"ranker": ranker}))
+    assert seen == {"ranker": 2, "agent": 1} and torch.get_num_threads() == 2
 
 
 def test_inputs_are_made_first_and_once(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -113,7 +114,31 @@ def test_manifest_tells_what_was_run(run: Run, tmp_path: Path) -> None:
     assert manifest["config"] == {"seed": 7, "twice": 7, "agent": {"name": "sac", "q_hidden": [8, 8]}}
     assert manifest["inputs"] == {"ranker": {"path": str(ranker.path), "digest": ranker.digest}}
     assert {"slaterl", "torch"} <= set(manifest["versions"])
+    assert manifest["threads"] == torch.get_num_threads()
     assert manifest["starts"] == 1 and manifest["started"] <= manifest["ended"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "resumes", "recorded", "used"),
+    [
+        ("auto", True, 1, 1),  # its result stays equal bit for bit
+        ("auto", False, 1, 2),  # nothing was saved, so it starts again
+        ("auto", True, None, 2),  # from an older version
+        (2, True, 1, 2),
+    ],
+)
+def test_auto_resumes_with_the_number_of_threads_of_the_run(
+    setting: int | str, resumes: bool, recorded: int | None, used: int, run: Run
+) -> None:
+    make(run)
+    manifest = {key: value for key, value in run.manifest.items() if key != "threads"}
+    more = {"status": "interrupted", **({} if recorded is None else {"threads": recorded})}
+    write_json(run.path / "manifest.json", {**manifest, **more})
+    if resumes:
+        (run.path / "last.ckpt").touch()
+    torch.set_num_threads(2)
+    assert make(run, OmegaConf.create({"threads": setting}))
+    assert run.manifest["threads"] == used
 
 
 def test_changed_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -361,6 +361,16 @@ def test_estimates_of_a_checkpoint_of_other_slates(home: Path) -> None:
         make(home, "stage=evaluate", "evaluation=fqe", f"checkpoint={file}", "dataset=random", "env.slate_size=5")
 
 
+@pytest.mark.parametrize("evaluation", ["simulator", "fqe"])
+def test_precision_is_part_of_the_evaluation_of_a_checkpoint(evaluation: str, home: Path) -> None:
+    of_it = ["stage=evaluate", f"evaluation={evaluation}", f"checkpoint={agent_run(home) / 'best.ckpt'}"]
+    names = {
+        product_of(compose_config(f"paths.root={home}", f"matmul_precision={precision}", *of_it), "evaluate").run.path
+        for precision in ("highest", "medium")
+    }
+    assert len(names) == 2
+
+
 def test_estimates_from_hardly_any_data(home: Path) -> None:
     """Bootstrap samples of one trajectory, of which some are empty."""
     data = read(home, "mixed")[:1]

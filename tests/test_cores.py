@@ -1,0 +1,77 @@
+"""Cores: which of them a process may use, and how many the load leaves free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from slaterl.cores import free_cores, usable_cores
+from slaterl.runtime import prepare
+
+Machine = Callable[[int, int, "float | None"], None]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Pretend to be on another machine: its cores, those of them that this process may use, its load."""
+
+    def pretend(cores: int, usable: int, load: float | None) -> None:
+        free_cores.cache_clear()
+        monkeypatch.setattr("sys.platform", "linux")
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
+        if load is None:
+            monkeypatch.delattr(os, "getloadavg")
+        else:
+            monkeypatch.setattr(os, "getloadavg", lambda: (load, 99.0, 99.0))
+
+    yield pretend
+    free_cores.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cores", "usable", "load", "threads"),
+    [
+        (2, 2, 0.4, 2),
+        (2, 2, 0.6, 1),  # another process uses a core
+        (2, 2, 5.0, 1),
+        (1, 1, 0.0, 1),
+        (16, 16, 0.0, 2),  # more hardly help
+        (16, 16, 14.0, 2),
+        (16, 16, 15.0, 1),
+        (64, 1, 0.0, 1),  # a SLURM job with one core
+        (64, 2, 40.0, 2),  # the load may come from the other jobs of the node
+        (64, 2, 63.0, 1),
+        (2, 2, None, 2),  # Windows
+    ],
+)
+def test_auto_takes_the_cores_that_are_free(
+    cores: int, usable: int, load: float | None, threads: int, machine: Machine
+) -> None:
+    machine(cores, usable, load)
+    assert usable_cores() == usable
+    prepare("auto", "highest")
+    assert torch.get_num_threads() == threads
+
+
+def test_own_load_does_not_count(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second job of a sweep in one process gets as many threads as the first, which caused the load."""
+    machine(2, 2, 0.0)
+    prepare("auto", "highest")
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 0.0, 0.0))
+    prepare("auto", "highest")
+    assert torch.get_num_threads() == 2
+
+
+def test_a_load_that_cannot_be_read_counts_as_none(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(2, 2, 0.0)
+
+    def unknown() -> tuple[float, float, float]:
+        raise OSError
+
+    monkeypatch.setattr(os, "getloadavg", unknown)
+    prepare("auto", "highest")
+    assert torch.get_num_threads() == 2
