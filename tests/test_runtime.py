@@ -10,9 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from slaterl.envs.topic_rec import TopicRec
+from slaterl.rankers import gems
+from slaterl.rankers.base import Ranker
 from slaterl.run import run_stage
 from slaterl.runtime import exact_products, keep_freed_memory, prepare, warn_without_amx
-from tests.helpers import compose_config
+from slaterl.seeds import stream
+from tests.helpers import LATENT, SLOTS, compose_config, tiny_env, tiny_gems
 
 TRIM, MMAP = -1, -3
 MEBIBYTE = 1 << 20
@@ -84,6 +88,37 @@ def test_exact_products_within_the_block_alone() -> None:
         raise ZeroDivisionError
     assert precisions() == ("bf16", "tf32")
     assert torch.backends.cuda.matmul.allow_tf32, "torch refuses to answer if its two interfaces are mixed"
+
+
+def test_items_are_scored_and_users_simulated_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded scores would change the slates of a ranker and the clicks of a simulated user."""
+    seen: dict[str, set[str]] = {}
+
+    def spy(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def spied(*args: object, **kwargs: object) -> object:
+            seen.setdefault(name, set()).add(torch.get_float32_matmul_precision())
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, spied)
+
+    spy(gems, "product")  # logits of the cross-entropy
+    spy(Ranker, "_best_by_slot")
+    spy(TopicRec, "_score")
+    spy(gems, "layers")  # as the opposite
+    env, ranker = tiny_env(), tiny_gems()
+    prepare(1, "medium")
+    try:
+        slates = torch.zeros(2, SLOTS, dtype=torch.long)
+        ranker.losses(slates, slates, None)
+        ranker.rank(torch.zeros(2, LATENT))
+        env.reset(2, generator=stream(0, "users"))
+        env.step(slates)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        prepare(1, "highest")
+    assert seen == {"product": {"highest"}, "_best_by_slot": {"highest"}, "_score": {"highest"}, "layers": {"medium"}}
 
 
 @pytest.mark.parametrize(

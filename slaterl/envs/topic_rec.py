@@ -23,6 +23,7 @@ from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation
 from slaterl.envs.user_state import UserState
 from slaterl.errors import UserError
+from slaterl.runtime import exact_products
 
 
 class Hidden(NamedTuple):
@@ -130,6 +131,7 @@ class TopicRec(Env):
         """Cut [..., D] into [..., K, z]."""
         return embeddings.unflatten(-1, (self.num_topics, self.topic_size))
 
+    @exact_products()
     def reset(
         self,
         num_users: int | None = None,
@@ -172,6 +174,7 @@ class TopicRec(Env):
         state.short_term_topic = torch.where(any_click, last, fallback)
         return Observation(slate, clicks)
 
+    @exact_products()
     def step(
         self, slate: Tensor, *, oracle_slots: Tensor | None = None, uniforms: Tensor | None = None
     ) -> tuple[Observation, Tensor, bool]:
@@ -210,6 +213,7 @@ class TopicRec(Env):
         state.short_term_topic = torch.where(moves, last, state.short_term_topic)
         return Observation(slate, clicks), clicks.sum(1, dtype=torch.float32), state.turn >= self.episode_length
 
+    @exact_products()
     def hidden(self) -> Hidden:
         """Return the users' state before the next slate."""
         _, bored, effective = self._upcoming()
@@ -227,6 +231,7 @@ class TopicRec(Env):
         """Return the topics that were bored in this turn, [B, K] bool, and the users' own tastes [B, D]."""
         return {"bored": self.state.bored, "user": self.state.embedding}
 
+    @exact_products()
     def relevance(self, effective: Tensor) -> Tensor:
         """Return the probability [..., N] of a click on each item if examined, for users with tastes [..., D]."""
         return self._relevance_of(effective @ self.item_embeddings.T / self.max_score)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slaterl.layers import BLOCK, product
+from slaterl.runtime import exact_products
 
 
 class Ranker(nn.Module):
@@ -69,6 +70,7 @@ class Ranker(nn.Module):
         """
         return self.to_action(self.encode(slates, torch.zeros_like(slates)))
 
+    @exact_products()
     def best_by_slot(self, queries: Tensor, items: Tensor) -> Tensor:
         """Return the item with the largest inner product in each slot; if unique, among items not on the slate yet.
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
+from slaterl.runtime import exact_products
 
 
 class EmbeddingRanker(Ranker):
@@ -30,6 +31,7 @@ class EmbeddingRanker(Ranker):
         low, high = (bound.repeat(self.queries) for bound in self.item_embeddings.aminmax(dim=0))
         self.set_box(low, high)
 
+    @exact_products()
     def scores(self, latent: Tensor) -> Tensor:
         """Return the inner products of all queries with all items, [B, A] -> [B, queries, N]."""
         return latent.unflatten(1, (self.queries, -1)) @ self.item_embeddings.T

@@ -16,6 +16,7 @@ from slaterl.bounds import Count, NonNegative, Widths
 from slaterl.layers import BLOCK, layers, product
 from slaterl.networks import mlp
 from slaterl.rankers.base import Ranker
+from slaterl.runtime import exact_products
 
 
 class GeMSLosses(NamedTuple):
@@ -135,6 +136,7 @@ class _ItemCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
+    @exact_products()
     def forward(ctx: Any, queries: Tensor, items: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         # with a column of ones, the product that averages the items also sums the exponentials
         summed = torch.cat([items, items.new_ones(len(items), 1)], dim=1).t().contiguous()  # [E + 1, N]

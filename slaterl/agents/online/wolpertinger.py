@@ -24,6 +24,7 @@ from slaterl.errors import UserError
 from slaterl.networks import frozen, polyak, tanh_gaussian
 from slaterl.rankers.embedding_space import KHeadArgmax
 from slaterl.rollout import Decision, Policy
+from slaterl.runtime import exact_products
 
 
 class Wolpertinger(SAC):
@@ -137,6 +138,7 @@ class Wolpertinger(SAC):
             "policy/alpha": alpha,
         }
 
+    @exact_products()
     def nearest(self, action: Tensor) -> Tensor:
         """Return the k items nearest to each slot's proto-item by Euclidean distance: [..., A] -> [..., S, k]."""
         items = self.ranker.item_embeddings
