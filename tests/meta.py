@@ -1,6 +1,6 @@
-"""Torch's meta device, whose tensors have shapes and types but no numbers. It stands for a GPU where there is none.
+"""Torch's meta device, whose tensors have shapes and types but no numbers. Tests use it in place of a GPU.
 
-On it, to read a number is an error, and so are most operations between it and the CPU. `OnMeta` forbids the others.
+To read a number from it is an error, and so are most operations between it and the CPU. `OnMeta` forbids the others.
 """
 
 from __future__ import annotations

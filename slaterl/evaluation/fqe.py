@@ -134,7 +134,7 @@ class FittedQ(Learner):
         turn = torch.arange(horizon, device=data.slates.device)
         low, high = data.rewards.aminmax()
         self.register_buffer("ahead", (1 - discount ** (horizon - turn)) / (1 - discount))  # w_t, [H]
-        self.register_buffer("over", (turn / horizon).view(1, 1, -1, 1))
+        self.register_buffer("over", (turn / horizon).view(1, -1, 1))
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         sizes = dict(num_items=num_items, slate_size=data.slates.shape[2], item_dim=20, hidden_dim=20)
@@ -176,9 +176,8 @@ class FittedQ(Learner):
 
     def values(self, of: nn.ModuleList, states: Tensor, action: Tensor) -> Tensor:
         """Return m [M, B, H] at states [M, B, H, 20] and actions [B, H, A]."""
-        parts = action.expand(len(of), -1, -1, -1), self.over.expand(*states.shape[:2], -1, -1)
-        inputs = torch.cat([states, *parts], dim=-1)
-        raw = torch.stack([head(part).squeeze(-1) for head, part in zip(of, inputs, strict=True)])
+        over = self.over.expand(len(action), -1, -1)
+        raw = torch.stack([head(state, action, over).squeeze(-1) for head, state in zip(of, states, strict=True)])
         return torch.lerp(self.low, self.high, raw.sigmoid())
 
 

@@ -33,11 +33,11 @@ class ActionVAE(nn.Module):
 
     def decode(self, state: Tensor, latent: Tensor) -> Tensor:
         """Decode states [..., state] and latents [..., 2A] into actions [..., A] in [-1, 1]."""
-        return self.decoder(torch.cat([state, latent], dim=-1)).tanh()
+        return self.decoder(state, latent).tanh()
 
     def loss(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
         """Return the squared error of the reconstruction + KL / 2, each a mean, for standard normal noise [..., 2A]."""
-        mean, log_std = self.encoder(torch.cat([state, action], dim=-1)).chunk(2, dim=-1)
+        mean, log_std = self.encoder(state, action).chunk(2, dim=-1)
         log_std = log_std.clamp(-4, 15)
         decoded = self.decode(state, mean + log_std.exp() * noise)
         kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).mean()
@@ -105,7 +105,7 @@ class BCQ(OfflineActorCritic):
 
     def moved(self, perturbation: nn.Module, state: Tensor, decoded: Tensor) -> Tensor:
         """Return clip(decoded + phi * tanh(xi)) for states [..., state] and decoded actions [..., A]: [..., A]."""
-        return (decoded + self.phi * perturbation(torch.cat([state, decoded], dim=-1)).tanh()).clamp(-1, 1)
+        return (decoded + self.phi * perturbation(state, decoded).tanh()).clamp(-1, 1)
 
     def noise(self, *shape: int) -> Tensor:
         """Draw standard normal latents [*shape, 2A] for an update."""
