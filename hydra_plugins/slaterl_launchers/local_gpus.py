@@ -1,4 +1,4 @@
-"""hydra/launcher=local_gpus: several jobs at a time on one machine, each with a GPU or its share of the cores."""
+"""hydra/launcher=local_gpus: several jobs at a time on one machine, with a GPU for each job if there are any."""
 
 from __future__ import annotations
 
@@ -44,14 +44,12 @@ class LocalGpus(Launcher):
 
         setup_globals()
         try:
-            slots, threads = make_slots(self.gpus, self.jobs_per_gpu, self.cpu_slots)
+            slots = make_slots(self.gpus, self.jobs_per_gpu, self.cpu_slots)
         except UserError as error:
             refuse(self, error)
         slots = slots[: len(job_overrides)]
         for slot in slots:
             slot.submit(_warm_up)  # imports torch while the configurations are composed
-        # first, so that the user's settings override it
-        job_overrides = [[f"threads={threads}", *overrides] for overrides in job_overrides]
         configs = compose_jobs(self, job_overrides, initial_job_idx)
         announce_jobs(self, configs, initial_job_idx)
         returns = _Queue(self, slots, configs, initial_job_idx).run()

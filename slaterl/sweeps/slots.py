@@ -53,8 +53,8 @@ class Slot:
             self.executor = None
 
 
-def make_slots(gpus: str | int, jobs_per_gpu: Count, cpu_slots: Count | None) -> tuple[list[Slot], int]:
-    """Make the slots of this machine. Return them with the number of threads for each job.
+def make_slots(gpus: str | int, jobs_per_gpu: Count, cpu_slots: Count | None) -> list[Slot]:
+    """Make the slots of this machine.
 
     Args:
         gpus: number of GPUs to use, or "auto" for all. Without a GPU, make `cpu_slots` slots.
@@ -74,10 +74,10 @@ def make_slots(gpus: str | int, jobs_per_gpu: Count, cpu_slots: Count | None) ->
         names = [(f"gpu {gpu}", gpu) for _ in range(jobs_per_gpu) for gpu in used]
     else:
         names = [(f"cpu {number}", "") for number in range(cores if cpu_slots is None else cpu_slots)]
-    threads = max(1, cores // len(names))
     # for libraries that start their own threads; torch follows the job's setting `threads`
-    pools = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    return [Slot(name, {"CUDA_VISIBLE_DEVICES": gpu, **pools}) for name, gpu in names], threads
+    share = str(max(1, cores // len(names)))
+    pools = {f"{library}_NUM_THREADS": share for library in ("OMP", "MKL", "OPENBLAS")}
+    return [Slot(name, {"CUDA_VISIBLE_DEVICES": gpu, **pools}) for name, gpu in names]
 
 
 def visible_gpus() -> list[str]:
