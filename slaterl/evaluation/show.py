@@ -22,7 +22,7 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
     rows = []
     labels = {
         "test_": tested,
-        "best_constant_": "best constant slate found",
+        "best_constant_": "best constant slate",
         "oracle_": "short-term oracle",
         "random_": "random slates",
     }
@@ -34,7 +34,7 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
         measured = [_number(name, result[prefix + name]) for name in own]
         per_turn, items = f"{result[prefix + 'clicks_per_turn']:.2f}", f"{result[prefix + 'distinct_items']:,}"
         rows.append([label, val, returned, per_turn, *measured, items])
-    headers = [name.replace("_", " ") for name in own]
+    headers = [name.removesuffix("_share").replace("_", " ") for name in own]  # a share shows as a percentage
     table(title, ["", "val", "test ± 95 %", "clicks/turn", *headers, "items"], rows)
 
 

@@ -86,7 +86,7 @@ def test_a_row_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert added["best_constant_distinct_items"] <= 10 and added["best_constant_return"] > results[0]["random_return"]
     assert results[0]["test_return"] == results[1]["test_return"]
     shown, expected = tables[0][1], f"{added['best_constant_return']:.1f} ± {added['best_constant_interval']:.1f}"
-    assert (shown[0], shown[2]) == ("best constant slate found", expected)
+    assert (shown[0], shown[2]) == ("best constant slate", expected)
     assert [row for row in tables[0] if row != shown] == tables[1]
 
 
