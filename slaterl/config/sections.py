@@ -90,6 +90,11 @@ class Collect(Section):
 
 
 @dataclass
+class Validation(Section):
+    by: Literal["deterministic", "sampled"]
+
+
+@dataclass
 class Offline(Section):
     validation: Estimator
     max_steps: Count
@@ -228,6 +233,7 @@ class Configuration(OnlineProtocol):
     pretrain: Pretrain
     params: Params
     collect: Collect
+    validation: Validation
     offline: Offline
     fqe: FQE
     benchmark: Benchmark
