@@ -19,6 +19,9 @@ from slaterl.errors import UserError
 from slaterl.paths import CONF
 from slaterl.runs.files import fingerprint_of, in_short
 
+MEDIUM = (35, 50, 65)  # normalised validation return of a half-trained agent: least, best, most
+BY_RETURN = f"return {MEDIUM[0]}..{MEDIUM[2]}"  # in place of a file that is known only when the run is finished
+
 
 def behaviours_of(dataset: DictConfig) -> dict[str, dict[str, Any]]:
     """Return the behaviours of a dataset by name; a single behaviour gets share 1."""
@@ -61,8 +64,12 @@ def _behaviour_spec(dataset: DictConfig, behaviour: dict[str, Any]) -> dict[str,
 
 
 def file_of(dataset: DictConfig, policy: str) -> str | None:
-    """Return the file of the online run that holds a behaviour's policy; None for random slates."""
-    names = {"medium": f"step{dataset.run.medium_step}.ckpt", "expert": "best.ckpt", "replay": "last.ckpt"}
+    """Return the file of the online run that holds a behaviour's policy; None for random slates.
+
+    BY_RETURN stands for the checkpoint that evaluation/medium.py finds.
+    """
+    step = dataset.run.medium_step
+    names = {"medium": BY_RETURN if step is None else f"step{step}.ckpt", "expert": "best.ckpt", "replay": "last.ckpt"}
     return names.get(policy)
 
 

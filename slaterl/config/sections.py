@@ -87,6 +87,7 @@ class Params(Section):
 @dataclass
 class Collect(Section):
     trajectories: Several
+    medium_step: Count | None
 
 
 @dataclass
@@ -124,7 +125,7 @@ class OnlineRun(Section):
     agent: AgentFile
     ranker: RankerFile
     seed: Whole
-    medium_step: Count
+    medium_step: Count | None
     train: bool
 
 

@@ -10,11 +10,20 @@ from omegaconf import DictConfig
 
 from slaterl.agents.behaviours import collect_behaviours
 from slaterl.config.build import env_spec, plain, precision_spec, simulator
-from slaterl.config.dataset import behaviours_of, dataset_spec, file_of, is_foreign, needs_online_run, online_cfg
+from slaterl.config.dataset import (
+    BY_RETURN,
+    behaviours_of,
+    dataset_spec,
+    file_of,
+    is_foreign,
+    needs_online_run,
+    online_cfg,
+)
 from slaterl.console import note
 from slaterl.data import trajectories
 from slaterl.errors import UserError
 from slaterl.evaluation.dataset_card import reference_returns, write_card
+from slaterl.evaluation.medium import medium_checkpoint
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run, versions
 from slaterl.stages.imported import import_dataset
@@ -38,7 +47,12 @@ def collect(cfg: DictConfig) -> Product:
         if behaviour["checkpoint"] is not None:
             return Path(behaviour["checkpoint"])
         file = file_of(dataset, behaviour["policy"])
-        return online.run.path / file if online and file else None
+        if not online or not file:
+            return None
+        if file == BY_RETURN:
+            return medium_checkpoint(online.run, sampled=behaviour["sample"])
+        kept = online.run.path / f"kept-{file}"
+        return kept if kept.is_file() else online.run.path / file
 
     def begin() -> Make:
         env = simulator(cfg)

@@ -22,6 +22,8 @@ from slaterl.stages.agent import train as train_agent
 from slaterl.training import checkpoints
 from slaterl.training.fit import Schedule
 
+KEPT = 12  # checkpoints for dataset=medium to choose from; no setting, because no result depends on it
+
 
 def online(cfg: DictConfig) -> Product:
     """Return the trained and tested agent. It starts from its ranker or from item embeddings."""
@@ -66,6 +68,7 @@ def online(cfg: DictConfig) -> Product:
                 val_every_n_steps=cfg.val_every_n_steps,
                 log_every_n_steps=cfg.log_every_n_steps,
                 save_every_n_steps=cfg.save_every_n_steps,
+                keep=KEPT,
             )
             policy = agent.policy()
 

@@ -21,6 +21,7 @@ from slaterl.console import note, progress
 from slaterl.errors import Interrupted, UserError
 from slaterl.runs.signals import handling
 from slaterl.training import checkpoints
+from slaterl.training.kept import PREFIX, Kept
 from slaterl.training.learner import Learner
 from slaterl.training.loggers import ChosenLogger, LogRow, logging_to
 from slaterl.training.metrics import MetricsFile
@@ -49,6 +50,7 @@ class Schedule:
 
     Attributes:
         save_every_n_steps: keep `step<k>.ckpt` this often; None keeps none.
+        keep: number of checkpoints `kept-step<k>.ckpt` to keep, without optimisers, spread over the scores.
         patience: stop after so many validations in a row without a better score; None never stops early.
         min_delta: a score is better in this sense if it beats the best so far by more than this.
     """
@@ -57,6 +59,7 @@ class Schedule:
     val_every_n_steps: int
     log_every_n_steps: int
     save_every_n_steps: int | None = None
+    keep: int = 0
     patience: int | None = None
     min_delta: float = 0.0
 
@@ -139,6 +142,7 @@ class _Loop(L.Callback):
         self.validate, self.validated = validate, validated
         self.score, self.sign, self.title = score, sign, title
         self.best: dict[str, Any] = {"step": 0, "score": None, "metrics": {}}
+        self.kept = Kept(folder, schedule.keep)
         self.stale = 0  # validations in a row without a better score
         self.seconds = 0.0
         self.signum = 0
@@ -160,6 +164,7 @@ class _Loop(L.Callback):
         self.data.load_state_dict(state["data"])
         self.best, self.seconds = {"metrics": {}, **state["best"]}, state["seconds"]  # older versions had no metrics
         self.stale = state.get("stale", 0)  # older versions had no patience
+        self.kept.scores = dict(state.get("kept", {}))
         self.saved_step = learner.step
         if not self.over(learner.step):
             note(f"{self.title}: resuming from step {learner.step:,}")
@@ -179,6 +184,7 @@ class _Loop(L.Callback):
         bar = progress(self.title, self.schedule.max_steps, "steps", start=pl_module.step)
         self.show = self.open.enter_context(bar)
         self._mark(pl_module.step)
+        self.kept.remove_others()  # of work that a kill lost
         self.saved = time.perf_counter()
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -214,7 +220,8 @@ class _Loop(L.Callback):
         asked = self.signum or self.save_asked
         if validating or asked or time.perf_counter() - self.saved > AUTOSAVE_SECONDS:
             self.save_asked = False  # reset first, so that a signal during the save causes another one
-            self._save(pl_module, "last.ckpt", data=self.data.state_dict(), stale=self.stale)
+            self._save(pl_module, "last.ckpt", data=self.data.state_dict(), stale=self.stale, kept=self.kept.scores)
+            self.kept.remove_others()
             self.saved, self.saved_step = time.perf_counter(), step
         if self.signum:
             raise Interrupted(self.signum, f"saved at step {step:,}; rerun the same command to resume")
@@ -232,12 +239,15 @@ class _Loop(L.Callback):
         if gain > 0:
             self.best = {"step": step, "score": score, "metrics": metrics}
             self._save(learner, "best.ckpt")
+        if self.kept.add(step, score):
+            acts = {"module": learner.state_dict(), "step": step}
+            self._save(learner, f"{PREFIX}{step}.ckpt", learner=acts)
         self.show(step, score=score)
         shown = f"{self.score} {score:.4g}, best {self.best['score']:.4g} at step {self.best['step']:,}"
         note(f"{self.title}: step {step:,}: {shown}")
         return metrics
 
-    def _save(self, learner: Learner, name: str, **more: Any) -> None:
+    def _save(self, learner: Learner, name: str, /, **more: Any) -> None:
         learner.check_finite()  # never overwrite a good checkpoint with NaN
         state = {
             **self.about,

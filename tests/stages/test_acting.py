@@ -11,8 +11,9 @@ from torch import Tensor
 
 from slaterl.errors import UserError
 from slaterl.run import run_stage
-from slaterl.runs.files import read_json
+from slaterl.runs.files import fingerprint_of, read_json
 from slaterl.runs.products import product_of
+from slaterl.runs.run import Run
 from slaterl.training import checkpoints, metrics
 from tests.helpers import compose_config
 
@@ -117,5 +118,26 @@ def test_learners_that_validate_in_another_way_share_their_dataset() -> None:
     one, other = (product_of(compose_config(*offline, f"validation.by={by}"), "offline") for by in WAYS)
     assert one.run.digest != other.run.digest
     assert one.inputs["dataset"].run.digest == other.inputs["dataset"].run.digest
-    with pytest.raises(UserError, match="validation.by=sampled: offline.validation=fqe"):
+    with pytest.raises(UserError, match=r"validation\.by=sampled: offline\.validation=fqe"):
         run_stage(compose_config(*offline, "validation.by=sampled", "offline.validation=fqe"))
+
+
+def test_medium_is_a_kept_checkpoint(sac: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = sorted(file.name for file in sac.glob("kept-step*.ckpt"))
+    assert kept == [f"kept-step{step}.ckpt" for step in (15, 20, 25, 30)]
+    assert checkpoints.load(sac / kept[0], "agent")["learner"].keys() == {"module", "step"}
+    chosen = make(home, "stage=collect", "dataset=medium", "dataset.run.medium_step=25")
+    content = read_json(chosen / "card.json")["behaviours"][0]["checkpoint"]
+    assert content == fingerprint_of(sac / "kept-step25.ckpt")
+
+    asked: list[bool] = []
+
+    def medium(run: Run, *, sampled: bool) -> Path:
+        asked.append(sampled)
+        return run.path / "kept-step20.ckpt"
+
+    monkeypatch.setattr("slaterl.stages.collect.medium_checkpoint", medium)
+    by_return = make(home, "stage=collect", "dataset=medium", "dataset.run.medium_step=null")
+    assert by_return != chosen and asked == [True]
+    content = read_json(by_return / "card.json")["behaviours"][0]["checkpoint"]
+    assert content == fingerprint_of(sac / "kept-step20.ckpt")
