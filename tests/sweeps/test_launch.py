@@ -33,6 +33,15 @@ def test_file_in_place_of_the_folder(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "multirun").read_text() == "a file"
 
 
+def test_a_launcher_without_a_sweep(tmp_path: Path) -> None:
+    """Hydra would ignore the launcher and run the job here."""
+    command = [sys.executable, "-m", "slaterl.run", "scale=smoke", "hydra/launcher=slurm_cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ})
+    assert done.returncode == 2
+    assert done.stderr == "error: hydra/launcher=slurm_cpu: only sweeps use it; add -m\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("call", ["mkdir", "tempfile"])
 def test_no_permission(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
