@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from slaterl.envs.topic_rec import TopicRec
+from slaterl.evaluation.constant_slate import SlatePerGroup
 from slaterl.rankers import gems
 from slaterl.rankers.base import Ranker
+from slaterl.rollout import rollout
 from slaterl.run import run_stage
 from slaterl.runtime import exact_products, keep_freed_memory, prepare, warn_without_amx
 from slaterl.seeds import stream
@@ -113,8 +115,8 @@ def test_items_are_scored_and_users_simulated_in_float32(monkeypatch: pytest.Mon
         slates = torch.zeros(2, SLOTS, dtype=torch.long)
         ranker.losses(slates, slates, None)
         ranker.rank(torch.zeros(2, LATENT))
-        env.reset(2, generator=stream(0, "users"))
-        env.step(slates)
+        policy = SlatePerGroup(slates, 1)
+        rollout(policy, env, 2, generator=stream(0, "users"), deterministic=True)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         prepare(1, "highest")

@@ -104,5 +104,5 @@ def argmax(scores: Tensor) -> Tensor:
     On the CPU, NumPy searches the same memory nine times as fast as torch 2.13.
     """
     if scores.device.type == "cpu":
-        return torch.from_numpy(scores.detach().numpy().argmax(-1))
+        return torch.as_tensor(scores.detach().numpy().argmax(-1))
     return scores.argmax(-1)

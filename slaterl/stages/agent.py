@@ -24,7 +24,7 @@ from slaterl.config.build import (
     simulator,
 )
 from slaterl.config.fits import is_gems
-from slaterl.console import note
+from slaterl.console import note, progress
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.constant_slate import best_constant_slate
@@ -194,12 +194,14 @@ def in_simulator(env: Env, users: int, seed: int, constant_slate_users: int | No
 
     def test(best: LoadedPolicy) -> dict[str, Any]:
         tested = evaluate(best.policy, env, users, seed, "test")
-        found = {"test_users": users, **tested.named("test_"), **anchors(env, users, seed)}
+        found: dict[str, Any] = {"test_users": users, **tested.named("test_"), **anchors(env, users, seed)}
         if constant_slate_users is None:
             return found
-        note("searching for the best constant slate, with other users than the test users")
-        slate = best_constant_slate(env, users=constant_slate_users, rounds=CONSTANT_SLATE_ROUNDS, seed=seed)
+        rounds = CONSTANT_SLATE_ROUNDS
+        with progress("search for the best constant slate", rounds, "rounds") as show:
+            slate = best_constant_slate(env, users=constant_slate_users, rounds=rounds, seed=seed, on_progress=show)
         policy = ConstantSlate(slate=slate.tolist(), num_items=env.num_items, slate_size=env.slate_size)
+        found["best_constant_slate"] = slate.tolist()  # item ids
         return found | evaluate(policy, env, users, seed, "test").named("best_constant_")
 
     return test

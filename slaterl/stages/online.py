@@ -13,9 +13,11 @@ from slaterl.agents.loading import check_environment, policy_of
 from slaterl.agents.online.collecting import OnlineData
 from slaterl.config.build import env_spec
 from slaterl.config.sections import OnlineProtocol
+from slaterl.console import note
 from slaterl.evaluation.evaluate import evaluate, measure_names
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
+from slaterl.runs.run import Run
 from slaterl.seeds import stream
 from slaterl.stages.agent import agent_inputs, agent_run, begin_agent, give_inputs, in_simulator, provenance, show_agent
 from slaterl.stages.agent import train as train_agent
@@ -78,4 +80,9 @@ def online(cfg: DictConfig) -> Product:
 
         return make
 
-    return Product(run, cfg, begin, inputs, show_agent)
+    def show(run: Run) -> None:
+        show_agent(run)
+        if cfg.constant_slate_users is not None and "best_constant_return" not in run.result():
+            note("constant_slate_users: this run was tested without the search, and a finished run is not tested again")
+
+    return Product(run, cfg, begin, inputs, show)
