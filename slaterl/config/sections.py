@@ -27,6 +27,7 @@ from slaterl.bounds import (
 
 Policy = Literal["random", "medium", "expert", "replay"]
 Estimator = Literal["simulator", "fqe"]
+Labels = Literal["auto", "recorded", "encoded"]
 DatasetPath = Annotated[str, Field(description="a path, or minari:<dataset id>")]
 AgentFile = Annotated[str, Field(description="one of the files in conf/agent")]
 RankerFile = Annotated[str, Field(description="one of the files in conf/ranker")]
@@ -92,6 +93,7 @@ class Collect(Section):
 @dataclass
 class Offline(Section):
     validation: Estimator
+    actions: Labels
     max_steps: Count
     batch_size: Count
     log_every_n_steps: Count
@@ -152,7 +154,7 @@ class Dataset(Section):
     num_envs: Count
     seed: Whole
     hidden: bool
-    actions: bool
+    actions: bool | Literal["auto"]
     run: OnlineRun
 
 

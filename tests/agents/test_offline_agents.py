@@ -597,6 +597,9 @@ def test_decision_transformer_equals_the_derivation() -> None:
     agent, batch = tiny_transformer(), tiny_trajectories(BATCH)
     assert batch.actions is not None
     before, action, rewards = arrays(agent), batch.actions.double().numpy(), rewards_of(batch)
+    read_back = with_actions(batch, agent.ranker).actions
+    assert read_back is not None
+    shown = read_back.double().numpy()  # the context holds these, and not the labels
     starts = torch.randint(TURNS - 2, (BATCH, 1), generator=copy_of(agent.generators["update"])).flatten().tolist()
 
     def loss(weights: dict[str, Array]) -> float:
@@ -607,7 +610,7 @@ def test_decision_transformer_equals_the_derivation() -> None:
                 slate, clicks = batch.slates[user, turn].long().numpy(), batch.clicks[user, turn].numpy()[:, None]
                 frame = np.concatenate([weights["item_embeddings"][slate], clicks], axis=1).ravel()
                 to_go = np.array([rewards[user, turn:].sum() / rewards.sum(1).max()])
-                for name, value in (("return", to_go), ("frame", frame), ("action", action[user, turn])):
+                for name, value in (("return", to_go), ("frame", frame), ("action", shown[user, turn])):
                     tokens.append(linear(weights, f"embed_{name}", value) + weights["embed_turn.weight"][turn])
             after_frames = transformed(weights, np.stack(tokens))[1::3]
             errors.append(np.tanh(linear(weights, "actor", after_frames)) - action[user, start : start + 3])

@@ -1,4 +1,4 @@
-"""Base class of the offline agents: recorded trajectories with the actions that a ranker reads from their slates."""
+"""Base class of the offline agents that act through a ranker, and the actions that they learn from."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MakeBelief = Callable[[], Belief]
 class OfflineAgent(LatentAgent):
     """An agent that learns from recorded trajectories. A subclass gives `action` and `update`.
 
-    It learns actions of its own ranker: a_t = action_of(slate of frame t + 1) in [-1, 1]. So it can learn from any
-    behaviour: random slates, another ranker, a log.
+    It learns actions of its own ranker, in [-1, 1]: those that were recorded, if the data were collected through it.
+    Otherwise a_t = action_of(slate of frame t + 1). So it can learn from any behaviour: random slates, a log.
 
     Args:
         ranker: the ranker that the agent acts through, already trained.
@@ -41,16 +41,15 @@ class OfflineAgent(LatentAgent):
     def __init__(self, ranker: Ranker, belief: MakeBelief, generator: torch.Generator) -> None:
         super().__init__(ranker)
         self.generators["update"] = generator
-        self.actor_belief = belief()
-        if self.actor_belief.sees_hidden:
-            raise UserError("belief=none: recorded trajectories do not hold the hidden state; use belief=gru")
+        self.actor_belief = of_frames(belief)
         self.register_buffer("data_low", torch.full((ranker.action_dim,), -1.0))
         self.register_buffer("data_high", torch.full((ranker.action_dim,), 1.0))
 
     @torch.no_grad()
     def prepare(self, data: Trajectories) -> Trajectories:
-        """Called once before training: adds the ranker's actions [N, H, A] and records their range."""
-        data = with_actions(data, self.ranker)
+        """Called once before training: records the range of the actions [N, H, A]. Reads them if the data have none."""
+        if data.actions is None:
+            data = with_actions(data, self.ranker)
         assert data.actions is not None
         self.data_low.copy_(data.actions.amin((0, 1)))
         self.data_high.copy_(data.actions.amax((0, 1)))
@@ -59,6 +58,14 @@ class OfflineAgent(LatentAgent):
     def beyond_data(self, action: Tensor) -> Tensor:
         """Return the share of the components of actions [..., A] that lie outside the range of the data."""
         return ((action < self.data_low) | (action > self.data_high)).float().mean()
+
+
+def of_frames(belief: MakeBelief) -> Belief:
+    """Make a belief. Raise UserError if it reads more than frames, which is all that a dataset has."""
+    made = belief()
+    if made.sees_hidden:
+        raise UserError("belief=none: recorded trajectories do not hold the hidden state; use belief=gru")
+    return made
 
 
 @torch.no_grad()
