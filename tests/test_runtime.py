@@ -12,8 +12,7 @@ import torch
 
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.evaluation.constant_slate import SlatePerGroup
-from slaterl.rankers import gems
-from slaterl.rankers.base import Ranker
+from slaterl.rankers import base, gems
 from slaterl.rollout import rollout
 from slaterl.run import run_stage
 from slaterl.runtime import exact_products, keep_freed_memory, prepare, warn_without_amx
@@ -106,7 +105,7 @@ def test_items_are_scored_and_users_simulated_in_float32(monkeypatch: pytest.Mon
         monkeypatch.setattr(owner, name, spied)
 
     spy(gems, "product")  # logits of the cross-entropy
-    spy(Ranker, "_best_by_slot")
+    spy(base, "best_of")
     spy(TopicRec, "_score")
     spy(gems, "layers")  # as the opposite
     env, ranker = tiny_env(), tiny_gems()
@@ -120,7 +119,7 @@ def test_items_are_scored_and_users_simulated_in_float32(monkeypatch: pytest.Mon
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         prepare(1, "highest")
-    assert seen == {"product": {"highest"}, "_best_by_slot": {"highest"}, "_score": {"highest"}, "layers": {"medium"}}
+    assert seen == {"product": {"highest"}, "best_of": {"highest"}, "_score": {"highest"}, "layers": {"medium"}}
 
 
 @pytest.mark.parametrize(
