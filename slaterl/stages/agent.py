@@ -79,7 +79,7 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
     parts += [name] if name else []
     spec = {
         "env": env_spec(cfg.env),
-        "agent": settings_of(cfg.agent),
+        "agent": _learner_spec(cfg.agent, stage),
         "belief": settings_of(cfg.belief),
         **ranker_spec(cfg, inputs),
         **before,
@@ -88,6 +88,13 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
     }
     full_name = "-".join([*parts, f"seed{cfg.seed}"])
     return Run(Path(cfg.paths.root), stage, cfg.env.name, full_name, spec, products=("result.json", "best.ckpt"))
+
+
+def _learner_spec(node: DictConfig, stage: str) -> dict[str, Any]:
+    """Return an agent's settings. Online, layer_norm=false adds nothing, so that older runs keep their names."""
+    settings = settings_of(node)
+    older = stage == "online" and settings.get("layer_norm") is False
+    return {key: value for key, value in settings.items() if not (older and key == "layer_norm")}
 
 
 def begin_agent(cfg: DictConfig, inputs: Mapping[str, Product]) -> tuple[Env, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from slaterl.agents.init_from import check_same_ranker, start_from
+from slaterl.agents.init_from import act_in_its_box, start_from
 from slaterl.agents.loading import check_environment, policy_of
 from slaterl.agents.online.collecting import OnlineData
 from slaterl.config.build import env_spec
@@ -48,7 +48,7 @@ def online(cfg: DictConfig) -> Product:
         def make() -> dict[str, Any]:
             give_inputs(agent, inputs)
             if start is not None:
-                check_same_ranker(agent, state, start)
+                act_in_its_box(agent, state, start)
             data = OnlineData(
                 env,
                 agent,

@@ -490,7 +490,7 @@ def test_online_from_offline(home: Path) -> None:
     source = ["dataset=mixed", "dataset.hidden=true"]
     make(home, "stage=offline", "agent=cql", *source)
     (start,) = (home / "offline").glob("*/*/best.ckpt")
-    sizes = ["agent.q_hidden=[256,256]", "agent.pi_hidden=[256,256]"]
+    sizes = ["agent.q_hidden=[256,256]", "agent.pi_hidden=[256,256]", "agent.layer_norm=true"]
     with pytest.raises(UserError, match=r"best.ckpt: .* there, but .* here; give the settings"):
         make(home, f"init_from={start}")
     with pytest.raises(
@@ -510,6 +510,8 @@ def test_online_from_offline(home: Path) -> None:
     learned, began = (checkpoints.load(path, "agent")["learner"]["module"] for path in (folder / "last.ckpt", start))
     for name in ("actor.0.weight", "actor_belief.weight_hh", "critics.members.1.2.weight", "log_alpha"):
         torch.testing.assert_close(learned[name], began[name], rtol=0, atol=1e-9)
+    for name in ("ranker.center", "ranker.half_width"):  # the box of the data, in which the policy acts
+        assert torch.equal(learned[name], began[name])
     made_of = json.loads((folder / "manifest.json").read_text())["spec"]["init_from"]
     assert made_of == fingerprint_of(start)
 
