@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -661,10 +662,13 @@ def test_the_box_is_fitted_to_the_data_and_slates_stay_the_same() -> None:
     assert agent.beyond_data(torch.ones(5, LATENT)) == 1
 
 
-def test_prepare_gives_actions_of_the_fitted_box() -> None:
+@pytest.mark.parametrize("recorded", [True, False])
+def test_prepare_gives_actions_of_the_fitted_box(recorded: bool) -> None:
+    """Of recorded actions as of those that are read from the slates."""
     agent, data = tiny(BC), tiny_trajectories(50)
-    latent = tiny_gems().to_latent(with_actions(data, tiny_gems()).actions)
-    prepared = agent.prepare(data)
+    own = data.actions if recorded else with_actions(data, tiny_gems()).actions
+    latent = tiny_gems().to_latent(own)
+    prepared = agent.prepare(data if recorded else dataclasses.replace(data, actions=None))
     torch.testing.assert_close(prepared.actions, agent.ranker.to_action(latent), rtol=1e-4, atol=1e-4)
     assert not torch.equal(agent.ranker.half_width, tiny_gems().half_width)
 

@@ -418,17 +418,16 @@ def test_slates_with_random_items_are_not_those_of_their_actions(home: Path) -> 
 
 
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The actions of every dataset that an agent is given from now on."""
+    """The actions of every dataset that an agent learns from now on, in the box of the ranker that they belong to."""
     found: list[torch.Tensor] = []
-    prepare = OfflineAgent.prepare
+    fit_box = OfflineAgent.fit_box
 
     def kept(self: OfflineAgent, data: Trajectories) -> Trajectories:
-        prepared = prepare(self, data)
-        assert prepared.actions is not None
-        found.append(prepared.actions)
-        return prepared
+        assert data.actions is not None
+        found.append(data.actions)
+        return fit_box(self, data)
 
-    monkeypatch.setattr(OfflineAgent, "prepare", kept)
+    monkeypatch.setattr(OfflineAgent, "fit_box", kept)
     return found
 
 
