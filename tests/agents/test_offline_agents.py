@@ -666,6 +666,8 @@ def test_the_box_is_fitted_to_the_data_and_slates_stay_the_same() -> None:
 def test_prepare_gives_actions_of_the_fitted_box(recorded: bool) -> None:
     """Of recorded actions as of those that are read from the slates."""
     agent, data = tiny(BC), tiny_trajectories(50)
+    assert data.actions is not None
+    data.actions /= 4  # those of the helper fill the box
     own = data.actions if recorded else with_actions(data, tiny_gems()).actions
     latent = tiny_gems().to_latent(own)
     prepared = agent.prepare(data if recorded else dataclasses.replace(data, actions=None))
