@@ -73,6 +73,11 @@ def precision_spec(cfg: DictConfig) -> dict[str, str]:
     return {} if cfg.matmul_precision == "highest" else {"matmul_precision": cfg.matmul_precision}
 
 
+def validation_spec(cfg: DictConfig) -> dict[str, Any]:
+    """Return `validation` as a part of a spec. The default adds nothing, so that older runs keep their names."""
+    return {} if cfg.validation.by == "deterministic" else {"validation": plain(cfg.validation)}
+
+
 def resolve_device(name: str) -> torch.device:
     """Choose the torch device for auto, cpu, cuda or cuda:<i>.
 

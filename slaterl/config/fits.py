@@ -16,6 +16,7 @@ _READERS = {
         {"collect", "offline", "export", "benchmark"},
         "stage=collect, stage=offline and stage=export do; others need logged_data.source=dataset or evaluation=fqe",
     ),
+    "validation": ({"online", "offline"}, "stage=online and stage=offline do; datasets take runs of the default"),
     "constant_slate_users": ({"online"}, "stage=online does"),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),
@@ -53,6 +54,8 @@ def check_protocol(cfg: DictConfig) -> None:
         )
     if cfg.capacity < cfg.batch_size:
         raise UserError(f"capacity={cfg.capacity}: must be at least batch_size={cfg.batch_size}")
+    if cfg.validation.by == "sampled" and cfg.stage.name == "offline" and cfg.offline.validation == "fqe":
+        raise UserError("validation.by=sampled: offline.validation=fqe estimates only the return without exploration")
     if cfg.pretrain.min_delta and cfg.pretrain.patience is None:
         raise UserError(f"pretrain.min_delta={cfg.pretrain.min_delta}: nothing stops early; set pretrain.patience, too")
 

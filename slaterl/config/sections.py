@@ -91,6 +91,11 @@ class Collect(Section):
 
 
 @dataclass
+class Validation(Section):
+    by: Literal["deterministic", "sampled"]
+
+
+@dataclass
 class Offline(Section):
     validation: Estimator
     actions: Labels
@@ -230,6 +235,7 @@ class Configuration(OnlineProtocol):
     pretrain: Pretrain
     params: Params
     collect: Collect
+    validation: Validation
     offline: Offline
     fqe: FQE
     benchmark: Benchmark

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from slaterl.agents.base import BeliefPolicy
 from slaterl.agents.heuristics import ConstantSlate, EpsilonOracle
 from slaterl.envs.env import Env
 from slaterl.rankers.base import Ranker
 from slaterl.rankers.gems import GeMS
 from slaterl.rollout import Policy, rollout
 from slaterl.seeds import stream
+
+SAMPLED = ("return_sampled", "interval_sampled")  # of a policy that explores: names of the measures of sampled_return
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,14 @@ class Evaluation:
         return {prefix + name: value for name, value in values.items()}
 
 
-def measure_names(env: Env) -> tuple[str, ...]:
-    """Return the names of an Evaluation's measures in an environment, in the order of the columns of metrics.csv."""
-    return ("return", "interval", "clicks_per_turn", *env.own_measures, "distinct_items")
+def measure_names(env: Env, policy: Policy | None = None) -> tuple[str, ...]:
+    """Return the names of an Evaluation's measures in an environment, in the order of the columns of metrics.csv.
+
+    Args:
+        policy: if it explores, the names of `sampled_return` follow.
+    """
+    names = ("return", "interval", "clicks_per_turn", *env.own_measures, "distinct_items")
+    return (*names, *SAMPLED) if explores(policy) else names
 
 
 def evaluate(policy: Policy, env: Env, users: int, seed: int, name: str) -> Evaluation:
@@ -48,16 +57,51 @@ def evaluate(policy: Policy, env: Env, users: int, seed: int, name: str) -> Eval
     generator = stream(seed, f"{name} users", env.device)
     hidden = bool(env.own_measures) and env.hidden_columns is not None
     data = rollout(policy, env, users, generator=generator, deterministic=True, hidden=hidden)
-    returns, clicks = data.returns, data.clicks[:, 1:].sum(2, dtype=torch.float32).sum(1)
-    deviation = returns.std().item() if users > 1 else math.nan
+    clicks = data.clicks[:, 1:].sum(2, dtype=torch.float32).sum(1)
+    mean, interval = _mean(data.returns)
     return Evaluation(
         users=users,
-        mean_return=returns.mean().item(),
-        interval=1.96 * deviation / math.sqrt(users),
+        mean_return=mean,
+        interval=interval,
         clicks_per_turn=clicks.mean().item() / env.episode_length,
         own=env.measures(data),
         distinct_items=data.slates[:, 1:].unique().numel(),
     )
+
+
+def explores(policy: Policy | None) -> bool:
+    """Whether acting with exploration differs from acting without it."""
+    return isinstance(policy, BeliefPolicy) and policy.agent.explores
+
+
+def sampled_return(policy: Policy, env: Env, users: int, seed: int, name: str) -> dict[str, float]:
+    """Serve the users of `evaluate` with exploration, as the agent acts while it learns.
+
+    The exploration has a random stream of its own, which starts again each time. So training does not change, and two
+    checkpoints meet the same noise.
+
+    Returns:
+        mean return and half-width of its 95 % interval by the names in SAMPLED; nothing if the policy does not explore.
+    """
+    if not explores(policy):
+        return {}
+    assert isinstance(policy, BeliefPolicy)
+    sampling = policy.agent.policy(stream(seed, f"{name} sampling", env.device))
+    generator = stream(seed, f"{name} users", env.device)
+    data = rollout(sampling, env, users, generator=generator, deterministic=False)
+    return dict(zip(SAMPLED, _mean(data.returns), strict=True))
+
+
+def evaluate_both(policy: Policy, env: Env, users: int, seed: int, name: str, prefix: str) -> dict[str, float]:
+    """Return the measures of `evaluate`, then those of `sampled_return`, each name after a prefix."""
+    sampled = sampled_return(policy, env, users, seed, name)
+    return evaluate(policy, env, users, seed, name).named(prefix) | {prefix + key: v for key, v in sampled.items()}
+
+
+def _mean(returns: Tensor) -> tuple[float, float]:
+    """Mean of returns [users] and half-width of its 95 % confidence interval."""
+    deviation = returns.std().item() if len(returns) > 1 else math.nan
+    return returns.mean().item(), 1.96 * deviation / math.sqrt(len(returns))
 
 
 def anchors(env: Env, users: int, seed: int) -> dict[str, float]:

@@ -14,11 +14,12 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
     Args:
         tested: label of the policy behind the result's `test_...` entries.
         result: flat, with the entries of `anchors` and of the best constant slate. A baseline without entries gets no
-            row.
+            row. Exploration gets a column if the tested policy explores.
     """
     random = [name.removeprefix("random_") for name in result if name.startswith("random_")]
     # the environment's own, in addition to the measures of all environments
     own = [name for name in random if name not in ("return", "interval", "clicks_per_turn", "distinct_items")]
+    ways = ["sampled"] if "test_return_sampled" in result else []
     rows = []
     labels = {
         "test_": tested,
@@ -31,11 +32,19 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
             continue
         val = f"{result['val_return']:.1f}" if prefix == "test_" and "val_return" in result else ""
         returned = f"{result[prefix + 'return']:.1f} ± {result[prefix + 'interval']:.1f}"
+        sampled = [_sampled(result, prefix) for _ in ways]
         measured = [_number(name, result[prefix + name]) for name in own]
         per_turn, items = f"{result[prefix + 'clicks_per_turn']:.2f}", f"{result[prefix + 'distinct_items']:,}"
-        rows.append([label, val, returned, per_turn, *measured, items])
+        rows.append([label, val, returned, *sampled, per_turn, *measured, items])
     headers = [name.removesuffix("_share").replace("_", " ") for name in own]  # a share shows as a percentage
-    table(title, ["", "val", "test ± 95 %", "clicks/turn", *headers, "items"], rows)
+    table(title, ["", "val", "test ± 95 %", *ways, "clicks/turn", *headers, "items"], rows)
+
+
+def _sampled(result: Mapping[str, Any], prefix: str) -> str:
+    """Format the return with exploration; empty for a policy without any."""
+    if prefix + "return_sampled" not in result:
+        return ""
+    return f"{result[prefix + 'return_sampled']:.1f} ± {result[prefix + 'interval_sampled']:.1f}"
 
 
 def _number(name: str, value: float) -> str:

@@ -135,6 +135,7 @@ def settings_of(record: Record) -> dict[str, Any]:
     )
     sizes = ("offline", "logged_data", "pretrain") if "dataset" in record.result else sizes
     if record.steps:
+        parts["validation"] = record.config.get("validation", {"by": "deterministic"})  # older runs had no such setting
         parts |= {key: record.config[key] for key in sizes if key in record.config}
         parts["pretrain"] = pretraining_of(parts.get("pretrain", {}))
     if not record.result.get("compared_by") and not record.result.get("ranker_run"):

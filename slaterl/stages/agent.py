@@ -28,7 +28,7 @@ from slaterl.console import note, progress
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.constant_slate import best_constant_slate
-from slaterl.evaluation.evaluate import anchors, evaluate
+from slaterl.evaluation.evaluate import anchors, evaluate, evaluate_both, explores
 from slaterl.evaluation.show import show_result
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Product, product_of
@@ -157,6 +157,8 @@ def train(
         test: measures the best checkpoint: test_users, test_return, test_interval and more.
     """
     catalogue, protocol = env.catalogue(), {"seed": cfg.seed, "test_users": users}
+    # both scores are one if the agent does not explore
+    by_sampled = cfg.validation.by == "sampled" and "val/return_sampled" in validated
     outcome = fit(
         agent,
         data,
@@ -166,7 +168,7 @@ def train(
         schedule=schedule,
         validate=validate,
         validated=validated,
-        score="val/return",
+        score="val/return_sampled" if by_sampled else "val/return",
         maximise=True,
         loggers=make_loggers(cfg, run),
         title=f"{cfg.agent.name} on {env.name}",
@@ -180,7 +182,9 @@ def train(
         "compared_by": cfg.item_embeddings.name if compares_items(cfg) else None,
         "seed": cfg.seed,
         "ranker_seed": cfg.ranker_seed,
-        "val_return": outcome["best_score"],
+        # a run of an older version that is resumed has no record of its best validation
+        "val_return": outcome["best_metrics"].get("val/return", outcome["best_score"]),
+        **({"val_return_sampled": outcome["best_metrics"].get("val/return_sampled")} if explores(best.policy) else {}),
         "best_step": outcome["best_step"],
         **test(best),
         "steps": agent.step,
@@ -200,8 +204,8 @@ def in_simulator(env: Env, users: int, seed: int, constant_slate_users: int | No
     """
 
     def test(best: LoadedPolicy) -> dict[str, Any]:
-        tested = evaluate(best.policy, env, users, seed, "test")
-        found: dict[str, Any] = {"test_users": users, **tested.named("test_"), **anchors(env, users, seed)}
+        tested = evaluate_both(best.policy, env, users, seed, "test", "test_")
+        found: dict[str, Any] = {"test_users": users, **tested, **anchors(env, users, seed)}
         if constant_slate_users is None:
             return found
         rounds = CONSTANT_SLATE_ROUNDS

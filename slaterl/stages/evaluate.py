@@ -22,8 +22,7 @@ from slaterl.config.check import given_keys
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.estimates import estimates
-from slaterl.evaluation.evaluate import anchors
-from slaterl.evaluation.evaluate import evaluate as serve
+from slaterl.evaluation.evaluate import anchors, evaluate_both
 from slaterl.evaluation.show import show_result
 from slaterl.rollout import Policy
 from slaterl.runs.files import fingerprint_of
@@ -103,7 +102,7 @@ def _run(cfg: DictConfig, env: str, name: str, spec: dict[str, Any]) -> Run:
 
 
 def _test(policy: Policy, env: Env, seed: int, users: int) -> dict[str, Any]:
-    tested = serve(policy, env, users, seed, "test").named("test_")
+    tested = evaluate_both(policy, env, users, seed, "test", "test_")
     about = {"item_embeddings": env.fingerprint, "device": str(env.device)}
     return {"seed": seed, "test_users": users, **tested, **anchors(env, users, seed), **about}
 

@@ -11,12 +11,12 @@ from slaterl.agents.base import LatentAgent
 from slaterl.agents.loading import LoadedPolicy
 from slaterl.agents.offline.labels import labelled
 from slaterl.agents.offline.recorded import OfflineData
-from slaterl.config.build import plain
+from slaterl.config.build import plain, validation_spec
 from slaterl.config.dataset import is_foreign, online_cfg
 from slaterl.console import note
 from slaterl.data import trajectories
 from slaterl.data.score import normalised
-from slaterl.evaluation.evaluate import evaluate, measure_names
+from slaterl.evaluation.evaluate import evaluate_both, measure_names
 from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.seeds import stream, stream_seed
@@ -31,6 +31,7 @@ def offline(cfg: DictConfig) -> Product:
     protocol = plain(cfg.offline)
     by_fqe = protocol["validation"] == "fqe"
     spec = {"dataset": dataset.run.digest, "protocol": {**protocol, **({"fqe": plain(cfg.fqe)} if by_fqe else {})}}
+    spec |= validation_spec(cfg)
     run = agent_run(cfg, "offline", cfg.dataset.name, inputs, spec)
 
     def begin() -> Make:
@@ -61,8 +62,8 @@ def offline(cfg: DictConfig) -> Product:
             )
             about = dataset.run.result()
             low, high = about["random_return"], _expert_return(cfg)
-            measured = [f"val/{name}" for name in measure_names(env)]
             policy, served = agent.policy(), in_simulator(env, protocol["test_users"], cfg.seed)
+            measured = [f"val/{name}" for name in measure_names(env, None if by_fqe else policy)]
 
             def estimated(learned: LatentAgent, name: str) -> Estimate:
                 settings = plain(cfg.fqe) | {"seed": stream_seed(cfg.seed, f"fqe of the {name}")}
@@ -75,7 +76,7 @@ def offline(cfg: DictConfig) -> Product:
                     estimate = estimated(agent, "validation")
                     measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
                 else:
-                    measures = evaluate(policy, env, protocol["val_users"], cfg.seed, "validation").named("val/")
+                    measures = evaluate_both(policy, env, protocol["val_users"], cfg.seed, "validation", "val/")
                 score = normalised(measures["val/return"], low, high)
                 return {**measures, "val/normalised": math.nan if score is None else score}
 

@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 from slaterl.agents.init_from import act_in_its_box, start_from
 from slaterl.agents.loading import check_environment, policy_of
 from slaterl.agents.online.collecting import OnlineData
-from slaterl.config.build import env_spec
+from slaterl.config.build import env_spec, validation_spec
 from slaterl.config.sections import OnlineProtocol
 from slaterl.console import note
-from slaterl.evaluation.evaluate import evaluate, measure_names
+from slaterl.evaluation.evaluate import evaluate_both, measure_names
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
 from slaterl.runs.run import Run
@@ -29,6 +29,7 @@ def online(cfg: DictConfig) -> Product:
     """Return the trained and tested agent. It starts from its ranker or from item embeddings."""
     inputs = agent_inputs(cfg)
     spec: dict[str, Any] = {"protocol": {field.name: cfg[field.name] for field in fields(OnlineProtocol)}}
+    spec |= validation_spec(cfg)
     start = cfg.init_from
     name = ""
     if start is not None:
@@ -71,9 +72,9 @@ def online(cfg: DictConfig) -> Product:
             policy = agent.policy()
 
             def validate() -> dict[str, float]:
-                return evaluate(policy, env, cfg.val_users, cfg.seed, "validation").named("val/")
+                return evaluate_both(policy, env, cfg.val_users, cfg.seed, "validation", "val/")
 
-            validated = [f"val/{name}" for name in measure_names(env)]
+            validated = [f"val/{name}" for name in measure_names(env, policy)]
             test = in_simulator(env, cfg.test_users, cfg.seed, cfg.constant_slate_users)
             result = train_agent(cfg, run, env, agent, data, schedule, cfg.test_users, validate, validated, test)
             return {**result, **provenance(inputs), "init_from": spec.get("init_from")}

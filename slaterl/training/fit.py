@@ -87,7 +87,8 @@ def fit(
         title: title of the progress bar.
 
     Returns:
-        `best_step`, `best_score`, and `seconds` spent training and validating over all starts.
+        `best_step`, `best_score`, `best_metrics` (all of that validation), and `seconds` spent training and validating
+        over all starts.
 
     Raises:
         Interrupted: on a signal to stop (see runs/signals.py), after `last.ckpt` was written.
@@ -113,7 +114,8 @@ def fit(
         )
         with logging_to(loggers, folder / "metrics.csv", learner.step) as loop.log_row:
             trainer.fit(learner, datamodule=data)
-    return {"best_step": loop.best["step"], "best_score": loop.best["score"], "seconds": loop.seconds}
+    best = {f"best_{key}": value for key, value in loop.best.items()}
+    return {**best, "seconds": loop.seconds}
 
 
 class _Loop(L.Callback):
@@ -136,7 +138,7 @@ class _Loop(L.Callback):
         self.data, self.folder, self.about, self.schedule = data, folder, about, schedule
         self.validate, self.validated = validate, validated
         self.score, self.sign, self.title = score, sign, title
-        self.best: dict[str, Any] = {"step": 0, "score": None}
+        self.best: dict[str, Any] = {"step": 0, "score": None, "metrics": {}}
         self.stale = 0  # validations in a row without a better score
         self.seconds = 0.0
         self.signum = 0
@@ -152,7 +154,7 @@ class _Loop(L.Callback):
         with checkpoints.taken_by(learner, where, advice="; remove its folder to start again"):
             learner.load_learner_state(state["learner"])
         self.data.load_state_dict(state["data"])
-        self.best, self.seconds = state["best"], state["seconds"]
+        self.best, self.seconds = {"metrics": {}, **state["best"]}, state["seconds"]  # older versions had no metrics
         self.stale = state.get("stale", 0)  # older versions had no patience
         self.saved_step = learner.step
         if self.over(learner.step):
@@ -229,7 +231,7 @@ class _Loop(L.Callback):
         gain = math.inf if best is None else self.sign * (score - best)
         self.stale = 0 if gain > self.schedule.min_delta else self.stale + 1
         if gain > 0:
-            self.best = {"step": step, "score": score}
+            self.best = {"step": step, "score": score, "metrics": metrics}
             self._save(learner, "best.ckpt")
         self.show(step, score=score)
         shown = f"{self.score} {score:.4g}, best {self.best['score']:.4g} at step {self.best['step']:,}"
