@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 BLOCK = 1 << 19  # numbers in the widest layer of a block of rows: 2 MB, which a second-level cache holds
@@ -40,9 +39,21 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool
     large = rows.shape[0] * rows.shape[1] * weight.shape[0] >= SMALL
     if large and rows.device.type == "cpu" and rows.dtype == torch.float32 and onednn_is_faster():
         rows, weight = _without_gaps(rows), _without_gaps(weight)
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "relu" if relu else "none", [], "")
-    result = linear(rows, weight, bias)
+        # its own "relu" would turn NaN into 0, which hides that training diverges
+        result = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    else:
+        result = linear(rows, weight, bias)
     return result.relu_() if relu else result
+
+
+def first_derivative_only(name: str) -> None:
+    """Raise RuntimeError in a backward pass that is to be differentiated itself (create_graph=True).
+
+    Torch's `once_differentiable` would return a gradient without a graph if the incoming one has none. A gradient
+    penalty would then be lost without an error.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name}: no second derivative; MLP.twice_differentiable has one, see docs/extending.md")
 
 
 def _without_gaps(matrix: Tensor) -> Tensor:
@@ -54,10 +65,11 @@ def layers(inputs: Sequence[Tensor], parameters: Sequence[Tensor], relu_last: bo
     """Apply linear layers with ReLU between them to inputs joined along their last axis: n * [..., I_n] -> [..., O].
 
     Args:
-        inputs: with equal leading axes. Only those that need a gradient cost the time of one.
+        inputs: with equal leading axes; n is at least 1. Only those that need a gradient cost the time of one.
         parameters: weight [O, I] and bias [O] of each layer in turn.
         relu_last: whether a ReLU also follows the last layer.
     """
+    assert all(part.shape[:-1] == inputs[0].shape[:-1] for part in inputs)
     rows = [part.reshape(-1, part.shape[-1]) for part in inputs]
     if torch.is_grad_enabled():
         outputs = _Layers.apply(len(rows), relu_last, *rows, *parameters)
@@ -105,8 +117,8 @@ class _Layers(torch.autograd.Function):
         return _joined([block[-1] for block in passed], 0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        first_derivative_only("layers")
         rows, *saved = ctx.saved_tensors
         parameters, inner = saved[: ctx.parameters], saved[ctx.parameters :]
         weights = parameters[::2]
@@ -115,6 +127,7 @@ class _Layers(torch.autograd.Function):
         of_inputs, of_parameters = ctx.needs_input_grad[2 : 2 + ctx.inputs], ctx.needs_input_grad[2 + ctx.inputs :]
         sums: list[Tensor | None] = [None] * ctx.parameters
         found: list[list[Tensor]] = [[] for _ in of_inputs]
+        columns = [_without_gaps(part.t()) for part in weights[0].split(ctx.widths, 1)]  # here, not in every block
         blocks = _blocks(rows, parameters)
         for number, (block, gradient) in enumerate(zip(blocks, grad.split(len(blocks[0])), strict=True)):
             passed = [block, *inner[number * per_block : (number + 1) * per_block]]
@@ -128,9 +141,9 @@ class _Layers(torch.autograd.Function):
                 if layer:
                     gradient = product(gradient, weights[layer].t())
                     torch.ops.aten.threshold_backward.grad_input(gradient, passed[layer], 0, grad_input=gradient)
-            for part, needed, columns in zip(found, of_inputs, weights[0].split(ctx.widths, 1), strict=True):
+            for part, needed, weight in zip(found, of_inputs, columns, strict=True):
                 if needed:
-                    part.append(product(gradient, columns.t()))
+                    part.append(product(gradient, weight))
         return None, None, *(_joined(part, 0) if part else None for part in found), *sums
 
 

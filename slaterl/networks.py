@@ -15,9 +15,11 @@ from torch.nn.functional import softplus
 from slaterl.layers import layers
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-# A smaller deviation changes no slate, and dimensions that hardly vary would dominate all others.
+# Floor for policies that imitate. A smaller deviation changes no slate, and dimensions that hardly vary would dominate.
 LOG_STD_OF_DATA = -2.0
-EDGE = 1 - 1e-4  # recorded actions are clipped to this, because tanh never reaches 1
+# Recorded actions are clipped to this, because tanh never reaches 1. Nearer to 1, the few actions at the edge of the
+# box would lie so far out before the tanh that they alone set the policy's deviation.
+EDGE = 0.99
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -84,36 +86,47 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-def gaussian_action(parameters: Tensor, generator: torch.Generator | None) -> Tensor:
+def gaussian_action(
+    parameters: Tensor, generator: torch.Generator | None, least_log_std: float = LOG_STD_MIN
+) -> Tensor:
     """Act by a tanh-Gaussian: means and log-deviations [..., 2A] -> actions [..., A] in [-1, 1].
 
     Without a generator, return the tanh of the mean; with one, draw.
     """
-    return (parameters.chunk(2, dim=-1)[0] if generator is None else draw(parameters, generator)[0]).tanh()
+    if generator is None:
+        return parameters.chunk(2, dim=-1)[0].tanh()
+    return draw(parameters, generator, least_log_std)[0].tanh()
 
 
-def tanh_gaussian(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def tanh_gaussian(
+    parameters: Tensor, generator: torch.Generator, least_log_std: float = LOG_STD_MIN
+) -> tuple[Tensor, Tensor]:
     """Draw actions [..., A] in [-1, 1] from means and log-deviations [..., 2A], with their log-probabilities [...].
 
     The draws are reparameterised. log pi(a) = log N(x) - log(1 - tanh(x)^2), summed over the action
     (arXiv 1812.05905, appendix C). The form used here stays precise where tanh saturates.
     """
-    raw, noise, log_std = draw(parameters, generator)
+    raw, noise, log_std = draw(parameters, generator, least_log_std)
     return raw.tanh(), _log_density(raw, noise, log_std)
 
 
 def log_prob_of(parameters: Tensor, action: Tensor) -> Tensor:
-    """Return log pi(a) [...] of recorded actions [..., A] in [-1, 1] under means and log-deviations [..., 2A]."""
+    """Return log pi(a) [...] of recorded actions [..., A] in [-1, 1] under means and log-deviations [..., 2A].
+
+    Deviations have the floor LOG_STD_OF_DATA. What learns by this density has to draw with it, too.
+    """
     mean, log_std = parameters.chunk(2, dim=-1)
     log_std = log_std.clamp(LOG_STD_OF_DATA, LOG_STD_MAX)
     raw = action.clamp(-EDGE, EDGE).atanh()
     return _log_density(raw, (raw - mean) * (-log_std).exp(), log_std)
 
 
-def draw(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def draw(
+    parameters: Tensor, generator: torch.Generator, least_log_std: float = LOG_STD_MIN
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw from a Gaussian: values before the tanh, standard normal noise and log-deviations, each [..., A]."""
     mean, log_std = parameters.chunk(2, dim=-1)
-    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    log_std = log_std.clamp(least_log_std, LOG_STD_MAX)
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     return torch.addcmul(mean, log_std.exp(), noise), noise, log_std
 

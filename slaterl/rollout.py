@@ -12,6 +12,7 @@ from slaterl.data.trajectories import Trajectories, smallest_int
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import UserError
+from slaterl.runtime import exact_products
 
 
 class Decision(NamedTuple):
@@ -66,7 +67,8 @@ def rollout(
     if (hidden or privileged) and env.hidden_columns is None:
         needed = "dataset.hidden=true, belief=none and agents that see the simulator need it"
         raise UserError(f"env={env.name}: this environment does not reveal its users' hidden state; {needed}")
-    observation = env.reset(num_users, generator=generator)
+    with exact_products():
+        observation = env.reset(num_users, generator=generator)
     policy.reset(num_users)
     frames = (num_users, horizon + 1, env.slate_size)
     slates = torch.empty(frames, dtype=smallest_int(env.num_items), device=env.device)
@@ -89,7 +91,8 @@ def rollout(
                 f"env={env.name}: this environment has no short-term oracle; use random slates "
                 "(agent=random, logged_data.epsilon=1)"
             )
-        observation, reward, ended = env.step(decision.slate, oracle_slots=decision.oracle_slots)
+        with exact_products():
+            observation, reward, ended = env.step(decision.slate, oracle_slots=decision.oracle_slots)
         if ended != (turn == horizon):
             raise UserError(
                 f"env={env.name}: an episode {'ended' if ended else 'did not end'} at turn {turn}; all must have "

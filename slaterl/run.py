@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl import output
-from slaterl.config.listing import as_help
+from slaterl.config.listing import as_help, check_one_of_each
 from slaterl.config.quoting import explain_quoting
 from slaterl.paths import CONF
 
@@ -51,6 +51,9 @@ def main(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     sweep = Path(hydra_cfg.sweep.dir) if hydra_cfg.mode == RunMode.MULTIRUN else None
     try:
+        launcher = hydra_cfg.runtime.choices["hydra/launcher"]
+        if not sweep and launcher != "one_by_one":
+            raise UserError(f"hydra/launcher={launcher}: only sweeps use it; add -m")
         with handling(stop=stop, save=save), recording(sweep, hydra_cfg.job.num, cfg) if sweep else nullcontext():
             return run_stage(cfg)
     except UserError as error:
@@ -102,6 +105,7 @@ def command() -> None:
     output.set_up()
     try:
         check_overrides(sys.argv[1:])
+        check_one_of_each(sys.argv[1:])
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

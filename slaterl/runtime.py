@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -24,12 +25,18 @@ def prepare(threads: int | Literal["auto"], matmul_precision: str) -> None:
     """Set torch's threads and the precision of its products, and let the allocator keep freed memory.
 
     Args:
-        threads: "auto" uses two threads if at least two cores are free, else one.
+        threads: "auto" uses two threads if at least two cores are free and OMP_NUM_THREADS allows two, else one.
     """
-    torch.set_num_threads(max(1, min(free_cores(), _MOST_THREADS)) if threads == "auto" else threads)
+    torch.set_num_threads(_free_threads() if threads == "auto" else threads)
     torch.set_float32_matmul_precision(matmul_precision)  # also "highest": an earlier job may have left "medium"
     if sys.platform == "linux":
         keep_freed_memory(ctypes.CDLL(None))
+
+
+def _free_threads() -> int:
+    allowed = os.environ.get("OMP_NUM_THREADS", "")  # set by local_gpus, whose jobs start at once on idle cores
+    most = min(int(allowed), _MOST_THREADS) if allowed.isdecimal() else _MOST_THREADS
+    return max(1, min(free_cores(), most))
 
 
 @contextlib.contextmanager

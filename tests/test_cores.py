@@ -21,6 +21,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     def pretend(cores: int, usable: int, load: float | None) -> None:
         free_cores.cache_clear()
         monkeypatch.setattr("sys.platform", "linux")
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
         if load is None:
@@ -53,6 +54,17 @@ def test_auto_takes_the_cores_that_are_free(
 ) -> None:
     machine(cores, usable, load)
     assert usable_cores() == usable
+    prepare("auto", "highest")
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("allowed", "threads"), [("1", 1), ("2", 2), ("8", 2), ("", 2), ("4,3", 2)])
+def test_auto_takes_no_more_than_its_slot_has(
+    allowed: str, threads: int, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs of local_gpus start together, when all cores are free."""
+    machine(16, 16, 0.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", allowed)
     prepare("auto", "highest")
     assert torch.get_num_threads() == threads
 

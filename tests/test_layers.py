@@ -65,6 +65,32 @@ def test_leading_axes_stay() -> None:
     assert torch.equal(layers([drawn(2, 3, 4)], parameters), linear(drawn(2, 3, 4), *parameters))
 
 
+def test_inputs_have_the_same_leading_axes() -> None:
+    with pytest.raises(AssertionError):
+        layers([drawn(2, 3, 4), drawn(3, 2, 3)], [drawn(7, 7), drawn(7)])
+
+
+def test_nan_stays_nan_in_large_products() -> None:
+    """Training stops where a loss is not finite, and oneDNN's own ReLU would hide it."""
+    rows, weight = torch.ones(300, 80), torch.ones(96, 80)
+    rows[7] = torch.nan
+    assert rows.numel() * len(weight) > module.SMALL
+    assert int(product(rows, weight, relu=True).isnan().sum()) == 96
+    assert layers([rows], [weight, torch.zeros(96), torch.ones(1, 96), torch.zeros(1)]).isnan().sum() == 1
+
+
+@pytest.mark.parametrize("penalised", [False, True])
+def test_a_gradient_penalty_is_refused(penalised: bool) -> None:
+    """Also where the incoming gradient is a constant, which torch's once_differentiable does not notice."""
+    inputs = drawn(5, 4).requires_grad_()
+    values = layers([inputs], [drawn(6, 4), drawn(6), drawn(1, 6), drawn(1)])
+    if penalised:
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(values.sum(), inputs, create_graph=True)
+    else:
+        torch.autograd.grad(values.sum(), inputs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_large_products_are_those_of_torch(dtype: torch.dtype) -> None:
     """Whoever multiplies: with a bias, positive parts, transposed factors and factors with gaps."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.noisy import NoisyPolicy
-from slaterl.agents.offline.base import OfflineAgent, with_actions
+from slaterl.agents.offline.base import with_actions
 from slaterl.agents.offline.recorded import OfflineData
 from slaterl.agents.online.collecting import OnlineData
 from slaterl.data.trajectories import Trajectories
@@ -53,7 +53,7 @@ def test_learns_and_acts(agent: str, ranker: str | None, more: str) -> None:
     updates = getattr(built, "policy_delay", 1) + 1  # so that a policy rests once, and learns once
     with OnMeta():
         data: OfflineData | OnlineData
-        if isinstance(built, OfflineAgent):
+        if built.LEARNS_FROM == "dataset":
             recorded = check_serves(built.random_policy(Stream()), env, deterministic=False)
             data = OfflineData(recorded, built, max_steps=updates, batch_size=3, batches=Stream())
             if built.explores:

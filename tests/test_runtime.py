@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from slaterl.envs.topic_rec import TopicRec
-from slaterl.rankers import gems
-from slaterl.rankers.base import Ranker
+from slaterl.evaluation.constant_slate import SlatePerGroup
+from slaterl.rankers import base, gems
+from slaterl.rollout import rollout
 from slaterl.run import run_stage
 from slaterl.runtime import exact_products, keep_freed_memory, prepare, warn_without_amx
 from slaterl.seeds import stream
@@ -104,7 +105,7 @@ def test_items_are_scored_and_users_simulated_in_float32(monkeypatch: pytest.Mon
         monkeypatch.setattr(owner, name, spied)
 
     spy(gems, "product")  # logits of the cross-entropy
-    spy(Ranker, "_best_by_slot")
+    spy(base, "best_of")
     spy(TopicRec, "_score")
     spy(gems, "layers")  # as the opposite
     env, ranker = tiny_env(), tiny_gems()
@@ -113,12 +114,12 @@ def test_items_are_scored_and_users_simulated_in_float32(monkeypatch: pytest.Mon
         slates = torch.zeros(2, SLOTS, dtype=torch.long)
         ranker.losses(slates, slates, None)
         ranker.rank(torch.zeros(2, LATENT))
-        env.reset(2, generator=stream(0, "users"))
-        env.step(slates)
+        policy = SlatePerGroup(slates, 1)
+        rollout(policy, env, 2, generator=stream(0, "users"), deterministic=True)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         prepare(1, "highest")
-    assert seen == {"product": {"highest"}, "_best_by_slot": {"highest"}, "_score": {"highest"}, "layers": {"medium"}}
+    assert seen == {"product": {"highest"}, "best_of": {"highest"}, "_score": {"highest"}, "layers": {"medium"}}
 
 
 @pytest.mark.parametrize(

@@ -48,13 +48,15 @@ def main() -> None:
     parser.add_argument("new", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     given, settings = parser.parse_known_args()
-    found: dict[Path, list[dict[str, float]]] = {given.old: [], given.new: []}
+    if given.rounds < 1:
+        parser.error("--rounds: at least 1")
+    checkouts, found = (given.old.resolve(), given.new.resolve()), ([], [])
     for round_ in range(given.rounds):
-        for checkout in sorted(found, reverse=round_ % 2 == 1):
-            found[checkout].append(benchmark(checkout.resolve(), settings))
+        for which in (0, 1) if round_ % 2 == 0 else (1, 0):
+            found[which].append(benchmark(checkouts[which], settings))
     for name, label, more_is_faster in MEASURES:
-        if name in found[given.old][0]:
-            old, new = (statistics.median(result[name] for result in found[key]) for key in (given.old, given.new))
+        if name in found[0][0]:
+            old, new = (statistics.median(result[name] for result in results) for results in found)
             ratio = old / new if more_is_faster else new / old
             print(f"{label:28} old {old:12.5g}   new {new:12.5g}   new / old {ratio:.2f}")
 

@@ -39,15 +39,7 @@ class Slurm(SlurmLauncher):
         _check(self, configs, self.params)
         announce_jobs(self, configs, initial_job_idx)
         count = len(configs)
-        # the arguments of SlurmLauncher.__call__: overrides, the key of the sweep's folder, number, id, singletons
-        jobs = self._executor().map_array(
-            self,
-            [list(overrides) for overrides in job_overrides],
-            ["hydra.sweep.dir"] * count,
-            list(range(initial_job_idx, initial_job_idx + count)),
-            [f"job_id_for_{initial_job_idx + index}" for index in range(count)],
-            [Singleton.get_state()] * count,
-        )
+        jobs = self._submit(job_overrides, initial_job_idx)
         array, folder = jobs[0].job_id.split("_")[0], sweep_folder(self)
         note(f"{count} jobs submitted to SLURM as {array}; see their output in {folder / '.submitit'}")
         try:
@@ -56,6 +48,31 @@ class Slurm(SlurmLauncher):
             note(f"the jobs keep running: stage=status status.sweep={folder} shows them, scancel {array} ends them")
             sys.exit(130)
         return conclude(self, returns, initial_job_idx)
+
+    def _submit(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
+        """Give the jobs to SLURM as one array. If it does not take them, record that and end the command."""
+        from submitit.core.utils import FailedJobError
+
+        from slaterl.errors import UserError
+        from slaterl.runs.files import first_line
+        from slaterl.sweeps.launch import mark_killed, refuse, sweep_folder
+
+        numbers = list(range(first, first + len(job_overrides)))
+        try:
+            # the arguments of SlurmLauncher.__call__: overrides, the key of the sweep's folder, number, id, singletons
+            return self._executor().map_array(
+                self,
+                [list(overrides) for overrides in job_overrides],
+                ["hydra.sweep.dir"] * len(numbers),
+                numbers,
+                [f"job_id_for_{number}" for number in numbers],
+                [Singleton.get_state()] * len(numbers),
+            )
+        except (FailedJobError, RuntimeError) as error:  # sbatch failed, or is not installed
+            reason = f"SLURM did not take the job: {first_line(error)}"
+            for number in numbers:
+                mark_killed(sweep_folder(self) / str(number), reason)
+            refuse(self, UserError(f"hydra/launcher: {reason}"))
 
     def _executor(self) -> Any:
         import submitit

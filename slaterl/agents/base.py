@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.beliefs.base import Belief, JoinedBeliefs
+from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.networks import Critics
 from slaterl.rankers.base import Ranker
@@ -60,6 +61,10 @@ class Agent(Learner):
     def random_policy(self, generator: torch.Generator) -> Policy:
         """Return the policy that fills the replay buffer before the first update."""
         raise NotImplementedError
+
+    def prepare(self, data: Trajectories) -> Trajectories:
+        """Hook of agents that learn from a dataset: select or measure it once, before training."""
+        return data
 
     def steps_in(self, batch: object) -> int:
         """Count an update's steps: on policy, the trajectories of the batch; otherwise one step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -14,6 +14,7 @@ from slaterl.agents.base import BeliefPolicy, LatentAgent
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.loading import check_environment, load_policy, policy_of
 from slaterl.agents.noisy import NoisyPolicy
+from slaterl.agents.offline.base import with_actions
 from slaterl.console import note, progress
 from slaterl.data.replay import ReplayBuffer
 from slaterl.data.trajectories import Trajectories
@@ -25,6 +26,17 @@ from slaterl.runs.files import fingerprint_of
 from slaterl.seeds import stream
 from slaterl.training import checkpoints
 
+CPU = torch.device("cpu")
+
+
+class Collected(NamedTuple):
+    """The trajectories of a dataset, and what its metadata and its card say of them."""
+
+    data: Trajectories  # with policy_id
+    behaviours: list[dict[str, Any]]  # a description of each
+    ranker: Ranker | None = None  # of the first behaviour that has one
+    actions_of: str | None = None  # fingerprint of the ranker whose actions the data hold
+
 
 def collect_behaviours(
     dataset: DictConfig,
@@ -32,8 +44,11 @@ def collect_behaviours(
     checkpoint_of: Mapping[str, Path | None],
     env: Env,
     spec: Mapping[str, Any],
-) -> tuple[Trajectories, list[dict[str, Any]], Ranker | None]:
+) -> Collected:
     """Collect the trajectories of each behaviour in turn.
+
+    Actions are recorded where all behaviours that have any act through one ranker. It reads the actions of the other
+    behaviours from their slates, as it would for an agent that learns from them; their descriptions say so.
 
     Args:
         dataset: node with trajectories, num_envs, seed, hidden and actions.
@@ -41,33 +56,32 @@ def collect_behaviours(
         checkpoint_of: returns the checkpoint of a behaviour; None for random slates.
         spec: everything that determines the environment (config.build.env_spec).
 
-    Returns:
-        the trajectories with policy_id, one description per behaviour, and the ranker of the first that has one.
-
     Raises:
-        UserError: see `behaviour_policy`; or a behaviour lacks the requested actions or hidden state.
+        UserError: see `behaviour_policy`; or the behaviours lack the requested actions or hidden state.
     """
     parts: list[Trajectories] = []
     told: list[dict[str, Any]] = []
-    ranker: Ranker | None = None
-    counts = _shares(dataset.trajectories, [behaviour["share"] for behaviour in behaviours.values()])
-    for index, ((name, behaviour), count) in enumerate(zip(behaviours.items(), counts, strict=True)):
+    sources: dict[str, tuple[Policy | Trajectories, Ranker | None]] = {}
+    for name, behaviour in behaviours.items():
         checkpoint = checkpoint_of[name]
         if behaviour["policy"] == "replay":
             assert checkpoint is not None
-            part = _replayed(checkpoint, spec, count)
+            sources[name] = _replayed(checkpoint, spec, env)
+        else:
+            sources[name] = behaviour_policy(behaviour, checkpoint, env, spec, name, dataset.seed)
+    owners = {n: ranker for n, (_, ranker) in sources.items() if ranker and not behaviours[n]["epsilon"]}
+    recorder, why_none = _recorder(dataset.actions, list(owners.values()))
+    counts = _shares(dataset.trajectories, [behaviour["share"] for behaviour in behaviours.values()])
+    for index, ((name, behaviour), count) in enumerate(zip(behaviours.items(), counts, strict=True)):
+        checkpoint, (source, _) = checkpoint_of[name], sources[name]
+        if isinstance(source, Trajectories):
+            part = source[-count:]
             if len(part) < count:
                 note(f"the replay buffer has {len(part):,} trajectories, fewer than the requested {count:,}")
         else:
-            policy, own = behaviour_policy(behaviour, checkpoint, env, spec, name, dataset.seed)
-            if dataset.actions and not _same_ranker(ranker, own):
-                raise UserError(
-                    f"dataset.actions=true: {name} and the behaviours before it act through different rankers"
-                )
-            ranker = ranker or own
             with progress(f"collect {name}", count, "trajectories") as show:
                 part = collect(
-                    policy,
+                    source,
                     env,
                     count,
                     generator=stream(dataset.seed, f"users of {name}", env.device),
@@ -76,20 +90,43 @@ def collect_behaviours(
                     hidden=dataset.hidden,
                     on_progress=show,
                 )
-        if dataset.actions and part.actions is None:
-            raise UserError(f"dataset.actions=true: the behaviour {name} has no ranker, so it has no actions to record")
         if dataset.hidden and not part.hidden:
             raise UserError(f"dataset.hidden=true: the trajectories of {name} were recorded without hidden state")
-        part.actions = part.actions if dataset.actions else None
+        if recorder is None:
+            part.actions = None
+        elif name not in owners:
+            part.actions = with_actions(part.to(env.device), recorder).to(CPU).actions
         part.hidden = part.hidden if dataset.hidden else {}
         part.policy_id = torch.full((len(part),), index, dtype=torch.int16)
         parts.append(part)
         fingerprint = None if checkpoint is None else fingerprint_of(checkpoint)
         about = {key: behaviour[key] for key in ("policy", "sample", "noise", "epsilon")}
+        about["actions"] = why_none if recorder is None else "recorded" if name in owners else "read from the slates"
         told.append({"name": name, **about, "checkpoint": fingerprint, "seed": dataset.seed, "trajectories": len(part)})
     columns = [part.columns() for part in parts]
     joined = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
-    return Trajectories.from_columns(joined), told, ranker
+    ranker = next((ranker for _, ranker in sources.values() if ranker), None)
+    return Collected(Trajectories.from_columns(joined), told, ranker, recorder.fingerprint() if recorder else None)
+
+
+def _recorder(wanted: bool | str, rankers: Sequence[Ranker]) -> tuple[Ranker | None, str]:
+    """Return the ranker whose actions are recorded, or none of them and the reason.
+
+    Args:
+        wanted: dataset.actions.
+        rankers: those of the behaviours whose slates are the slates of their actions.
+    """
+    if wanted is False:
+        return None, "none: dataset.actions=false"
+    if len({ranker.fingerprint() for ranker in rankers}) == 1:
+        return rankers[0], ""
+    why = "the behaviours act through different rankers"
+    if not rankers:
+        why = "no behaviour has actions that make its slates; random slates, epsilon and ranker=none give none"
+    if wanted is True:
+        raise UserError(f"dataset.actions=true: {why}")
+    note(f"no actions are recorded: {why}")
+    return None, f"none: {why.split(';')[0]}"
 
 
 def behaviour_policy(
@@ -121,10 +158,9 @@ def behaviour_policy(
         loaded = load_policy(checkpoint, env.device)
         check_environment(loaded, spec, checkpoint)
         policy = loaded.policy
+        ranker = _ranker_of(policy)
         if isinstance(policy, BeliefPolicy):
             policy = policy.agent.policy(generator)
-            if isinstance(policy.agent, LatentAgent) and not policy.agent.REFINES:
-                ranker = policy.agent.ranker
     if behaviour["sample"] and not (isinstance(policy, BeliefPolicy) and policy.agent.explores):
         raise UserError(f"sample=true of the behaviour {name}: it does not explore")
     noise, epsilon = behaviour["noise"], behaviour["epsilon"]
@@ -137,23 +173,22 @@ def behaviour_policy(
     return policy, ranker
 
 
-def _replayed(checkpoint: Path, spec: Mapping[str, Any], count: int) -> Trajectories:
-    """Return the newest `count` trajectories of the replay buffer in a run's last.ckpt, or all if it has fewer."""
+def _ranker_of(policy: Policy) -> Ranker | None:
+    """Return the ranker that makes a policy's slates of its actions, if there is one."""
+    agent = policy.agent if isinstance(policy, BeliefPolicy) else None
+    return agent.ranker if isinstance(agent, LatentAgent) and not agent.REFINES else None
+
+
+def _replayed(checkpoint: Path, spec: Mapping[str, Any], env: Env) -> tuple[Trajectories, Ranker | None]:
+    """Return the trajectories of the replay buffer in a run's last.ckpt, oldest first, and its agent's ranker."""
     state = checkpoints.load(checkpoint, "agent")
-    check_environment(policy_of(state, checkpoint), spec, checkpoint)
+    loaded = policy_of(state, checkpoint, env.device)
+    check_environment(loaded, spec, checkpoint)
     if "replay" not in state.get("data", {}):
         raise UserError(f"{checkpoint}: no replay buffer in this checkpoint; use the last.ckpt of an online run")
     buffer = ReplayBuffer(state["data"]["replay"]["size"])
-    buffer.load_state_dict(state["data"]["replay"], torch.device("cpu"))
-    return buffer.trajectories()[-count:]
-
-
-def _same_ranker(one: Ranker | None, other: Ranker | None) -> bool:
-    """Whether the actions of two rankers mean the same; a missing ranker agrees with every other."""
-    if one is None or other is None:
-        return True
-    a, b = one.state_dict(), other.state_dict()
-    return type(one) is type(other) and all(torch.equal(a[key], b[key]) for key in a)
+    buffer.load_state_dict(state["data"]["replay"], CPU)
+    return buffer.trajectories(), _ranker_of(loaded.policy)
 
 
 def _shares(total: int, shares: Sequence[float]) -> list[int]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from slaterl.agents.base import Agent, LatentAgent
 from slaterl.errors import UserError
 
+BOX = ("ranker.center", "ranker.half_width")
+
 
 def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
     """Copy a checkpoint's networks into an untrained agent: policy, critics, their beliefs and targets.
@@ -44,16 +46,23 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
         if shapes[0] != shapes[1]:
             raise UserError(
                 f"init_from={source}: {key} is {shapes[0]} there, but {shapes[1]} here; give the settings of "
-                f"that agent={name} (agent.q_hidden, agent.pi_hidden, agent.num_critics, belief.hidden_dim, ranker)"
+                f"that agent={name} (agent.q_hidden, agent.pi_hidden, agent.num_critics, "
+                f"agent.layer_norm, belief.hidden_dim, ranker)"
             )
     agent.load_state_dict(own | {key: given[key] for key in networks & set(given)})
 
 
-def check_same_ranker(agent: Agent, state: dict[str, Any], source: str) -> None:
-    """Raise UserError unless an agent's ranker equals the ranker in a checkpoint."""
+def act_in_its_box(agent: Agent, state: dict[str, Any], source: str) -> None:
+    """Give an agent the action box of a checkpoint, because its policy's actions in [-1, 1] mean nothing in another.
+
+    Raises:
+        UserError: the rankers differ in more than the box, which offline agents fit to their data.
+    """
     given = state["learner"]["module"]
     for key, value in agent.state_dict().items():
-        if key.startswith("ranker.") and not (key in given and torch.equal(given[key].to(value.device), value)):
+        if key in BOX and key in given and given[key].shape == value.shape:
+            value.copy_(given[key])
+        elif key.startswith("ranker.") and not (key in given and torch.equal(given[key].to(value.device), value)):
             raise UserError(
                 f"init_from={source}: its agent acts through another ranker; give that ranker's settings and seed"
             )

@@ -18,6 +18,13 @@ def bootstrap(reward: Tensor, next_value: Tensor, gamma: float) -> Tensor:
     return target
 
 
+def discounted_to_go(reward: Tensor, gamma: float) -> Tensor:
+    """Return r_t + gamma * r_{t+1} + ... to the end, for rewards [B, H]: [B, H]."""
+    turn = torch.arange(reward.shape[1], device=reward.device)
+    ahead = turn.unsqueeze(1) - turn  # [H, H], turns from the column's to the row's
+    return reward @ (gamma ** ahead.clamp(min=0).to(reward.dtype) * (ahead >= 0))
+
+
 def smoothed(action: Tensor, noise: float, clip: float, generator: torch.Generator) -> Tensor:
     """Smooth a target policy's actions [..., A]: clip(a + clip(noise * N(0, 1), -clip, clip), -1, 1).
 

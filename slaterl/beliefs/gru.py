@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from slaterl.beliefs.base import Belief
 from slaterl.bounds import Count
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.layers import layers, outer, product
+from slaterl.layers import first_derivative_only, layers, outer, product
 
 FRAMES_PER_ITEM = 6  # measured: from here on, a table of all items' input gates is faster
 
@@ -177,8 +176,8 @@ class _GRUScan(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        first_derivative_only("scan of the GRU")
         gates, start, weight_hh, bias_hh, states = ctx.saved_tensors
         hidden_dim = start.shape[1]
         previous = torch.cat([start.unsqueeze(0), states[:-1]])

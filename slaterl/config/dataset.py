@@ -32,7 +32,12 @@ def behaviours_of(dataset: DictConfig) -> dict[str, dict[str, Any]]:
 
 def needs_online_run(behaviour: dict[str, Any]) -> bool:
     """Whether a behaviour is a checkpoint of the online run that dataset.run names."""
-    return behaviour["checkpoint"] is None and behaviour["policy"] != "random"
+    return behaviour["checkpoint"] is None and not is_random(behaviour)
+
+
+def is_random(behaviour: dict[str, Any]) -> bool:
+    """Whether a behaviour shows random slates."""
+    return behaviour["checkpoint"] is None and behaviour["policy"] == "random"
 
 
 def dataset_spec(dataset: DictConfig) -> tuple[str, dict[str, Any]]:
@@ -47,7 +52,10 @@ def dataset_spec(dataset: DictConfig) -> tuple[str, dict[str, Any]]:
         name = Path(source.removeprefix("minari:")).stem.replace("/", "-")
         return f"{dataset.name}-{name}", {"dataset": settings, "file": source_fingerprint(source)}
     settings = {key: value for key, value in settings.items() if key not in ("run", "behaviour")}
-    settings["behaviours"] = {name: _behaviour_spec(dataset, own) for name, own in behaviours_of(dataset).items()}
+    behaviours = behaviours_of(dataset)
+    if settings["actions"] == "auto" and all(map(is_random, behaviours.values())):
+        settings["actions"] = False  # it would record none, and datasets from before that setting keep their names
+    settings["behaviours"] = {name: _behaviour_spec(dataset, own) for name, own in behaviours.items()}
     return f"{dataset.name}-{settings['trajectories']}-seed{settings['seed']}", {"dataset": settings}
 
 

@@ -114,6 +114,11 @@ def check_fit(cfg: DictConfig) -> None:
         raise UserError(
             f"agent={agent} chooses the items of a slate itself; use ranker=none instead of ranker={ranker}"
         )
+    if stage == "offline" and not takes_ranker:
+        if cfg.offline.actions != "auto":
+            raise UserError(f"offline.actions={cfg.offline.actions}: agent={agent} learns from slates; leave it out")
+        if cfg.offline.validation == "fqe":
+            raise UserError(f"offline.validation=fqe: agent={agent} has no latent actions to value; use simulator")
     if not compares_items(cfg) and cfg.item_embeddings.name != "scratch":
         learner = f"ranker={ranker}" if takes_ranker else f"agent={agent}"
         raise UserError(

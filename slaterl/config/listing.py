@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from omegaconf import DictConfig, OmegaConf
 
+from slaterl.errors import UserError
 from slaterl.paths import CONF
 
 
@@ -21,6 +25,21 @@ def choices(group: str) -> dict[str, str]:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
         found[file.stem] = lines[0].removeprefix("# ")
     return found
+
+
+def check_one_of_each(arguments: Sequence[str]) -> None:
+    """Refuse several files of a group on the command line: Hydra would merge them, and the last one would win.
+
+    Raises:
+        UserError: names the argument, and the way to run them all.
+    """
+    for argument in arguments:
+        found = re.match(r"([\w/]+)=\[(.*)\]$", argument)
+        if found and found[1] in groups() and found[1] != "logger":  # only loggers can be several
+            several = found[2].replace(" ", "")
+            raise UserError(
+                f"{argument}: {found[1]} takes one choice; to run one after the other: -m {found[1]}={several}"
+            )
 
 
 def as_help() -> str:

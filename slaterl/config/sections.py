@@ -27,6 +27,7 @@ from slaterl.bounds import (
 
 Policy = Literal["random", "medium", "expert", "replay"]
 Estimator = Literal["simulator", "fqe"]
+Labels = Literal["auto", "recorded", "encoded"]
 DatasetPath = Annotated[str, Field(description="a path, or minari:<dataset id>")]
 AgentFile = Annotated[str, Field(description="one of the files in conf/agent")]
 RankerFile = Annotated[str, Field(description="one of the files in conf/ranker")]
@@ -98,6 +99,7 @@ class Validation(Section):
 @dataclass
 class Offline(Section):
     validation: Estimator
+    actions: Labels
     max_steps: Count
     batch_size: Count
     log_every_n_steps: Count
@@ -158,7 +160,7 @@ class Dataset(Section):
     num_envs: Count
     seed: Whole
     hidden: bool
-    actions: bool
+    actions: bool | Literal["auto"]
     run: OnlineRun
 
 

@@ -131,7 +131,6 @@ class TopicRec(Env):
         """Cut [..., D] into [..., K, z]."""
         return embeddings.unflatten(-1, (self.num_topics, self.topic_size))
 
-    @exact_products()
     def reset(
         self,
         num_users: int | None = None,
@@ -174,7 +173,6 @@ class TopicRec(Env):
         state.short_term_topic = torch.where(any_click, last, fallback)
         return Observation(slate, clicks)
 
-    @exact_products()
     def step(
         self, slate: Tensor, *, oracle_slots: Tensor | None = None, uniforms: Tensor | None = None
     ) -> tuple[Observation, Tensor, bool]:
@@ -213,7 +211,6 @@ class TopicRec(Env):
         state.short_term_topic = torch.where(moves, last, state.short_term_topic)
         return Observation(slate, clicks), clicks.sum(1, dtype=torch.float32), state.turn >= self.episode_length
 
-    @exact_products()
     def hidden(self) -> Hidden:
         """Return the users' state before the next slate."""
         _, bored, effective = self._upcoming()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,9 @@ class SlatePerGroup:
         return Decision(self.shown)
 
 
-def best_constant_slate(env: Env, *, users: int, rounds: int, seed: int) -> Tensor:
+def best_constant_slate(
+    env: Env, *, users: int, rounds: int, seed: int, on_progress: Callable[[int], None] = lambda done: None
+) -> Tensor:
     """Climb from random slates to the one with the highest mean return. Returns item ids [S].
 
     A round serves new users, each candidate its own, in one rollout. The best candidates are kept and changed for the
@@ -37,12 +41,14 @@ def best_constant_slate(env: Env, *, users: int, rounds: int, seed: int) -> Tens
 
     Args:
         users: number of users for each candidate in a round.
+        on_progress: called after each round with the number of rounds done.
     """
     generator = stream(seed, "constant slate", env.device)
     slates = torch.randint(env.num_items, (CANDIDATES, env.slate_size), generator=generator, device=env.device)
-    for _ in range(rounds):
+    for done in range(rounds):
         parents = slates[mean_returns(env, slates, users, generator).topk(PARENTS).indices]
         slates = torch.cat([parents, _children(parents, CANDIDATES - PARENTS, env.num_items, generator)])
+        on_progress(done + 1)
     parents = slates[:PARENTS]
     users = users * CANDIDATES // PARENTS  # the last parents are close: a whole round of users decides between them
     return parents[mean_returns(env, parents, users, generator).argmax()]

@@ -77,6 +77,8 @@ def fitted_q_evaluation(
     count, horizon = data.rewards.shape
     device = data.slates.device
     generator = stream(seed, "fqe", device)
+    # Also where actions were recorded: an estimate values slates, and the same encoder reads those of data and policy.
+    # Recorded actions would give one slate many names, and those of a policy could be names that the data lack.
     data = with_actions(data, agent.ranker)
     own = policy_actions(agent, data)
     weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]

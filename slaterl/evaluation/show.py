@@ -34,10 +34,9 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
         returned = f"{result[prefix + 'return']:.1f} ± {result[prefix + 'interval']:.1f}"
         sampled = [_sampled(result, prefix) for _ in ways]
         measured = [_number(name, result[prefix + name]) for name in own]
-        per_turn, items = f"{result[prefix + 'clicks_per_turn']:.2f}", f"{result[prefix + 'distinct_items']:,}"
-        rows.append([label, val, returned, *sampled, per_turn, *measured, items])
+        rows.append([label, val, returned, *sampled, *measured, f"{result[prefix + 'distinct_items']:,}"])
     headers = [name.removesuffix("_share").replace("_", " ") for name in own]  # a share shows as a percentage
-    table(title, ["", "val", "test ± 95 %", *ways, "clicks/turn", *headers, "items"], rows)
+    table(title, ["", "val", "test ± 95 %", *ways, *headers, "items"], rows)
 
 
 def _sampled(result: Mapping[str, Any], prefix: str) -> str:

@@ -15,7 +15,6 @@ import torch
 from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.agents.offline.base import OfflineAgent
 from slaterl.config.build import make
 from slaterl.data import trajectories
 from slaterl.envs.env import Env
@@ -84,7 +83,7 @@ def measure(cfg: DictConfig, env: Env, agent: Any) -> dict[str, Any]:
             agent.step += agent.steps_in(batch)  # some agents update the policy only every few steps
             agent.update(batch)
 
-    if isinstance(agent, OfflineAgent):
+    if agent.LEARNS_FROM == "dataset":
         batch = agent.prepare(logged.to(env.device))[: cfg.offline.batch_size]
         found["offline_batch_size"] = len(batch)
         found["offline_step_s"] = seconds(updates) / UPDATES

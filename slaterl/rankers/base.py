@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import ClassVar
 
 import torch
@@ -70,6 +71,17 @@ class Ranker(nn.Module):
         """
         return self.to_action(self.encode(slates, torch.zeros_like(slates)))
 
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change with any bit of the weights or the box, with the class, and with `unique`.
+
+        With equal fingerprints an action in [-1, 1] gives the same slate.
+        """
+        digest = hashlib.sha256(f"{type(self).__name__} {self.unique}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     @exact_products()
     def best_by_slot(self, queries: Tensor, items: Tensor) -> Tensor:
         """Return the item with the largest inner product in each slot; if unique, among items not on the slate yet.
@@ -82,20 +94,23 @@ class Ranker(nn.Module):
         """
         # in blocks whose scores stay in the second-level cache
         blocks = queries.split(max(1, BLOCK // (queries.shape[1] * len(items))))
-        return torch.cat(
-            [self._best_by_slot(product(block.flatten(0, 1), items).unflatten(0, block.shape[:2])) for block in blocks]
-        )
+        scores = (product(block.flatten(0, 1), items).unflatten(0, block.shape[:2]) for block in blocks)
+        return torch.cat([best_of(each, self.unique) for each in scores])
 
-    def _best_by_slot(self, scores: Tensor) -> Tensor:
-        """Choose by scores [B, S, N]."""
-        if not self.unique:
-            return argmax(scores)
-        taken = torch.zeros_like(scores[:, 0], dtype=torch.bool)  # [B, N]
-        slots = []
-        for slot in scores.unbind(1):
-            slots.append(argmax(slot.masked_fill(taken, -torch.inf)).unsqueeze(1))
-            taken = taken.scatter(1, slots[-1], True)
-        return torch.cat(slots, dim=1)
+
+def best_of(scores: Tensor, unique: bool) -> Tensor:
+    """Return the slates [B, S] of the items with the largest scores [B, S, N]; if unique, without repeats.
+
+    Slots choose in their order.
+    """
+    if not unique:
+        return argmax(scores)
+    taken = torch.zeros_like(scores[:, 0], dtype=torch.bool)  # [B, N]
+    slots = []
+    for slot in scores.unbind(1):
+        slots.append(argmax(slot.masked_fill(taken, -torch.inf)).unsqueeze(1))
+        taken = taken.scatter(1, slots[-1], True)
+    return torch.cat(slots, dim=1)
 
 
 def argmax(scores: Tensor) -> Tensor:
@@ -104,5 +119,5 @@ def argmax(scores: Tensor) -> Tensor:
     On the CPU, NumPy searches the same memory nine times as fast as torch 2.13.
     """
     if scores.device.type == "cpu":
-        return torch.from_numpy(scores.detach().numpy().argmax(-1))
+        return torch.as_tensor(scores.detach().numpy().argmax(-1))
     return scores.argmax(-1)

@@ -9,11 +9,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from slaterl.bounds import Count, NonNegative, Widths
-from slaterl.layers import BLOCK, layers, product
+from slaterl.layers import BLOCK, first_derivative_only, layers, product
 from slaterl.networks import mlp
 from slaterl.rankers.base import Ranker
 from slaterl.runtime import exact_products
@@ -157,7 +156,7 @@ class _ItemCrossEntropy(torch.autograd.Function):
         return torch.cat(losses).mean(), accuracy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        first_derivative_only("cross-entropy of GeMS")
         (grad_queries,) = ctx.saved_tensors
         return grad_loss * grad_queries, None, None

@@ -114,11 +114,12 @@ def without_lambdas(record: Record) -> Record:
 
 def settings_of(record: Record) -> dict[str, Any]:
     """Return the settings of the method by dotted key, without seeds, environment, device and paths."""
+    precision = {"matmul_precision": record.config.get("matmul_precision", "highest")}  # older runs had no such setting
     if "checkpoint" in record.result:  # the agent comes from the checkpoint, not from the command
         file = Path(record.result["checkpoint"])
-        return {"checkpoint": f"{file.parent.name}/{file.name}"}
+        return {"checkpoint": f"{file.parent.name}/{file.name}", **precision}
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
-    parts["matmul_precision"] = record.config.get("matmul_precision", "highest")  # older runs had no such setting
+    parts |= precision
     if record.result.get("compared_by"):
         parts["item_embeddings"] = record.config["item_embeddings"]
     if record.result.get("init_from"):

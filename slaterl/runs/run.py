@@ -122,7 +122,7 @@ class Run:
                 "versions": versions(),
                 "code": code_of(self.spec) | self._made_by(),
                 "python": platform.python_version(),
-                "threads": self._threads(config),
+                **self._threads(config),
                 "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
                 "command": _command(),
                 "started": before.get("started", _now()),
@@ -141,12 +141,20 @@ class Run:
                 raise
             self._write({**entry, "status": "finished", "ended": _now()})
 
-    def _threads(self, config: DictConfig) -> int:
-        """Return the number of threads that make this run. With threads=auto, a run resumes with its own number."""
+    def _threads(self, config: DictConfig) -> dict[str, Any]:
+        """Return the number of threads that make this run, and `earlier_threads` if it began with others.
+
+        With threads=auto, a run resumes with its own number.
+        """
         import torch  # here, because the launchers import this module and must start at once
 
-        resumes = config.get("threads") == "auto" and (self.path / "last.ckpt").is_file()
-        return self.manifest.get("threads", torch.get_num_threads()) if resumes else torch.get_num_threads()
+        threads, before = torch.get_num_threads(), self.manifest
+        if "threads" not in before or not (self.path / "last.ckpt").is_file():
+            return {"threads": threads}
+        if config.get("threads") == "auto":
+            threads = before["threads"]
+        earlier = sorted({*before.get("earlier_threads", []), before["threads"]} - {threads})
+        return {"threads": threads, **({"earlier_threads": earlier} if earlier else {})}
 
     def _tell_changed_code(self) -> None:
         code = code_of(self.spec)

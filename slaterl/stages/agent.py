@@ -24,7 +24,7 @@ from slaterl.config.build import (
     simulator,
 )
 from slaterl.config.fits import is_gems
-from slaterl.console import note
+from slaterl.console import note, progress
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.constant_slate import best_constant_slate
@@ -79,7 +79,7 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
     parts += [name] if name else []
     spec = {
         "env": env_spec(cfg.env),
-        "agent": settings_of(cfg.agent),
+        "agent": _learner_spec(cfg.agent, stage),
         "belief": settings_of(cfg.belief),
         **ranker_spec(cfg, inputs),
         **before,
@@ -88,6 +88,13 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
     }
     full_name = "-".join([*parts, f"seed{cfg.seed}"])
     return Run(Path(cfg.paths.root), stage, cfg.env.name, full_name, spec, products=("result.json", "best.ckpt"))
+
+
+def _learner_spec(node: DictConfig, stage: str) -> dict[str, Any]:
+    """Return an agent's settings. Online, layer_norm=false adds nothing, so that older runs keep their names."""
+    settings = settings_of(node)
+    older = stage == "online" and settings.get("layer_norm") is False
+    return {key: value for key, value in settings.items() if not (older and key == "layer_norm")}
 
 
 def begin_agent(cfg: DictConfig, inputs: Mapping[str, Product]) -> tuple[Env, Any]:
@@ -198,12 +205,14 @@ def in_simulator(env: Env, users: int, seed: int, constant_slate_users: int | No
 
     def test(best: LoadedPolicy) -> dict[str, Any]:
         tested = evaluate_both(best.policy, env, users, seed, "test", "test_")
-        found = {"test_users": users, **tested, **anchors(env, users, seed)}
+        found: dict[str, Any] = {"test_users": users, **tested, **anchors(env, users, seed)}
         if constant_slate_users is None:
             return found
-        note("searching for the best constant slate, with other users than the test users")
-        slate = best_constant_slate(env, users=constant_slate_users, rounds=CONSTANT_SLATE_ROUNDS, seed=seed)
+        rounds = CONSTANT_SLATE_ROUNDS
+        with progress("search for the best constant slate", rounds, "rounds") as show:
+            slate = best_constant_slate(env, users=constant_slate_users, rounds=rounds, seed=seed, on_progress=show)
         policy = ConstantSlate(slate=slate.tolist(), num_items=env.num_items, slate_size=env.slate_size)
+        found["best_constant_slate"] = slate.tolist()  # item ids
         return found | evaluate(policy, env, users, seed, "test").named("best_constant_")
 
     return test

@@ -66,21 +66,21 @@ def collect(cfg: DictConfig) -> Product:
         def make() -> dict[str, Any]:
             started = time.perf_counter()
             if dataset.name == "file":
-                data, told = import_dataset(dataset.path, env, cfg.force)
-                ranker = None
+                collected = import_dataset(dataset.path, env, cfg.force)
             else:
                 checkpoints = {name: checkpoint_of(behaviour) for name, behaviour in behaviours.items()}
-                data, told, ranker = collect_behaviours(dataset, behaviours, checkpoints, env, spec["env"])
+                collected = collect_behaviours(dataset, behaviours, checkpoints, env, spec["env"])
+            data, told = collected.data, collected.behaviours
             seconds = time.perf_counter() - started
 
-            about = {"env": plain(cfg.env), "item_embeddings": env.fingerprint, "behaviours": told}
-            about |= {"dataset": dataset.name, "versions": versions()}
+            about: dict[str, Any] = {"env": plain(cfg.env), "item_embeddings": env.fingerprint, "behaviours": told}
+            about |= {"dataset": dataset.name, "versions": versions(), "actions_of": collected.actions_of}
             trajectories.save(run.path / trajectories.FILE, data.compact(env.num_items), about)
             _, metadata = trajectories.load(run.path / trajectories.FILE, num_items=env.num_items)
 
             expert = online.run.result()["test_return"] if online and online.run.finished else None
             seed = dataset.run.seed if online else cfg.logged_data.seed
-            returns = reference_returns(env, ranker, expert, seed)
+            returns = reference_returns(env, collected.ranker, expert, seed)
             elsewhere = f"The reference policies act in {env.name}; ignore them if the file is from elsewhere."
             write_card(
                 run.path,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slaterl.agents.behaviours import Collected
 from slaterl.data import trajectories
 from slaterl.data.formats.read import read
 from slaterl.data.trajectories import Trajectories
@@ -13,15 +14,12 @@ from slaterl.envs.env import Env
 from slaterl.errors import UserError
 
 
-def import_dataset(source: str, env: Env, force: bool) -> tuple[Trajectories, list[dict[str, Any]]]:
+def import_dataset(source: str, env: Env, force: bool) -> Collected:
     """Read a file of slaterl (.safetensors) or in another format (data.formats).
 
     Args:
         source: a path, or minari:<dataset id>.
         force: accept slaterl's trajectories even if the environment has other item embeddings.
-
-    Returns:
-        the trajectories, and one description per behaviour.
 
     Raises:
         UserError: the file cannot be read, or does not fit the environment.
@@ -37,9 +35,9 @@ def import_dataset(source: str, env: Env, force: bool) -> tuple[Trajectories, li
         _check_rewards(source, data, env)
         exported = about.pop("exported", None)
         if exported is None:
-            return data, [{"name": "file", **about, "trajectories": len(data)}]
+            return Collected(data, [{"name": "file", **about, "trajectories": len(data)}])
         _check_catalogue(source, exported, env, force)
-        return data, [{**about, **behaviour} for behaviour in exported["behaviours"]]
+        return Collected(data, [{**about, **behaviour} for behaviour in exported["behaviours"]])
     data, metadata = trajectories.load(Path(source), num_items=env.num_items)
     _check_rewards(source, data, env)
     _check_catalogue(source, metadata, env, force)
@@ -47,7 +45,7 @@ def import_dataset(source: str, env: Env, force: bool) -> tuple[Trajectories, li
     if tuple(data.slates.shape[1:]) != frames:
         found = f"{data.slates.shape[1] - 1} turns of slates of {data.slates.shape[2]}"
         raise UserError(f"{source}: trajectories of {found}, expected {frames[0] - 1} turns of slates of {frames[1]}")
-    return data, metadata["behaviours"]
+    return Collected(data, metadata["behaviours"], actions_of=metadata.get("actions_of"))
 
 
 def _check_rewards(source: str, data: Trajectories, env: Env) -> None:

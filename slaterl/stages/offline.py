@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.loading import LoadedPolicy
+from slaterl.agents.offline.labels import labelled
 from slaterl.agents.offline.recorded import OfflineData
 from slaterl.config.build import plain, validation_spec
 from slaterl.config.dataset import is_foreign, online_cfg
@@ -41,6 +42,10 @@ def offline(cfg: DictConfig) -> Product:
             if is_foreign(cfg.dataset) and not by_fqe:
                 note(f"validating and testing on {env.name}; for a log from elsewhere use offline.validation=fqe")
             recorded, metadata = trajectories.load(dataset.run.path / trajectories.FILE, num_items=env.num_items)
+            taken = None
+            if isinstance(agent, LatentAgent):
+                recorded = labelled(recorded, metadata, agent.ranker, protocol["actions"])
+                taken = "encoded" if recorded.actions is None else "recorded"
             recorded = recorded.to(env.device)
             data = OfflineData(
                 recorded,
@@ -87,6 +92,7 @@ def offline(cfg: DictConfig) -> Product:
                 **result,
                 **provenance(inputs),
                 "dataset": cfg.dataset.name,
+                "actions": taken,
                 "dataset_run": dataset.run.digest,
                 "dataset_checksum": metadata["checksum"],
                 "dataset_return": about["return_mean"],

@@ -8,14 +8,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from slaterl.agents.init_from import check_same_ranker, start_from
+from slaterl.agents.init_from import act_in_its_box, start_from
 from slaterl.agents.loading import check_environment, policy_of
 from slaterl.agents.online.collecting import OnlineData
 from slaterl.config.build import env_spec, validation_spec
 from slaterl.config.sections import OnlineProtocol
+from slaterl.console import note
 from slaterl.evaluation.evaluate import evaluate_both, measure_names
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
+from slaterl.runs.run import Run
 from slaterl.seeds import stream
 from slaterl.stages.agent import agent_inputs, agent_run, begin_agent, give_inputs, in_simulator, provenance, show_agent
 from slaterl.stages.agent import train as train_agent
@@ -49,7 +51,7 @@ def online(cfg: DictConfig) -> Product:
         def make() -> dict[str, Any]:
             give_inputs(agent, inputs)
             if start is not None:
-                check_same_ranker(agent, state, start)
+                act_in_its_box(agent, state, start)
             data = OnlineData(
                 env,
                 agent,
@@ -82,4 +84,9 @@ def online(cfg: DictConfig) -> Product:
 
         return make
 
-    return Product(run, cfg, begin, inputs, show_agent)
+    def show(run: Run) -> None:
+        show_agent(run)
+        if cfg.constant_slate_users is not None and "best_constant_return" not in run.result():
+            note("constant_slate_users: this run was tested without the search, and a finished run is not tested again")
+
+    return Product(run, cfg, begin, inputs, show)

@@ -155,10 +155,6 @@ class _Loop(L.Callback):
         where = self.folder / "last.ckpt"
         if state["device"] != learner.device.type:  # their random streams differ
             raise UserError(f"device={learner.device.type}: {where} was written on {state['device']}; resume it there")
-        before, threads = state.get("threads"), torch.get_num_threads()  # older checkpoints have no `threads`
-        if learner.device.type == "cpu" and before not in (None, threads):
-            differ = "the results will differ from those of an undisturbed run"
-            note(f"warning: threads={threads}, but {where} was written with threads={before}; {differ}")
         with checkpoints.taken_by(learner, where, advice="; remove its folder to start again"):
             learner.load_learner_state(state["learner"])
         self.data.load_state_dict(state["data"])
@@ -166,8 +162,13 @@ class _Loop(L.Callback):
         self.stale = state.get("stale", 0)  # older versions had no patience
         self.kept.scores = dict(state.get("kept", {}))
         self.saved_step = learner.step
-        if not self.over(learner.step):
-            note(f"{self.title}: resuming from step {learner.step:,}")
+        if self.over(learner.step):
+            return
+        before, threads = state.get("threads"), torch.get_num_threads()  # older checkpoints have no `threads`
+        if learner.device.type == "cpu" and before not in (None, threads):
+            differ = "the results will differ from those of an undisturbed run"
+            note(f"warning: threads={threads}, but {where} was written with threads={before}; {differ}")
+        note(f"{self.title}: resuming from step {learner.step:,}")
 
     def over(self, step: int) -> bool:
         """Whether the training ends at this step: its last one, or the one at which the patience ended."""

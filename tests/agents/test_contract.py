@@ -56,11 +56,10 @@ def stage_of(agent: str) -> str:
 @functools.cache
 def learners(offline: bool = False) -> list[str]:
     """List the agents that learn in the simulator, or from datasets."""
+    source = "dataset" if offline else "simulator"
     names = sorted(file.stem for file in (CONF / "agent").glob("*.yaml"))
     classes = {name: get_object(OmegaConf.load(CONF / "agent" / f"{name}.yaml")["_target_"]) for name in names}
-    return [
-        name for name, its in classes.items() if issubclass(its, Agent) and issubclass(its, OfflineAgent) == offline
-    ]
+    return [name for name, its in classes.items() if issubclass(its, Agent) and source == its.LEARNS_FROM]
 
 
 def acts_through_a_ranker(agent: str) -> bool:
@@ -83,6 +82,7 @@ VARIANTS = [
     ("wolpertinger", "agent.neighbours=1 item_embeddings=scratch"),
     *((agent, "belief=none") for agent in learners()),
     ("bc", "agent.policy=gaussian agent.top_fraction=0.5"),
+    ("slate_bc", "agent.unique=true agent.turns=2"),
     ("cql", "agent.threshold=1.0"),
     ("decision_transformer", "agent.heads=2 agent.context=3 agent.target_return=5"),
 ]
@@ -192,7 +192,7 @@ def test_trains_resumes_and_is_evaluated_from_its_checkpoint(
 def learns(cfg: DictConfig) -> None:
     """Check that updates move exactly the trained parameters and targets, and return finite terms by name."""
     agent, env = build(cfg)
-    if isinstance(agent, OfflineAgent):
+    if agent.LEARNS_FROM == "dataset":
         agent.prepare(serve(agent, env))
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     trained = {name for name, parameter in agent.named_parameters() if parameter.requires_grad}
@@ -346,6 +346,13 @@ def test_on_policy_takes_each_trajectory_once(agent: str, stop: int | None) -> N
         (["agent=sac", "stage=offline"], ["agent=sac learns in the simulator", "stage=online"]),
         (["agent=bc", "stage=offline", "belief=none"], ["belief=none", "use belief=gru"]),
         (["agent=bc", "stage=offline", "ranker=none"], ["agent=bc acts through a ranker"]),
+        (["agent=slate_bc", "stage=offline", "belief=none"], ["belief=none", "use belief=gru"]),
+        (["agent=slate_bc", "stage=offline", "ranker=gems"], ["agent=slate_bc chooses the items", "use ranker=none"]),
+        (["agent=slate_bc", "stage=offline", "offline.actions=encoded"], ["offline.actions=encoded", "leave it out"]),
+        (["agent=slate_bc", "stage=offline", "offline.validation=fqe"], ["offline.validation=fqe", "use simulator"]),
+        (["agent=bc", "stage=offline", "offline.actions=all"], ["offline.actions=all", "auto, recorded or encoded"]),
+        (["stage=collect", "dataset.actions=some"], ["dataset.actions=some", "true or false or auto"]),
+        (["stage=collect", "dataset.actions=true"], ["dataset.actions=true", "no behaviour has actions"]),
         (["agent=edac", "stage=offline", "agent.num_critics=1"], ["agent.num_critics=1", "at least 2"]),
         (["agent=cql", "stage=offline", "agent.gamma=1.5"], ["agent.gamma=1.5", "from 0 to 1"]),
         (["agent=bc", "stage=offline", "+agent.q_lr=1"], ["agent.q_lr", "no such setting"]),

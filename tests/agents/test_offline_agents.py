@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.special import erf, logsumexp
+from omegaconf import OmegaConf
+from scipy.special import erf
 
 from slaterl.agents.offline.awac import AWAC
 from slaterl.agents.offline.base import OfflineAgent, with_actions
 from slaterl.agents.offline.bc import BC
-from slaterl.agents.offline.bcq import BCQ
+from slaterl.agents.offline.bcq import BCQ, ActionVAE
 from slaterl.agents.offline.cql import CQL
 from slaterl.agents.offline.decision_transformer import Context, DecisionTransformer
 from slaterl.agents.offline.iql import IQL
@@ -29,9 +31,10 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
 from slaterl.evaluation.fqe import policy_actions
 from slaterl.networks import EDGE, log_prob_of
+from slaterl.paths import CONF
 from slaterl.rollout import rollout
 from slaterl.seeds import seeded_weights, stream
-from tests.agents.derivations import assert_gradients, assert_named, drift, parameters_of, rewards_of
+from tests.agents.derivations import assert_gradients, assert_named, drift, parameters_of, returns_of, rewards_of
 from tests.agents.test_latent_agents import states
 from tests.agents.test_sac import policy
 from tests.helpers import ITEMS, LATENT, SLOTS, TURNS, Array, arrays, copy_of, tiny_env, tiny_gems, tiny_trajectories
@@ -39,17 +42,20 @@ from tests.helpers import ITEMS, LATENT, SLOTS, TURNS, Array, arrays, copy_of, t
 BATCH, GAMMA, SCALE = 3, 0.8, 0.5
 CRITIC, ACTOR = ("critics", "critic_belief"), ("actor", "actor_belief")
 ENTROPY = dict(alpha_lr=2e-3, initial_alpha=0.5)
+SOFT = dict(ENTROPY, entropy_in_target=True)
 TARGET_POLICY = dict(policy_delay=2, target_noise=0.7, noise_clip=0.5)
+# With a layer norm the tiny critics of some agents order themselves alike in all states; see the test of it below.
+PLAIN = dict(layer_norm=False)
 SETTINGS: dict[type, dict[str, Any]] = {
     BC: dict(policy="gaussian", top_fraction=1.0),
     TD3BC: dict(TARGET_POLICY, alpha=2.5),
     ReBRAC: dict(TARGET_POLICY, actor_penalty=0.3, critic_penalty=0.2),
-    AWAC: dict(temperature=0.03),
-    IQL: dict(expectile=0.7, beta=8.0, decay_steps=100),
-    CQL: dict(ENTROPY, conservatism=5.0, threshold=None, actions=4, turns=3),
-    SACN: dict(ENTROPY, num_critics=3),
-    EDAC: dict(ENTROPY, num_critics=3, eta=2.0, turns=3),
-    BCQ: dict(candidates=4, acting_candidates=5, weight_of_min=0.75, phi=0.3, vae_hidden=[10]),
+    AWAC: dict(PLAIN, temperature=0.03),
+    IQL: dict(PLAIN, expectile=0.7, beta=8.0, decay_steps=100),
+    CQL: dict(ENTROPY, **PLAIN, conservatism=5.0, threshold=None, actions=4, turns=3),
+    SACN: dict(SOFT, **PLAIN, num_critics=3),
+    EDAC: dict(SOFT, **PLAIN, num_critics=3, eta=2.0, turns=3),
+    BCQ: dict(candidates=4, acting_candidates=5, weight_of_min=0.75, phi=0.3, latent_clip=0.5, vae_hidden=[10]),
 }
 LEARNERS = [kind for kind in SETTINGS if kind not in (BC, EDAC)]
 
@@ -64,7 +70,9 @@ def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
         pi_hidden=[12, 8],
     )
     if kind is not BC:
-        settings |= dict(gamma=GAMMA, reward_scale=SCALE, tau=0.1, q_lr=1e-3, q_hidden=[16, 9], num_critics=2)
+        settings |= dict(
+            gamma=GAMMA, reward_scale=SCALE, tau=0.1, q_lr=1e-3, q_hidden=[16, 9], num_critics=2, layer_norm=True
+        )
     with seeded_weights(0, "tiny offline agent"):
         agent = kind(**(settings | SETTINGS[kind] | changes))
     with torch.no_grad():
@@ -236,7 +244,8 @@ class OfSACN(OfEntropy):
         action, log_prob = policy(self.before, self.actor_state[:, 1:], self.draw(*self.next_shape))
         q = critics(self.before, "target_critics", self.critic_state[:, 1:], action)
         assert len(q) == 3 and len(np.unique(q.argmin(0))) == 3
-        return q.min(0) - 0.5 * log_prob
+        self.next_value_of_q, self.bonus = q.min(0), -0.5 * log_prob
+        return self.next_value_of_q + self.bonus
 
 
 class OfEDAC(OfSACN):
@@ -269,17 +278,17 @@ class OfCQL(OfEntropy):
         self.turns = torch.randperm(self.shape[1] - 1, generator=self.generator)[:3].numpy()
         shape = (4, len(self.batch), 3, LATENT)
         uniform = 2 * torch.rand(shape, generator=self.generator).double().numpy() - 1
-        self.draws = [(uniform, np.full(shape[:-1], math.log(0.5**LATENT)))]
+        self.draws = [uniform]
         for turns in (self.turns, self.turns + 1):  # of pi(s), of pi(s'), both taken in s
-            self.draws.append(policy(self.before, self.actor_state[:, turns], self.draw(*shape)))
+            self.draws.append(policy(self.before, self.actor_state[:, turns], self.draw(*shape))[0])
         super().prepare()
 
     def penalty(self, weights: dict[str, Array]) -> float:
-        """logsumexp over 4 actions of each kind - Q of the data's action. The actions are constants."""
+        """Log of the mean of exp Q over 4 actions of each kind - Q of the data's action. The actions are constants."""
         state = states(weights, "critic", self.batch)
         here = np.broadcast_to(state[:, self.turns], (4, len(self.batch), 3, state.shape[-1]))
-        scores = [critics(weights, "critics", here, action) - log_prob for action, log_prob in self.draws]
-        spread = logsumexp(np.concatenate(scores, axis=1), axis=1)
+        values = np.concatenate([critics(weights, "critics", here, action) for action in self.draws], axis=1)
+        spread = np.log(np.exp(values).mean(1))
         return float((spread - self.q(weights)[:, :, self.turns]).mean())
 
     def further_loss(self, weights: dict[str, Array]) -> float:
@@ -315,7 +324,8 @@ class OfBCQ(Derivation):
         std = np.exp(log_std.clip(-4, 15))
         decoded = self.decoded(weights, state, mean + std * self.noise)
         kl = (mean**2 + std**2 - 1 - 2 * np.log(std)) / 2
-        return float(((decoded - self.action) ** 2).mean() + kl.mean() / 2)
+        bound = ((decoded - self.action) ** 2 / (2 * 0.05**2)).sum(-1) + kl.sum(-1)  # minus the evidence lower bound
+        return float(bound.mean() * 2 * 0.05**2 / LATENT)
 
     def climb(self, weights: dict[str, Array]) -> float:
         """-Q1 of the moved proposals. The proposals and the state are constants."""
@@ -340,7 +350,6 @@ DERIVATIONS: dict[type, Callable[[Any, Trajectories], Any]] = {
 def updated(kind: type[OfflineAgent], **changes: Any) -> tuple[Any, Any, dict[str, float]]:
     """Update policy and critics of an agent once. Return the agent, its derivation, and its terms."""
     agent, batch = tiny(kind, **changes), tiny_trajectories(BATCH)
-    agent.prepare(batch)
     agent.step = 2
     expected = DERIVATIONS[kind](agent, batch)
     return agent, expected, {name: value.item() for name, value in agent.update(batch).items()}
@@ -357,6 +366,14 @@ def test_terms_equal_the_derivation(kind: type[OfflineAgent]) -> None:
         "value/td_error": np.abs(expected.q(expected.before) - expected.target).mean(),
     }
     assert found == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [AWAC, IQL, CQL])
+def test_layer_norm_is_in_critics_and_values(kind: type[OfflineAgent]) -> None:
+    agent, expected, terms = updated(kind, layer_norm=True)
+    assert terms["loss/critic"] == pytest.approx(expected.critic_loss(expected.before), rel=1e-4)
+    normed = {name.split(".")[0] for name, part in agent.named_modules() if isinstance(part, torch.nn.LayerNorm)}
+    assert normed == {"critics", "target_critics"} | ({"value"} if kind is IQL else set())
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
@@ -483,7 +500,16 @@ def test_log_probability_of_recorded_actions_depends_on_them() -> None:
         *((CQL, wrong) for wrong in ({"conservatism": 0}, {"threshold": -1.0}, {"actions": 0}, {"turns": 1.5})),
         *((SACN, wrong) for wrong in ({"alpha_lr": 0}, {"initial_alpha": 0}, {"num_critics": 0})),
         *((EDAC, wrong) for wrong in ({"eta": -1.0}, {"num_critics": 1}, {"initial_alpha": 0})),
-        *((BCQ, wrong) for wrong in ({"phi": 2.0}, {"weight_of_min": -0.1}, {"vae_hidden": [0]}, {"candidates": 0})),
+        *(
+            (BCQ, wrong)
+            for wrong in (
+                {"phi": 2.0},
+                {"weight_of_min": -0.1},
+                {"vae_hidden": [0]},
+                {"candidates": 0},
+            )
+        ),
+        (BCQ, {"latent_clip": 0}),
         *((DecisionTransformer, wrong) for wrong in ({"context": 0}, {"weight_decay": -1.0}, {"target_return": 0})),
     ],
 )
@@ -536,19 +562,142 @@ def test_states_while_acting_are_those_of_training(kind: type[OfflineAgent]) -> 
             torch.testing.assert_close(state, trained[:, turn])
 
 
-def test_a_possible_q_raises_no_warning_and_an_impossible_one_names_the_step(
-    capsys: pytest.CaptureFixture[str],
+def to_go_of(data: Trajectories) -> Array:
+    """Discounted return to go of every turn, times the scale, [N, H]."""
+    return SCALE * returns_of(data, GAMMA)
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_q_is_compared_with_the_return_to_go(kind: type[OfflineAgent]) -> None:
+    """Entropy that a target promises is no overestimation: it is subtracted as well."""
+    _, expected, terms = updated(kind)
+    by = (lambda q: q[0]) if kind in (TD3BC, BCQ, IQL) else (lambda q: q.min(0))
+    paid = SCALE * rewards_of(expected.batch)
+    if kind is SACN:
+        paid[:, :-1] += GAMMA * expected.bonus
+    since = np.subtract.outer(np.arange(TURNS), np.arange(TURNS))
+    over = by(expected.q(expected.before)) - paid @ np.where(since >= 0, GAMMA ** np.maximum(since, 0.0), 0)
+    assert terms["value/over_return"] == pytest.approx(over.mean(), rel=1e-4)
+    assert terms["value/over_return_p90"] == pytest.approx(np.sort(over.ravel())[int(0.9 * over.size)], rel=1e-4)
+
+
+def test_entropy_can_be_left_out_of_the_target() -> None:
+    agent, batch = tiny(SACN, entropy_in_target=False), tiny_trajectories(BATCH)
+    expected = OfSACN(agent, batch)
+    without = SCALE * rewards_of(batch)
+    without[:, :-1] += GAMMA * (expected.next_value_of_q)
+    terms = agent.update(batch)
+    assert terms["value/target"].item() == pytest.approx(without.mean(), rel=1e-4)
+    over = expected.q(expected.before).min(0) - to_go_of(batch)
+    assert terms["value/over_return"].item() == pytest.approx(over.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [SACN, CQL])
+def test_entropy_bonus_is_in_clicks_of_a_turn(kind: type[OfflineAgent]) -> None:
+    _, expected, terms = updated(kind)
+    _, log_prob = policy(expected.before, expected.actor_state, expected.noise)
+    assert terms["policy/alpha"] == pytest.approx(0.5)
+    assert terms["policy/entropy_bonus"] == pytest.approx(-0.5 * log_prob.mean() / SCALE, rel=1e-4)
+
+
+@pytest.mark.parametrize(("times", "warns"), [(0, False), (1, False), (2.9, False), (3.1, True), (24, True)])
+def test_overestimation_is_said_once_with_its_step(
+    times: float, warns: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Q of a policy that returns `times` as much as the data do. Below three times it can be right, so nothing is said.
+
+    The values have the noise of returns: Q of an action has the mean of its returns, not the recorded one.
+    """
     agent, data = tiny(AWAC), tiny_trajectories(30)
     agent.prepare(data)
-    rewards = SCALE * rewards_of(data)
-    horizon = sum(GAMMA**turn for turn in range(TURNS))
-    assert agent.q_range.tolist() == pytest.approx([rewards.min() * horizon, rewards.max() * horizon])
-    agent.watch(70, {"value/q_data": rewards.max() * horizon, "value/q_policy": rewards.min() * horizon})
-    assert capsys.readouterr() == ("", "")
-    agent.watch(70, {"value/q_data": 0.0, "value/q_policy": 2 * rewards.max() * horizon})
+    to_go = to_go_of(data)
+    assert agent.mean_return.item() == pytest.approx(to_go.mean(), rel=1e-5)
+    q = torch.tensor(np.broadcast_to(times * to_go.mean(0), to_go.shape).copy(), dtype=torch.float32)
+    reward = torch.tensor(SCALE * rewards_of(data), dtype=torch.float32)
+    agent.update(tiny_trajectories(BATCH))  # for the gradients that the terms measure
+    found = agent.terms(q.mean(), q, q[None], q, reward=reward)["value/over_return"].item()
+    assert found == pytest.approx((times - 1) * to_go.mean(), rel=1e-4, abs=1e-6)
+    for step in (70, 80):
+        agent.watch(step, {"value/over_return": found})
     said = "".join(capsys.readouterr())
-    assert "step 70" in said and "value/q_policy" in said and "value/q_data" not in said
+    assert said.count("overestimate") == warns
+    assert ("step 70" in said) == warns and "step 80" not in said
+
+
+@pytest.mark.parametrize("kind", [BC, AWAC, IQL])
+def test_densities_and_draws_have_the_same_floor(kind: type[OfflineAgent]) -> None:
+    """A policy whose deviations fall below the floor draws with those that its likelihood had."""
+    agent = tiny(kind)
+    with torch.no_grad():
+        agent.actor[-1].weight.zero_()
+        agent.actor[-1].bias.zero_()
+        agent.actor[-1].bias[LATENT:] = -15.0
+    state = torch.zeros(20_000, 5)
+    drawn = agent.action(state, stream(0, "draws")).atanh()
+    assert drawn.std().item() == pytest.approx(math.exp(-2), rel=0.02)
+    if kind is not BC:
+        assert agent.sample(state)[0].atanh().std().item() == pytest.approx(math.exp(-2), rel=0.02)
+
+
+def test_the_box_is_fitted_to_the_data_and_slates_stay_the_same() -> None:
+    """Mean and deviation of the data become 0 and 1 / 2.5, in latent units nothing changes, and a checkpoint has it."""
+    agent, data = tiny(BC), tiny_trajectories(200)
+    assert data.actions is not None
+    spread = torch.tensor([0.1, 0.3, 0.0])  # the last dimension does not vary
+    actions = torch.tensor([0.2, -0.5, 0.4]) + spread * torch.randn(data.actions.shape, generator=stream(0, "actions"))
+    data.actions = actions.clamp(-1, 1)
+    latent = agent.ranker.to_latent(data.actions)
+    fitted = agent.fit_box(data).actions
+    torch.testing.assert_close(fitted.mean((0, 1))[[0, 2]], torch.zeros(2), atol=2e-3, rtol=0)
+    assert fitted.std((0, 1)).tolist() == pytest.approx([0.4, 0.4, 0], rel=0.2)
+    inside = fitted.abs() < 1
+    assert inside.float().mean() > 0.96
+    torch.testing.assert_close(agent.ranker.to_latent(fitted)[inside], latent[inside], rtol=1e-4, atol=1e-4)
+    low, high = (tiny_gems().to_action(agent.ranker.to_latent(edge * torch.ones(LATENT))) for edge in (-1.0, 1.0))
+    assert low.min() >= -1 and high.max() <= 1 and (high - low).min() > 0.04
+    other = tiny(BC)
+    other.load_state_dict(agent.state_dict())
+    assert torch.equal(other.ranker.to_latent(fitted), agent.ranker.to_latent(fitted))
+    assert agent.beyond_data(agent.ranker.to_action(latent)).item() < 0.1
+    assert agent.beyond_data(torch.ones(5, LATENT)) == 1
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_prepare_gives_actions_of_the_fitted_box(recorded: bool) -> None:
+    """Of recorded actions as of those that are read from the slates."""
+    agent, data = tiny(BC), tiny_trajectories(50)
+    assert data.actions is not None
+    data.actions /= 4  # those of the helper fill the box
+    own = data.actions if recorded else with_actions(data, tiny_gems()).actions
+    latent = tiny_gems().to_latent(own)
+    prepared = agent.prepare(data if recorded else dataclasses.replace(data, actions=None))
+    torch.testing.assert_close(prepared.actions, agent.ranker.to_action(latent), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(agent.ranker.half_width, tiny_gems().half_width)
+
+
+def test_proposals_of_bcq_spread_like_the_data() -> None:
+    """Actions deviate by 0.2 around a mean that depends on the state. Collapsed proposals would all be this mean."""
+    generator = stream(0, "toy")
+    with seeded_weights(0, "toy"):
+        vae = ActionVAE(2, LATENT, [64, 64])
+    optimizer, deviation = torch.optim.Adam(vae.parameters(), lr=2e-3), 0.2
+    way = torch.randn(2, LATENT, generator=generator) / 3
+
+    def drawn(state: torch.Tensor) -> torch.Tensor:
+        return (state @ way).tanh() * 0.5 + deviation * torch.randn(len(state), LATENT, generator=generator)
+
+    for _ in range(600):
+        state = torch.randn(128, 2, generator=generator)
+        optimizer.zero_grad()
+        vae.loss(state, drawn(state).clamp(-1, 1), torch.randn(128, 2 * LATENT, generator=generator)).backward()
+        optimizer.step()
+    state, clip = torch.randn(20, 1, 2, generator=generator), OmegaConf.load(CONF / "agent" / "bcq.yaml").latent_clip
+    latent = torch.randn(20, 400, 2 * LATENT, generator=generator).clamp(-clip, clip)
+    with torch.no_grad():
+        proposals = vae.decode(state.expand(-1, 400, -1), latent)
+    assert (proposals.std(1).mean(0) > deviation / 2).all()
+    assert (proposals.std(1).mean(0) < 1.2 * deviation).all()
+    torch.testing.assert_close(proposals.mean(1), (state[:, 0] @ way).tanh() * 0.5, atol=0.12, rtol=0)
 
 
 # --- Decision Transformer
@@ -597,6 +746,9 @@ def test_decision_transformer_equals_the_derivation() -> None:
     agent, batch = tiny_transformer(), tiny_trajectories(BATCH)
     assert batch.actions is not None
     before, action, rewards = arrays(agent), batch.actions.double().numpy(), rewards_of(batch)
+    read_back = with_actions(batch, agent.ranker).actions
+    assert read_back is not None
+    shown = read_back.double().numpy()  # the context holds these, and not the labels
     starts = torch.randint(TURNS - 2, (BATCH, 1), generator=copy_of(agent.generators["update"])).flatten().tolist()
 
     def loss(weights: dict[str, Array]) -> float:
@@ -607,7 +759,7 @@ def test_decision_transformer_equals_the_derivation() -> None:
                 slate, clicks = batch.slates[user, turn].long().numpy(), batch.clicks[user, turn].numpy()[:, None]
                 frame = np.concatenate([weights["item_embeddings"][slate], clicks], axis=1).ravel()
                 to_go = np.array([rewards[user, turn:].sum() / rewards.sum(1).max()])
-                for name, value in (("return", to_go), ("frame", frame), ("action", action[user, turn])):
+                for name, value in (("return", to_go), ("frame", frame), ("action", shown[user, turn])):
                     tokens.append(linear(weights, f"embed_{name}", value) + weights["embed_turn.weight"][turn])
             after_frames = transformed(weights, np.stack(tokens))[1::3]
             errors.append(np.tanh(linear(weights, "actor", after_frames)) - action[user, start : start + 3])

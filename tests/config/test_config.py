@@ -356,8 +356,8 @@ def test_episodes_of_one_turn(agent: str) -> None:
 
 
 def test_what_an_agent_fixes_is_no_setting() -> None:
-    text = refused(config("agent=rebrac", "stage=offline", agent__layer_norm=False))
-    assert text.startswith("agent.layer_norm: no such setting")
+    text = refused(config("agent=awac", "stage=offline", agent__policy_delay=2))
+    assert text.startswith("agent.policy_delay: no such setting")
 
 
 def test_agent_that_needs_a_ranker() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slaterl.config.listing import as_help, as_markdown, choices, groups
+import pytest
+
+from slaterl.config.listing import as_help, as_markdown, check_one_of_each, choices, groups
+from slaterl.errors import UserError
 from slaterl.paths import CONF
 
 CHOICES = Path(__file__).parents[2] / "docs" / "choices.md"
@@ -25,3 +28,16 @@ def test_every_file_says_what_it_is() -> None:
 def test_every_group_is_listed() -> None:
     hidden = {"hydra", "logger"}  # launchers; a list in config.yaml, see docs/loggers.md
     assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} - hidden <= set(groups())
+
+
+@pytest.mark.parametrize("argument", ["env=[focused_topdown,diffuse_mix]", "agent=[sac, td3]"])
+def test_a_group_takes_one_choice(argument: str) -> None:
+    group, _, several = argument.partition("=")
+    with pytest.raises(UserError) as raised:
+        check_one_of_each(["-m", "seed=1,2", argument])
+    assert str(raised.value).startswith(f"{argument}: {group} takes one choice")
+    assert str(raised.value).endswith(f"-m {group}={several.strip('[]').replace(' ', '')}")
+
+
+def test_lists_that_are_meant() -> None:
+    check_one_of_each(["logger=[csv,swanlab]", "agent.q_hidden=[256,256]", "-m", "env=focused_topdown,diffuse_mix"])

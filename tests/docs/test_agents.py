@@ -23,7 +23,11 @@ PAGES = {
         "reinforce_slate: a softmax over items": ["reinforce_slate"],
     },
     "items.md": {"DQN": ["dqn", "slateq"], "SlateQ": ["slateq"], "Wolpertinger": ["wolpertinger"]},
-    "imitation.md": {"BC and %BC": ["bc", "pct_bc"], "Decision Transformer": ["decision_transformer"]},
+    "imitation.md": {
+        "BC and %BC": ["bc", "pct_bc"],
+        "Slate BC": ["slate_bc"],
+        "Decision Transformer": ["decision_transformer"],
+    },
     "offline_critics.md": {
         "What they share": ["td3_bc", "iql", "awac"],
         "TD3 + BC": ["td3_bc"],

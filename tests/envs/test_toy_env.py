@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.loading import load_policy
+from slaterl.agents.losses import discounted_to_go
 from slaterl.config.build import build_env
 from slaterl.data import trajectories
 from slaterl.data.trajectories import Trajectories
@@ -134,18 +135,16 @@ def test_dataset_records_rewards(home: Path, dataset: str) -> None:
 
 
 def test_offline_agent_learns_from_rewards(home: Path) -> None:
-    """The largest value that Q can have follows from the largest reward of a turn, not from its clicks."""
+    """The return that Q is compared with is of rewards, not of clicks."""
     (file,) = home.glob("offline/toy/td3_bc-*-random-*/best.ckpt")
     (recorded,) = home.glob("collect/toy/random-*/trajectories.safetensors")
     agent, data = load_policy(file).policy.agent, trajectories.load(recorded)[0]  # type: ignore[attr-defined]
-    largest = agent.q_range[1].item()
-    rewards, clicks = worth(data), data.clicks[:, 1:].sum(2)
-    data.reward = None
-    agent.prepare(data)
-    assert largest / agent.q_range[1].item() == pytest.approx(rewards.max().item() / clicks.max().item())
-    assert rewards.max() > clicks.max()
+    expected = agent.mean_return.item()
+    clicks = data.clicks[:, 1:].sum(2).float()
+    assert expected == pytest.approx(discounted_to_go(worth(data).float(), agent.gamma).abs().mean().item(), rel=1e-4)
+    assert expected != pytest.approx(discounted_to_go(clicks, agent.gamma).mean().item(), rel=1e-2)
     about = result(home, "offline/toy/td3_bc-*-random-*")
-    assert about["dataset_return"] == pytest.approx(rewards.sum(1).mean().item())
+    assert about["dataset_return"] == pytest.approx(worth(data).sum(1).mean().item())
 
 
 def test_report_shows_returns_and_no_topics(home: Path) -> None:

@@ -70,7 +70,9 @@ def test_the_seed_determines_the_slate() -> None:
 SMALL = ["scale=smoke", "device=cpu", "threads=1", "agent=dqn", "env.num_items=60", "env.episode_length=7"]
 
 
-def test_a_row_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And neither another name of the run nor another result of its agent."""
     results, names, tables = [], [], []
     monkeypatch.setattr("slaterl.evaluation.show.table", lambda title, header, rows: tables.append(rows))
@@ -83,11 +85,17 @@ def test_a_row_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert names[0] == names[1]
     added = {key: value for key, value in results[0].items() if key.startswith("best_constant_")}
     assert results[0].keys() - results[1].keys() == added.keys()
-    assert added["best_constant_distinct_items"] <= 10 and added["best_constant_return"] > results[0]["random_return"]
+    assert (
+        added["best_constant_distinct_items"] == len(set(added["best_constant_slate"]))
+        and added["best_constant_return"] > results[0]["random_return"]
+    )
     assert results[0]["test_return"] == results[1]["test_return"]
     shown, expected = tables[0][1], f"{added['best_constant_return']:.1f} ± {added['best_constant_interval']:.1f}"
     assert (shown[0], shown[2]) == ("best constant slate", expected)
     assert [row for row in tables[0] if row != shown] == tables[1]
+    capsys.readouterr()
+    run_stage(compose_config(*SMALL, f"paths.root={tmp_path / 'without'}", "constant_slate_users=2"))
+    assert "constant_slate_users: this run was tested without the search" in capsys.readouterr().err
 
 
 def test_demo_searches_and_paper_does_not() -> None:

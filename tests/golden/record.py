@@ -29,7 +29,8 @@ from tests.helpers import compose_config
 
 ONLINE = ["sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger"]
 OFFLINE = [
-    "bc", "pct_bc", "td3_bc", "rebrac", "iql", "awac", "cql", "bcq", "sac_n", "edac", "decision_transformer",
+    "bc", "slate_bc", "pct_bc", "td3_bc", "rebrac", "iql", "awac", "cql", "bcq", "sac_n", "edac",
+    "decision_transformer",
 ]  # fmt: skip
 HEURISTICS = ["random", "short_term_oracle", "epsilon_oracle", "constant_slate"]
 DATASETS = ["random", "medium", "expert", "medium_expert", "mixed", "replay"]

@@ -334,6 +334,13 @@ def test_different_checkpoints_are_no_seeds_of_one_method(tmp_path: Path) -> Non
     assert one == same == "sac (checkpoint, step 7), checkpoint=sac-gems-seed1-a/best.ckpt" != other
 
 
+def test_precisions_are_no_seeds_of_one_checkpoint(tmp_path: Path) -> None:
+    entries = {"checkpoint": "/a/best.ckpt", "step": 7, "agent": "sac"}
+    configs = [made.config_of(tmp_path, *RANDOM, *more) for more in ([], ["matmul_precision=medium"])]
+    one, other = names(*((config, entries) for config in configs), root=tmp_path)
+    assert one != other
+
+
 def test_names_say_what_the_agent_saw(tmp_path: Path) -> None:
     runs = [
         (dqn(tmp_path, 1), {}),

@@ -139,6 +139,7 @@ def test_auto_resumes_with_the_number_of_threads_of_the_run(
     torch.set_num_threads(2)
     assert make(run, OmegaConf.create({"threads": setting}))
     assert run.manifest["threads"] == used
+    assert run.manifest.get("earlier_threads") == ([1] if (setting, resumes) == (2, True) else None)
 
 
 def test_changed_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

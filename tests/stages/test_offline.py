@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from slaterl.agents.loading import load_policy
+from slaterl.agents.offline.base import OfflineAgent, with_actions
 from slaterl.config.build import build_env
 from slaterl.data import trajectories
 from slaterl.data.trajectories import Trajectories
@@ -62,6 +63,11 @@ def home(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was written to stderr since the last call, in one line."""
+    return " ".join(capsys.readouterr().err.split())
+
+
 def agent_run(home: Path) -> Path:
     (folder,) = (home / "online").glob("*/*")
     return folder
@@ -71,18 +77,27 @@ def test_mixture(made: Path) -> None:
     data = read(made, "mixed")
     assert data.slates.shape == (20, 8, 4)
     assert data.policy_id is not None and torch.bincount(data.policy_id.long()).tolist() == [2, 8, 6, 4]
-    assert data.actions is None
     assert data.hidden["bored"].shape == (20, 7, 5)
     _, metadata = trajectories.load(dataset(made, "mixed") / "trajectories.safetensors")
     assert metadata["versions"]["torch"] == torch.__version__
     best, half = (fingerprint_of(agent_run(made) / name) for name in ("best.ckpt", "step15.ckpt"))
-    told = [(b["name"], b["checkpoint"], b["noise"], b["trajectories"]) for b in metadata["behaviours"]]
-    assert told == [
+    about = [(b["name"], b["checkpoint"], b["noise"], b["trajectories"]) for b in metadata["behaviours"]]
+    assert about == [
         ("expert", best, 0.0, 2),
         ("expert_with_noise", best, 0.3, 8),
         ("medium_with_noise", half, 0.3, 6),
         ("random", None, 0.0, 4),
     ]
+    # the ranker of the others reads the actions of the random slates
+    assert [b["actions"] for b in metadata["behaviours"]] == [*["recorded"] * 3, "read from the slates"]
+    ranker = load_policy(agent_run(made) / "best.ckpt").policy.agent.ranker  # type: ignore[attr-defined]
+    assert metadata["actions_of"] == ranker.fingerprint()
+    assert data.actions is not None and data.actions.abs().max() <= 1
+    served, random = data[data.policy_id < 3], data[data.policy_id == 3]
+    assert served.actions is not None and random.actions is not None
+    shown = ranker.rank(ranker.to_latent(served.actions.flatten(0, 1))).unflatten(0, served.actions.shape[:2])
+    assert torch.equal(shown, served.slates[:, 1:].long())
+    torch.testing.assert_close(random.actions, with_actions(random, ranker).actions)
     card = json.loads((dataset(made, "mixed") / "card.json").read_text())
     result = json.loads((dataset(made, "mixed") / "result.json").read_text())
     assert card["returns"]["mean"] == pytest.approx(result["return_mean"]) == pytest.approx(data.returns.mean().item())
@@ -101,7 +116,7 @@ def test_frame_0_is_what_reset_shows_and_hidden_state_is_optional(home: Path) ->
 
 
 def test_replay_is_the_buffer_of_the_run(home: Path) -> None:
-    make(home, "stage=collect", "dataset=replay", "dataset.actions=true")
+    make(home, "stage=collect", "dataset=replay")
     state = checkpoints.load(agent_run(home) / "last.ckpt", "agent")["data"]["replay"]
     data = read(home, "replay")
     assert sorted(map(tuple, data.slates.flatten(1).tolist())) == sorted(
@@ -172,8 +187,8 @@ def test_a_log_is_not_compared_with_a_simulator_without_a_word(tmp_path: Path, c
     rows = dict(slates=np.ones((28, 4)), clicks=np.zeros((28, 4)), episode_ids=np.repeat(range(4), 7))
     np.savez(tmp_path / "log.npz", **rows, timesteps=np.tile(np.arange(7), 4))
     make(tmp_path / "home", "stage=offline", "agent=bc", "dataset=file", f"dataset.path={tmp_path}/log.npz")
-    told = " ".join(capsys.readouterr().err.split())
-    assert "validating and testing on focused_topdown" in told and "offline.validation=fqe" in told
+    said = told(capsys)
+    assert "validating and testing on focused_topdown" in said and "offline.validation=fqe" in said
     assert (
         "The reference policies act in focused_topdown" in (dataset(tmp_path / "home", "file") / "card.md").read_text()
     )
@@ -382,12 +397,83 @@ def test_estimates_from_hardly_any_data(home: Path) -> None:
         fitted_q_evaluation(agent, data, members=2, lr=1e30, **settings)
 
 
-def test_actions_of_different_rankers_are_not_put_together(home: Path) -> None:
+def test_actions_of_different_rankers_are_not_put_together(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(home, "stage=online", "agent=sac", "ranker=k_head_argmax", "item_embeddings=ideal")
     (file,) = (home / "online").glob("*/sac-k_head*/best.ckpt")
-    given = ["stage=collect", "dataset=medium_expert", "dataset.actions=true"]
-    with pytest.raises(UserError, match="expert and the behaviours before it act through different rankers"):
-        make(home, *given, f"dataset.behaviours.medium.checkpoint={file}")
+    given = ["stage=collect", "dataset=medium_expert", f"dataset.behaviours.medium.checkpoint={file}"]
+    with pytest.raises(UserError, match=r"dataset.actions=true: the behaviours act through different rankers"):
+        make(home, *given, "dataset.actions=true")
+    make(home, *given)
+    assert "no actions are recorded: the behaviours act through different rankers" in told(capsys)
+    assert read(home, "medium_expert").actions is None
+    card = (dataset(home, "medium_expert") / "card.md").read_text()
+    assert card.count("none: the behaviours act through different rankers") == 2
+
+
+def test_slates_with_random_items_are_not_those_of_their_actions(home: Path) -> None:
+    make(home, "stage=collect", "dataset=expert", "dataset.behaviour.epsilon=0.5")
+    assert read(home, "expert").actions is None
+    with pytest.raises(UserError, match=r"dataset.actions=true: no behaviour has actions .* epsilon"):
+        make(home, "stage=collect", "dataset=expert", "dataset.behaviour.epsilon=0.5", "dataset.actions=true")
+
+
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The actions of every dataset that an agent learns from now on, in the box of the ranker that they belong to."""
+    found: list[torch.Tensor] = []
+    fit_box = OfflineAgent.fit_box
+
+    def kept(self: OfflineAgent, data: Trajectories) -> Trajectories:
+        assert data.actions is not None
+        found.append(data.actions)
+        return fit_box(self, data)
+
+    monkeypatch.setattr(OfflineAgent, "fit_box", kept)
+    return found
+
+
+def test_labels(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recorded actions are learned where they are of the agent's own ranker, and the choice is part of the run."""
+    found = learned(monkeypatch)
+    source = ["stage=offline", "agent=bc", "dataset=medium"]
+    make(home, *source)
+    assert "offline.actions=auto: recorded, because" in told(capsys)
+    make(home, *source, "offline.actions=recorded")
+    make(home, *source, "offline.actions=encoded")
+    assert "offline.actions" not in told(capsys)
+    data, ranker = read(home, "medium"), load_policy(agent_run(home) / "best.ckpt").policy.agent.ranker  # type: ignore[attr-defined]
+    read_back = with_actions(data, ranker).actions
+    assert data.actions is not None and read_back is not None and not torch.equal(data.actions, read_back)
+    for actions, expected in zip(found, (data.actions, data.actions, read_back), strict=True):
+        torch.testing.assert_close(actions, expected)
+    results = [json.loads(file.read_text()) for file in (home / "offline").glob("*/bc-*/result.json")]
+    assert sorted(result["actions"] for result in results) == ["encoded", "recorded", "recorded"]
+
+
+def test_labels_of_another_ranker(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = learned(monkeypatch)
+    source = ["stage=offline", "agent=bc", "dataset=medium", "ranker_seed=3"]
+    with pytest.raises(UserError, match=r"offline.actions=recorded: the dataset's actions are of the ranker \w{16}"):
+        make(home, *source, "offline.actions=recorded")
+    make(home, *source)
+    said = told(capsys)
+    assert "offline.actions=auto: encoded, because the dataset's actions are of the ranker" in said
+    assert "agent=slate_bc" in said
+    data = read(home, "medium")
+    assert data.actions is not None and not torch.equal(found[-1], data.actions)
+    with pytest.raises(UserError, match=r"offline.actions=recorded: the dataset has no recorded actions; use auto"):
+        make(home, *source, "dataset.actions=false", "offline.actions=recorded")
+
+
+def test_recorded_actions_come_along_with_a_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = dataset(home, "mixed") / "trajectories.safetensors"
+    make(home, "stage=offline", "agent=bc", "dataset=file", f"dataset.path={file}", "offline.actions=recorded")
+    data, metadata = trajectories.load(file)
+    del metadata["checksum"]
+    trajectories.save(home / "old.safetensors", data, {**metadata, "actions_of": None})
+    make(home, "stage=offline", "agent=bc", "dataset=file", f"dataset.path={home}/old.safetensors")
+    assert "encoded, because the dataset does not say which ranker its actions belong to" in told(capsys)
 
 
 def test_anchors_are_those_of_the_dataset_and_not_of_who_asked_first(tmp_path: Path) -> None:
@@ -403,7 +489,7 @@ def test_online_from_offline(home: Path) -> None:
     source = ["dataset=mixed", "dataset.hidden=true"]
     make(home, "stage=offline", "agent=cql", *source)
     (start,) = (home / "offline").glob("*/*/best.ckpt")
-    sizes = ["agent.q_hidden=[256,256]", "agent.pi_hidden=[256,256]"]
+    sizes = ["agent.q_hidden=[256,256]", "agent.pi_hidden=[256,256]", "agent.layer_norm=true"]
     with pytest.raises(UserError, match=r"best.ckpt: .* there, but .* here; give the settings"):
         make(home, f"init_from={start}")
     with pytest.raises(
@@ -423,6 +509,8 @@ def test_online_from_offline(home: Path) -> None:
     learned, began = (checkpoints.load(path, "agent")["learner"]["module"] for path in (folder / "last.ckpt", start))
     for name in ("actor.0.weight", "actor_belief.weight_hh", "critics.members.1.2.weight", "log_alpha"):
         torch.testing.assert_close(learned[name], began[name], rtol=0, atol=1e-9)
+    for name in ("ranker.center", "ranker.half_width"):  # the box of the data, in which the policy acts
+        assert torch.equal(learned[name], began[name])
     made_of = json.loads((folder / "manifest.json").read_text())["spec"]["init_from"]
     assert made_of == fingerprint_of(start)
 

@@ -1,4 +1,4 @@
-"""What all launchers share: a sweep whose folder cannot be made ends in one message."""
+"""What launchers refuse: a folder that cannot be made, a single job, a SLURM that does not answer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from slaterl.errors import UserError
 from slaterl.sweeps import launch
 from slaterl.sweeps.launch import announce_jobs, check_folder
+from slaterl.sweeps.records import read_job
 
 LAUNCHERS = ["one_by_one", "local_gpus", "slurm_cpu"]
 
@@ -31,6 +32,32 @@ def test_file_in_place_of_the_folder(name: str, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == f"error: hydra.sweep.dir={tmp_path}/multirun/sweep: cannot be written (Not a directory)\n"
     assert (tmp_path / "multirun").read_text() == "a file"
+
+
+def test_a_launcher_without_a_sweep(tmp_path: Path) -> None:
+    """Hydra would ignore the launcher and run the job here."""
+    command = [sys.executable, "-m", "slaterl.run", "scale=smoke", "hydra/launcher=slurm_cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ})
+    assert done.returncode == 2
+    assert done.stderr == "error: hydra/launcher=slurm_cpu: only sweeps use it; add -m\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_slurm_that_does_not_answer(tmp_path: Path) -> None:
+    """One message instead of submitit's traceback, and stage=status knows that no job will start."""
+    for name, answer in {"srun": "exit 0", "sbatch": "echo sbatch: error: no controller >&2; exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    sweep = tmp_path / "sweep"
+    command = [sys.executable, "-m", "slaterl.run", "-m", "scale=smoke", "seed=1,2", "hydra/launcher=slurm_cpu"]
+    command += [f"hydra.sweep.dir={sweep}"]
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **path})
+    assert done.returncode == 2
+    *said, last = done.stderr.splitlines()
+    assert said == ["sbatch: error: no controller"], "by sbatch, through submitit"
+    assert last == "error: hydra/launcher: SLURM did not take the job: sbatch: error: no controller"
+    assert [read_job(sweep / str(number)).state for number in (0, 1)] == ["failed", "failed"]
 
 
 @pytest.mark.parametrize("call", ["mkdir", "tempfile"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,7 +95,7 @@ def test_choice_depends_on_scores_and_is_small(tmp_path: Path) -> None:
     for step in range(1, 101):
         chosen.add(step, 100 * (1 - 0.9**step) + draw.gauss(0, 3))
     scores = sorted(chosen.scores.values())
-    assert len(scores) == 12 and max(b - a for a, b in zip(scores, scores[1:], strict=False)) < 20
+    assert len(scores) == 12 and max(b - a for a, b in itertools.pairwise(scores)) < 20
     assert not chosen.add(101, torch.nan) and not Kept(tmp_path, 0).add(1, 1.0)
     same = Kept(tmp_path, 3)
     for step in range(1, 6):

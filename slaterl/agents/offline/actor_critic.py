@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from slaterl.agents.losses import bootstrap, discounted_to_go
 from slaterl.agents.offline.base import MakeBelief, OfflineAgent, gradient_norm
 from slaterl.beliefs.base import states_of
 from slaterl.console import note
 from slaterl.data.trajectories import Trajectories
-from slaterl.networks import Critics, tanh_gaussian, target_of
+from slaterl.networks import LOG_STD_MIN, Critics, tanh_gaussian, target_of
 from slaterl.rankers.base import Ranker
+
+ENTROPY_TERMS = ("policy/alpha", "policy/entropy_bonus")
 
 
 class Turns(NamedTuple):
@@ -42,9 +44,10 @@ class OfflineActorCritic(OfflineAgent):
         q_lr, pi_lr: Adam's learning rates of critics and policy, each with its belief.
         q_hidden, pi_hidden: widths of the hidden layers of critics and policy.
         num_critics: number of critics; the targets read their minimum.
+        layer_norm: a layer norm after each ReLU of the critics, and of V if there is one.
     """
 
-    TERMS: ClassVar = (
+    TERMS: ClassVar[tuple[str, ...]] = (
         "loss/critic",
         "loss/actor",
         "value/q_data",
@@ -52,15 +55,19 @@ class OfflineActorCritic(OfflineAgent):
         "value/gap",
         "value/target",
         "value/td_error",
+        "value/over_return",
+        "value/over_return_p90",
         "policy/beyond_data",
         "grad/critic",
         "grad/actor",
     )
 
+    LEAST_LOG_STD: ClassVar = LOG_STD_MIN  # floor of a Gaussian policy's log-deviations
+
     actor: nn.Module
     critics: Critics
     target_critics: Critics
-    q_range: Tensor
+    mean_return: Tensor
     of_policy: Tensor
 
     def __init__(
@@ -76,10 +83,11 @@ class OfflineActorCritic(OfflineAgent):
         self.gamma, self.reward_scale, self.tau = gamma, reward_scale, tau
         self.critic_belief = belief()
         self.state_dim, self.action_dim = self.actor_belief.state_dim, ranker.action_dim
-        self.register_buffer("q_range", torch.tensor([-math.inf, math.inf]))
+        self.register_buffer("mean_return", torch.tensor(torch.inf))
+        self.warned = False
         self.register_buffer("of_policy", torch.zeros(4))  # terms of the policy's last update
 
-    def build_critics(self, count: int, hidden: Sequence[int], layer_norm: bool = False) -> None:
+    def build_critics(self, count: int, hidden: Sequence[int], layer_norm: bool) -> None:
         """Build `critics`, which read a state and an action in latent units, and their targets."""
         self.critics = Critics(count, self.state_dim + self.action_dim, hidden, layer_norm)
         self.target_critics = target_of(self.critics)
@@ -92,7 +100,7 @@ class OfflineActorCritic(OfflineAgent):
 
     def sample(self, actor_state: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions [..., A] of a tanh-Gaussian policy for an update, with their log-probabilities [...]."""
-        return tanh_gaussian(self.actor(actor_state), self.generators["update"])
+        return tanh_gaussian(self.actor(actor_state), self.generators["update"], self.LEAST_LOG_STD)
 
     def first_q(self, state: Tensor, action: Tensor) -> Tensor:
         """Value actions [..., A] in [-1, 1] at belief states [..., state] by the first critic alone: [...]."""
@@ -109,7 +117,9 @@ class OfflineActorCritic(OfflineAgent):
         beyond, norm = self.beyond_data(action.detach()), gradient_norm(self.optim["actor"])
         self.of_policy.copy_(torch.stack([loss.detach(), q.detach().mean(), beyond, norm]))
 
-    def terms(self, loss: Tensor, target: Tensor, q: Tensor, q_data: Tensor) -> dict[str, Tensor]:
+    def terms(
+        self, loss: Tensor, target: Tensor, q: Tensor, q_data: Tensor, reward: Tensor, bonus: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the terms that an update logs, in the order of TERMS.
 
         Args:
@@ -118,9 +128,13 @@ class OfflineActorCritic(OfflineAgent):
             q: values [num_critics, B, H] of the recorded actions.
             q_data: values [B, H] of the recorded actions, from the same critics as the policy's: the first, or the
                 minimum of all. Otherwise the gap would grow with the number of critics.
+            reward: scaled rewards [B, H].
+            bonus: [B, H-1] what the targets add to V(s') for entropy. It is not overestimation, so it counts as reward.
         """
         actor_loss, q_policy, beyond, norm = self.of_policy.clone()
         value = q_data.mean()
+        paid = reward if bonus is None else bootstrap(reward, bonus, self.gamma)
+        over = (q_data - discounted_to_go(paid, self.gamma)).detach()
         return {
             "loss/critic": loss,
             "loss/actor": actor_loss,
@@ -129,27 +143,36 @@ class OfflineActorCritic(OfflineAgent):
             "value/gap": q_policy - value,
             "value/target": target.mean(),
             "value/td_error": (q - target).abs().mean(),
+            "value/over_return": over.mean(),
+            "value/over_return_p90": over.flatten().sort().values[int(0.9 * over.numel())],
             "policy/beyond_data": beyond,
             "grad/critic": gradient_norm(self.optim["critic"]),
             "grad/actor": norm,
         }
 
+    def entropy_terms(self, alpha: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
+        """Return alpha, and alpha * entropy of a turn in clicks, for log-probabilities [B, H] of own actions."""
+        return {"policy/alpha": alpha, "policy/entropy_bonus": -alpha * log_prob.detach().mean() / self.reward_scale}
+
     def prepare(self, data: Trajectories) -> Trajectories:
         data = super().prepare(data)
-        # A discounted return is at most the best turn repeated, and at least the worst turn repeated.
-        turns = data.rewards.shape[1]
-        horizon = turns if self.gamma == 1 else (1 - self.gamma**turns) / (1 - self.gamma)
-        self.q_range.copy_(torch.stack(data.rewards.aminmax()) * self.reward_scale * horizon)
+        self.mean_return.copy_(discounted_to_go(self.reward_scale * data.rewards, self.gamma).abs().mean())
         return data
 
     def watch(self, step: int, means: Mapping[str, float]) -> None:
-        """Warn the user if a mean Q is outside the range of the data's discounted returns."""
-        low, high = self.q_range.tolist()
-        slack = 0.05 * (high - low)  # the critics start around zero
-        for name in ("value/q_data", "value/q_policy"):
-            if not low - slack <= means[name] <= high + slack:
-                possible = f"the data's discounted returns can lie between {low:.1f} and {high:.1f}"
-                note(f"warning: step {step:,}: {name} is {means[name]:.1f}, but {possible}")
+        """Warn once if Q of the data's actions exceeds their returns to go by twice the data's mean discounted return.
+
+        A correct Q is r + gamma * V(s'), V of the policy. The return to go has a sample of V of the data instead.
+        So the difference has the mean gamma * (V of the policy - V of the data). It stays below twice the data's mean
+        unless the policy returns three times as much as the data. Then the message can be wrong, and it says so.
+        """
+        over, least = means["value/over_return"], 2 * self.mean_return.item()
+        if over > least and not self.warned:
+            self.warned = True
+            note(
+                f"warning: step {step:,}: value/over_return is {over:.1f}, above {least:.1f}, twice the mean "
+                "discounted return of the data; unless the policy returns three times as much, its critics overestimate"
+            )
 
 
 def some_turns(turns: Turns, count: int, generator: torch.Generator) -> tuple[Turns, Tensor]:

@@ -5,6 +5,8 @@ Nair et al., "AWAC: Accelerating Online Reinforcement Learning with Offline Data
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, Positive, Widths
 from slaterl.data.trajectories import Trajectories
-from slaterl.networks import gaussian_action, log_prob_of, mlp, polyak
+from slaterl.networks import LOG_STD_OF_DATA, gaussian_action, log_prob_of, mlp, polyak
 from slaterl.rankers.base import Ranker
 
 
@@ -27,21 +29,23 @@ class AWAC(OfflineActorCritic):
         others: see OfflineActorCritic.
     """
 
+    LEAST_LOG_STD: ClassVar = LOG_STD_OF_DATA
+
     def __init__(
         self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
         gamma: Fraction, reward_scale: Positive, tau: Fraction,
-        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count, layer_norm: bool,
         temperature: Positive,
     ) -> None:  # fmt: skip
         super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
         self.temperature = temperature
         self.actor = mlp(self.state_dim, pi_hidden, 2 * self.action_dim)
-        self.build_critics(num_critics, q_hidden)
+        self.build_critics(num_critics, q_hidden, layer_norm)
         self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
         self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
-        return gaussian_action(self.actor(state), generator)
+        return gaussian_action(self.actor(state), generator, self.LEAST_LOG_STD)
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of critics, policy and targets on B whole trajectories."""
@@ -65,4 +69,4 @@ class AWAC(OfflineActorCritic):
         self.descend(critic=critic_loss, actor=actor_loss)
         polyak(self.critics, self.target_critics, self.tau)
         self.record_policy(actor_loss, action, policy_q)
-        return self.terms(critic_loss, target, q, q_data=q.amin(0))
+        return self.terms(critic_loss, target, q, q_data=q.amin(0), reward=turns.reward)

@@ -1,4 +1,4 @@
-"""Base class of the offline agents: recorded trajectories with the actions that a ranker reads from their slates."""
+"""Base class of the offline agents that act through a ranker, and the actions that they learn from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,26 @@ from slaterl.rankers.base import Ranker
 
 MakeBelief = Callable[[], Belief]
 
+DEVIATIONS = 2.5  # half-width of the agent's action box, in standard deviations of the data
+LEAST_DEVIATION = 0.01  # of an action in the ranker's own box, where data hardly vary
+
 
 class OfflineAgent(LatentAgent):
     """An agent that learns from recorded trajectories. A subclass gives `action` and `update`.
 
-    It learns actions of its own ranker: a_t = action_of(slate of frame t + 1) in [-1, 1]. So it can learn from any
-    behaviour: random slates, another ranker, a log.
+    It learns actions of its own ranker, in [-1, 1]: those that were recorded, if the data were collected through it.
+    Otherwise a_t = action_of(slate of frame t + 1). So it can learn from any behaviour: random slates, a log.
+
+    Before training, `prepare` narrows the action box of the agent's ranker to the data: [-1, 1] becomes the mean
+    -/+ 2.5 standard deviations in each dimension, inside the old box. So actions of the data have a deviation of 0.4
+    (if they are Gaussian; 1.2 % are clipped). In the box of the ranker one policy's actions have 0.1 to 0.2.
+
+    Constants of papers assume actions that fill [-1, 1], with a deviation of about 0.6. A distance of one deviation
+    costs (0.4 / 0.6)^2 = 0.45 of what it costs there. In the ranker's box it would be 0.03 to 0.1.
+    There, TD3 + BC's alpha = 2.5 and ReBRAC's penalties of 0.01 hardly hold a policy.
+
+    The box is part of the ranker, and so of the agent's state dict and checkpoint. Losses, densities and what `action`
+    returns are in this box; critics, slates and other agents get latent units, as from every LatentAgent.
 
     Args:
         ranker: the ranker that the agent acts through, already trained.
@@ -30,7 +44,7 @@ class OfflineAgent(LatentAgent):
         generator: random stream of the updates.
 
     Attributes:
-        data_low, data_high: [A] the range of the data's actions, set by `prepare`.
+        data_low, data_high: [A] mean -/+ two standard deviations of the data's actions, set by `prepare`.
     """
 
     LEARNS_FROM: ClassVar = "dataset"
@@ -41,24 +55,40 @@ class OfflineAgent(LatentAgent):
     def __init__(self, ranker: Ranker, belief: MakeBelief, generator: torch.Generator) -> None:
         super().__init__(ranker)
         self.generators["update"] = generator
-        self.actor_belief = belief()
-        if self.actor_belief.sees_hidden:
-            raise UserError("belief=none: recorded trajectories do not hold the hidden state; use belief=gru")
+        self.actor_belief = of_frames(belief)
         self.register_buffer("data_low", torch.full((ranker.action_dim,), -1.0))
         self.register_buffer("data_high", torch.full((ranker.action_dim,), 1.0))
 
     @torch.no_grad()
     def prepare(self, data: Trajectories) -> Trajectories:
-        """Called once before training: adds the ranker's actions [N, H, A] and records their range."""
-        data = with_actions(data, self.ranker)
+        """Called once before training: fits the action box to the actions [N, H, A], read from slates if missing."""
+        return self.fit_box(data if data.actions is not None else with_actions(data, self.ranker))
+
+    def fit_box(self, data: Trajectories) -> Trajectories:
+        """Fit the ranker's box to actions [N, H, A] of the old box. Return the data with actions of the new box."""
         assert data.actions is not None
-        self.data_low.copy_(data.actions.amin((0, 1)))
-        self.data_high.copy_(data.actions.amax((0, 1)))
-        return data
+        deviation, mean = torch.std_mean(data.actions, dim=(0, 1), correction=0)
+        reach = DEVIATIONS * deviation.clamp(min=LEAST_DEVIATION)
+        bounds = self.ranker.to_latent(torch.stack([mean - reach, mean + reach]).clamp(-1, 1))
+        latent = self.ranker.to_latent(data.actions)
+        self.ranker.set_box(*bounds)
+        actions = self.ranker.to_action(latent)
+        deviation, mean = torch.std_mean(actions, dim=(0, 1), correction=0)
+        self.data_low.copy_(mean - 2 * deviation)
+        self.data_high.copy_(mean + 2 * deviation)
+        return dataclasses.replace(data, actions=actions)
 
     def beyond_data(self, action: Tensor) -> Tensor:
-        """Return the share of the components of actions [..., A] that lie outside the range of the data."""
+        """Return the share of components of actions [..., A] more than two deviations from the data's mean."""
         return ((action < self.data_low) | (action > self.data_high)).float().mean()
+
+
+def of_frames(belief: MakeBelief) -> Belief:
+    """Make a belief. Raise UserError if it reads more than frames, which is all that a dataset has."""
+    made = belief()
+    if made.sees_hidden:
+        raise UserError("belief=none: recorded trajectories do not hold the hidden state; use belief=gru")
+    return made
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from slaterl.agents.offline.base import MakeBelief, OfflineAgent, gradient_norm
 from slaterl.beliefs.base import states_of
 from slaterl.bounds import Positive, Share, Widths
 from slaterl.data.trajectories import Trajectories
-from slaterl.networks import gaussian_action, log_prob_of, mlp
+from slaterl.networks import LOG_STD_OF_DATA, gaussian_action, log_prob_of, mlp
 from slaterl.rankers.base import Ranker
 
 
@@ -48,7 +48,7 @@ class BC(OfflineAgent):
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         parameters = self.actor(state)
-        return gaussian_action(parameters, generator) if self.gaussian else parameters.tanh()
+        return gaussian_action(parameters, generator, LOG_STD_OF_DATA) if self.gaussian else parameters.tanh()
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of the policy and its belief on B whole trajectories."""

@@ -19,7 +19,10 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.networks import frozen, mlp, polyak, target_of
 from slaterl.rankers.base import Ranker
 
-LATENT_CLIP = 0.5  # bound on the latents that are decoded: the middle of the prior
+# Standard deviation of the decoder around a decoded action. The VAE tells apart what differs by more than this.
+# The authors' weights amount to 0.35: a mean of squares over A, plus half a mean of the KL over 2A. With them the VAE
+# ignores its latents, because actions of the data deviate by 0.4 in all, and by less in a given state.
+DECODER_DEVIATION = 0.05
 
 
 class ActionVAE(nn.Module):
@@ -36,12 +39,15 @@ class ActionVAE(nn.Module):
         return self.decoder(state, latent).tanh()
 
     def loss(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """Return the squared error of the reconstruction + KL / 2, each a mean, for standard normal noise [..., 2A]."""
+        """Return squared error + 2 * DECODER_DEVIATION^2 * KL, divided by A, for standard normal noise [..., 2A].
+
+        This is the negative evidence lower bound of a Gaussian decoder, times 2 * DECODER_DEVIATION^2 / A.
+        """
         mean, log_std = self.encoder(state, action).chunk(2, dim=-1)
         log_std = log_std.clamp(-4, 15)
         decoded = self.decode(state, mean + log_std.exp() * noise)
-        kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).mean()
-        return (decoded - action).square().mean() + 0.5 * kl
+        kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1).mean()
+        return (decoded - action).square().mean() + 2 * DECODER_DEVIATION**2 * kl / action.shape[-1]
 
 
 class BCQ(OfflineActorCritic):
@@ -56,6 +62,7 @@ class BCQ(OfflineActorCritic):
             fixed latents.
         weight_of_min: lam.
         phi: largest perturbation.
+        latent_clip: bound on the latents that are decoded, which the prior draws.
         vae_hidden, pi_hidden: widths of the hidden layers of VAE and perturbation.
         others: see OfflineActorCritic.
     """
@@ -67,19 +74,21 @@ class BCQ(OfflineActorCritic):
     def __init__(
         self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
         gamma: Fraction, reward_scale: Positive, tau: Fraction,
-        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
-        candidates: Count, acting_candidates: Count, weight_of_min: Fraction, phi: Fraction, vae_hidden: Widths,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count, layer_norm: bool,
+        candidates: Count, acting_candidates: Count, weight_of_min: Fraction, phi: Fraction, latent_clip: Positive,
+        vae_hidden: Widths,
     ) -> None:  # fmt: skip
         super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
         self.candidates, self.weight_of_min, self.phi = candidates, weight_of_min, phi
+        self.latent_clip = latent_clip
         # Replaced below. It is built because its random draws keep all later weights of a seed unchanged.
         self.actor = mlp(self.state_dim, pi_hidden, self.action_dim)
-        self.build_critics(num_critics, q_hidden)
+        self.build_critics(num_critics, q_hidden, layer_norm)
         self.vae = ActionVAE(self.state_dim, self.action_dim, vae_hidden)
         self.actor = mlp(self.state_dim + self.action_dim, pi_hidden, self.action_dim)
         self.target_actor = target_of(self.actor)
         # The same proposals for every user and turn, so that acting is repeatable.
-        latents = torch.randn(acting_candidates, self.vae.latent_dim).clamp(-LATENT_CLIP, LATENT_CLIP)
+        latents = torch.randn(acting_candidates, self.vae.latent_dim).clamp(-latent_clip, latent_clip)
         self.register_buffer("acting_latents", latents)
         self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
         self.add_optimizer("actor", self.actor, self.vae, self.actor_belief, lr=pi_lr)
@@ -119,7 +128,7 @@ class BCQ(OfflineActorCritic):
 
         # critics: y = r + gamma * max over proposals of (lam * min Q' + (1 - lam) * max Q')
         with torch.no_grad():
-            latents = self.noise(self.candidates, count, horizon - 1).clamp(-LATENT_CLIP, LATENT_CLIP)
+            latents = self.noise(self.candidates, count, horizon - 1).clamp(-self.latent_clip, self.latent_clip)
             proposals = self.perturbed(self.target_actor, turns.actor_state[:, 1:], latents)
             states = turns.critic_state[:, 1:].expand(self.candidates, -1, -1, -1)
             low, high = self.q_values(self.target_critics, states, proposals).aminmax(dim=0)
@@ -128,13 +137,13 @@ class BCQ(OfflineActorCritic):
         q = self.q_values(self.critics, turns.critic_state, turns.action)
         critic_loss = (q - target).square().mean()
 
-        # VAE: squared error + KL / 2
+        # VAE: squared error + weighted KL
         vae_loss = self.vae.loss(turns.actor_state, turns.action, self.noise(count, horizon))
 
         # perturbation: -Q1(s, decoded + phi * tanh(xi)). It moves neither the VAE nor the belief.
         state = turns.actor_state.detach()
         with torch.no_grad():
-            decoded = self.vae.decode(state, self.noise(count, horizon).clamp(-LATENT_CLIP, LATENT_CLIP))
+            decoded = self.vae.decode(state, self.noise(count, horizon).clamp(-self.latent_clip, self.latent_clip))
         action = self.moved(self.actor, state, decoded)
         with frozen(self.critics):
             policy_q = self.first_q(turns.critic_state.detach(), action)
@@ -144,4 +153,4 @@ class BCQ(OfflineActorCritic):
         polyak(self.critics, self.target_critics, self.tau)
         polyak(self.actor, self.target_actor, self.tau)
         self.record_policy(actor_loss, action, policy_q)
-        return self.terms(critic_loss, target, q, q_data=q[0])
+        return self.terms(critic_loss, target, q, q_data=q[0], reward=turns.reward)

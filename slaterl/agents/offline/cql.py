@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
-from slaterl.agents.offline.actor_critic import OfflineActorCritic, Turns, some_turns
+from slaterl.agents.offline.actor_critic import ENTROPY_TERMS, OfflineActorCritic, Turns, some_turns
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
@@ -21,14 +21,19 @@ from slaterl.rankers.base import Ranker
 
 
 class CQL(OfflineActorCritic):
-    """CQL(H): SAC whose critics also minimise alpha_c * (logsumexp_a Q(s, a) - Q(s, a_data)) (equation 4).
+    """CQL(rho): SAC whose critics also minimise alpha_c * (log E_rho exp Q(s, a) - Q(s, a_data)) (section 3.2).
 
-    The target is r + gamma * min Q'(s', a') without entropy, and the policy is SAC's. The logsumexp is estimated with
-    actions drawn uniformly, from pi(s) and from pi(s'), each weighted by its density (appendix F).
+    rho is an equal mixture of uniform actions, pi(s) and pi(s'). The target is r + gamma * min Q'(s', a') without
+    entropy, and the policy is SAC's.
+
+    CQL(H), equation 4, integrates exp Q over the whole box, and weighs each draw by its inverse density (appendix F).
+    In 32 dimensions a uniform action then counts exp(22), and one of a policy with the entropy -16 counts exp(-16).
+    So Q of uniform actions has to fall 38 below Q of the policy, whatever rewards are: a pit of logarithms of volumes.
+    An average over rho has no volume, and compares values in clicks.
 
     Args:
         alpha_lr: Adam's learning rate of SAC's temperature; initial_alpha: temperature before the first update.
-        conservatism: alpha_c; with a threshold, its initial value.
+        conservatism: alpha_c, in clicks times reward_scale; with a threshold, its initial value.
         threshold: value of the penalty that alpha_c is learned towards, as a Lagrange multiplier; None keeps alpha_c.
         actions: number of actions drawn per state from each distribution.
         turns: number of turns whose states are penalised, drawn at every update.
@@ -36,18 +41,19 @@ class CQL(OfflineActorCritic):
     """
 
     MIN_TURNS: ClassVar = 2
+    TERMS: ClassVar = (*OfflineActorCritic.TERMS, *ENTROPY_TERMS)
 
     def __init__(
         self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
         gamma: Fraction, reward_scale: Positive, tau: Fraction,
-        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count, layer_norm: bool,
         alpha_lr: Positive, initial_alpha: Positive,
         conservatism: Positive, threshold: NonNegative | None, actions: Count, turns: Count,
     ) -> None:  # fmt: skip
         super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
         self.threshold, self.draws, self.turns_drawn = threshold, actions, turns
         self.actor = mlp(self.state_dim, pi_hidden, 2 * self.action_dim)
-        self.build_critics(num_critics, q_hidden)
+        self.build_critics(num_critics, q_hidden, layer_norm)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(initial_alpha)))
         self.log_conservatism = nn.Parameter(torch.tensor(math.log(conservatism)), requires_grad=threshold is not None)
         self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
@@ -61,7 +67,7 @@ class CQL(OfflineActorCritic):
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of critics, policy, temperatures and targets on B whole trajectories."""
-        turns, losses = self.turns(batch), {}
+        turns, losses, alpha = self.turns(batch), {}, self.log_alpha.detach().exp()
 
         # critics: y = r + gamma * min Q'(s', a'), a' ~ pi(s')
         with torch.no_grad():
@@ -70,7 +76,7 @@ class CQL(OfflineActorCritic):
             target = bootstrap(turns.reward, next_q, self.gamma)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
 
-        # penalty: alpha_c * (logsumexp_a Q(s, a) - Q(s, a_data) - threshold), which alpha_c maximises if learned
+        # penalty: alpha_c * (log E_rho exp Q(s, a) - Q(s, a_data) - threshold), which alpha_c maximises if learned
         excess, alpha_c = self.penalty(turns, q), self.log_conservatism.exp()
         if self.threshold is not None:
             excess = excess - self.threshold
@@ -81,16 +87,19 @@ class CQL(OfflineActorCritic):
         action, log_prob = self.sample(turns.actor_state)
         with frozen(self.critics):
             policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
-        losses["actor"] = soft_policy_loss(self.log_alpha.detach().exp(), log_prob, policy_q)
+        losses["actor"] = soft_policy_loss(alpha, log_prob, policy_q)
         losses["alpha"] = temperature_loss(self.log_alpha, log_prob, target_entropy=-self.action_dim)
 
         self.descend(**losses)
         polyak(self.critics, self.target_critics, self.tau)
         self.record_policy(losses["actor"], action, policy_q)
-        return self.terms(losses["critic"], target, q, q_data=q.amin(0))
+        return {
+            **self.terms(losses["critic"], target, q, q_data=q.amin(0), reward=turns.reward),
+            **self.entropy_terms(alpha, log_prob),
+        }
 
     def penalty(self, turns: Turns, q: Tensor) -> Tensor:
-        """Return the mean of logsumexp_a Q(s, a) - Q(s, a_data) over critics and some states of the data.
+        """Return the mean of log E_rho exp Q(s, a) - Q(s, a_data) over critics and some states of the data.
 
         Args:
             q: values [num_critics, B, H] of the recorded actions.
@@ -100,11 +109,9 @@ class CQL(OfflineActorCritic):
         states = some.critic_state.unsqueeze(0).expand(self.draws, -1, -1, -1)  # [n, B, T, state]
         with torch.no_grad():
             shape = (*states.shape[:-1], self.action_dim)
-            uniform = 2 * torch.rand(shape, generator=generator, device=states.device) - 1
-            log_uniform = states.new_full(shape[:-1], -self.action_dim * math.log(2))
-            draws = [(uniform, log_uniform)]
+            draws = [2 * torch.rand(shape, generator=generator, device=states.device) - 1]
             for actor_state in (some.actor_state, turns.actor_state[:, chosen + 1]):  # pi(s), pi(s')
-                draws.append(self.sample(actor_state.expand(self.draws, -1, -1, -1)))
-        scores = [self.q_values(self.critics, states, action) - log_prob for action, log_prob in draws]
-        spread = torch.cat(scores, dim=1).logsumexp(1)  # [num_critics, B, T]
-        return (spread - q[:, :, chosen]).mean()
+                draws.append(self.sample(actor_state.expand(self.draws, -1, -1, -1))[0])
+        values = torch.cat([self.q_values(self.critics, states, action) for action in draws], dim=1)
+        largest = values.logsumexp(1) - math.log(values.shape[1])  # [num_critics, B, T]
+        return (largest - q[:, :, chosen]).mean()

@@ -58,8 +58,8 @@ class ContextWindow(Belief):
 class DecisionTransformer(OfflineAgent):
     """Predict a_t from the returns to go, frames and actions of the last K turns. The loss is (pi(context) - a_t)^2.
 
-    When acting, the return to go is `target_return` minus the clicks so far. The actions of the context are read from
-    the shown frames (see OfflineAgent).
+    When acting, the return to go is `target_return` minus the clicks so far. The ranker reads the actions of the
+    context from the shown slates, in training as well, whichever labels a_t there are (see OfflineAgent).
 
     Args:
         ranker, generator: see OfflineAgent.
@@ -161,9 +161,11 @@ class DecisionTransformer(OfflineAgent):
         reward = context.clicks.sum(2) * (context.turn > 0)
         since = reward.flip(1).cumsum(1).flip(1) - reward
         to_go = (self.target_return - so_far).unsqueeze(1) + since
-        # The action after a frame is read from the next frame.
-        actions = self.ranker.action_of(context.slates.flatten(0, 1)).unflatten(0, context.turn.shape).roll(-1, dims=1)
-        return self.predict(context, to_go, actions)[:, -1]
+        return self.predict(context, to_go, self.shown_actions(context))[:, -1]
+
+    def shown_actions(self, context: Context) -> Tensor:
+        """Read the action after each frame of a context from the next frame, [B, K, A]. The last one means nothing."""
+        return self.ranker.action_of(context.slates.flatten(0, 1)).unflatten(0, context.turn.shape).roll(-1, dims=1)
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step on a window of K turns of each of B trajectories, which starts at a random turn."""
@@ -178,7 +180,7 @@ class DecisionTransformer(OfflineAgent):
         to_go = batch.rewards.flip(1).cumsum(1).flip(1)[user, turn]
         context = Context(batch.slates[user, turn], batch.clicks[user, turn], turn)
         actions = batch.actions[user, turn]
-        predicted = self.predict(context, to_go, actions)
+        predicted = self.predict(context, to_go, self.shown_actions(context))
         loss = (predicted - actions).square().mean()
         self.minimise("actor", loss)
         return {

@@ -6,6 +6,7 @@ Kostrikov et al., "Offline Reinforcement Learning with Implicit Q-Learning", arX
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
-from slaterl.networks import gaussian_action, log_prob_of, mlp, polyak
+from slaterl.networks import LOG_STD_OF_DATA, gaussian_action, log_prob_of, mlp, polyak
 from slaterl.rankers.base import Ranker
 
 
@@ -33,22 +34,24 @@ class IQL(OfflineActorCritic):
         others: see OfflineActorCritic.
     """
 
+    LEAST_LOG_STD: ClassVar = LOG_STD_OF_DATA
+
     def __init__(
         self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
         gamma: Fraction, reward_scale: Positive, tau: Fraction,
-        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count, layer_norm: bool,
         expectile: Fraction, beta: NonNegative, decay_steps: Count,
     ) -> None:  # fmt: skip
         super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
         self.expectile, self.beta, self.decay_steps, self.pi_lr = expectile, beta, decay_steps, pi_lr
         self.actor = mlp(self.state_dim, pi_hidden, 2 * self.action_dim)
-        self.build_critics(num_critics, q_hidden)
-        self.value = mlp(self.state_dim, q_hidden, 1)
+        self.build_critics(num_critics, q_hidden, layer_norm)
+        self.value = mlp(self.state_dim, q_hidden, 1, layer_norm)
         self.add_optimizer("critic", self.critics, self.value, self.critic_belief, lr=q_lr)
         self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
-        return gaussian_action(self.actor(state), generator)
+        return gaussian_action(self.actor(state), generator, self.LEAST_LOG_STD)
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of value, critics, policy and targets on B whole trajectories."""
@@ -80,4 +83,4 @@ class IQL(OfflineActorCritic):
         self.descend(critic=critic_loss, actor=actor_loss)
         polyak(self.critics, self.target_critics, self.tau)
         self.record_policy(actor_loss, action, policy_q)
-        return self.terms(critic_loss, target, q, q_data=q[0])
+        return self.terms(critic_loss, target, q, q_data=q[0], reward=turns.reward)

@@ -1,4 +1,4 @@
-"""ReBRAC: TD3 + BC with separate penalties for actor and critics, layer norm in the critics, and deeper networks.
+"""ReBRAC: TD3 + BC with separate penalties for actor and critics, and deeper networks.
 
 Tarasov et al., "Revisiting the Minimalist Approach to Offline Reinforcement Learning", arXiv 2305.09836.
 """
@@ -34,7 +34,7 @@ class ReBRAC(OfflineActorCritic):
     def __init__(
         self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
         gamma: Fraction, reward_scale: Positive, tau: Fraction,
-        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count, layer_norm: bool,
         policy_delay: Count, target_noise: NonNegative, noise_clip: NonNegative,
         actor_penalty: NonNegative, critic_penalty: NonNegative,
     ) -> None:  # fmt: skip
@@ -42,7 +42,7 @@ class ReBRAC(OfflineActorCritic):
         self.policy_delay, self.target_noise, self.noise_clip = policy_delay, target_noise, noise_clip
         self.actor_penalty, self.critic_penalty = actor_penalty, critic_penalty
         self.actor = mlp(self.state_dim, pi_hidden, self.action_dim)
-        self.build_critics(num_critics, q_hidden, layer_norm=True)
+        self.build_critics(num_critics, q_hidden, layer_norm)
         self.target_actor = target_of(self.actor)
         self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
         self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
@@ -78,4 +78,4 @@ class ReBRAC(OfflineActorCritic):
             polyak(self.critics, self.target_critics, self.tau)
             polyak(self.actor, self.target_actor, self.tau)
             self.record_policy(losses["actor"], action, policy_q)
-        return self.terms(losses["critic"], target, q, q_data=q.amin(0))
+        return self.terms(losses["critic"], target, q, q_data=q.amin(0), reward=turns.reward)

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from slaterl.agents.offline.base import OfflineAgent
+from slaterl.agents.base import Agent
 from slaterl.data.trajectories import Trajectories
 
 
@@ -24,7 +24,7 @@ class OfflineData(L.LightningDataModule):
     """
 
     def __init__(
-        self, data: Trajectories, agent: OfflineAgent, *, max_steps: int, batch_size: int, batches: torch.Generator
+        self, data: Trajectories, agent: Agent, *, max_steps: int, batch_size: int, batches: torch.Generator
     ) -> None:
         super().__init__()
         self.agent, self.data = agent, agent.prepare(data)

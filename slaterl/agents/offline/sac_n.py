@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
-from slaterl.agents.offline.actor_critic import OfflineActorCritic, Turns, some_turns
+from slaterl.agents.offline.actor_critic import ENTROPY_TERMS, OfflineActorCritic, Turns, some_turns
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Several, Widths
 from slaterl.data.trajectories import Trajectories
@@ -24,23 +24,29 @@ from slaterl.rankers.base import Ranker
 class SACN(OfflineActorCritic):
     """SAC with N critics: y = r + gamma * (min_i Q'_i(s', a') - alpha * log pi(a'|s')).
 
+    The last term is the entropy; `entropy_in_target` can leave it out.
+
     The policy maximises min_i Q_i(s, a) - alpha * log pi(a|s), and alpha is learned towards an entropy of -A.
 
     Args:
         alpha_lr: Adam's learning rate of the temperature alpha.
         initial_alpha: temperature before the first update.
+        entropy_in_target: whether the targets contain the entropy of the policy.
         others: see OfflineActorCritic.
     """
+
+    TERMS: ClassVar = (*OfflineActorCritic.TERMS, *ENTROPY_TERMS)
 
     def __init__(
         self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
         gamma: Fraction, reward_scale: Positive, tau: Fraction,
-        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
-        alpha_lr: Positive, initial_alpha: Positive,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count, layer_norm: bool,
+        alpha_lr: Positive, initial_alpha: Positive, entropy_in_target: bool,
     ) -> None:  # fmt: skip
         super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
+        self.entropy_in_target = entropy_in_target
         self.actor = mlp(self.state_dim, pi_hidden, 2 * self.action_dim)
-        self.build_critics(num_critics, q_hidden)
+        self.build_critics(num_critics, q_hidden, layer_norm)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(initial_alpha)))
         self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
         self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
@@ -51,10 +57,10 @@ class SACN(OfflineActorCritic):
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of critics, policy, temperature and targets on B whole trajectories."""
-        turns = self.turns(batch)
+        turns, alpha = self.turns(batch), self.log_alpha.detach().exp()
 
         # critics: y = r + gamma * (min Q'(s', a') - alpha * log pi(a'|s'))
-        target = self.soft_target(turns)
+        target, bonus = self.soft_target(turns)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
         critic_loss = (q - target).square().mean()
 
@@ -62,20 +68,24 @@ class SACN(OfflineActorCritic):
         action, log_prob = self.sample(turns.actor_state)
         with frozen(self.critics):
             policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
-        actor_loss = soft_policy_loss(self.log_alpha.detach().exp(), log_prob, policy_q)
+        actor_loss = soft_policy_loss(alpha, log_prob, policy_q)
         alpha_loss = temperature_loss(self.log_alpha, log_prob, target_entropy=-self.action_dim)
 
         self.descend(critic=critic_loss, actor=actor_loss, alpha=alpha_loss)
         polyak(self.critics, self.target_critics, self.tau)
         self.record_policy(actor_loss, action, policy_q)
-        return self.terms(critic_loss, target, q, q_data=q.amin(0))
+        return {
+            **self.terms(critic_loss, target, q, q_data=q.amin(0), reward=turns.reward, bonus=bonus),
+            **self.entropy_terms(alpha, log_prob),
+        }
 
     @torch.no_grad()
-    def soft_target(self, turns: Turns) -> Tensor:
-        """Return y = r + gamma * (min Q'(s', a') - alpha * log pi(a'|s')), a' ~ pi(s'): [B, H]."""
+    def soft_target(self, turns: Turns) -> tuple[Tensor, Tensor]:
+        """Return y = r + gamma * (min Q'(s', a') + bonus) [B, H], and bonus = -alpha * log pi(a'|s') [B, H-1]."""
         next_action, next_log_prob = self.sample(turns.actor_state[:, 1:])
         next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
-        return bootstrap(turns.reward, next_q - self.log_alpha.exp() * next_log_prob, self.gamma)
+        bonus = -self.log_alpha.exp() * next_log_prob * self.entropy_in_target
+        return bootstrap(turns.reward, next_q + bonus, self.gamma), bonus
 
 
 class EDAC(SACN):
@@ -95,22 +105,22 @@ class EDAC(SACN):
     def __init__(
         self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
         gamma: Fraction, reward_scale: Positive, tau: Fraction,
-        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Several,
-        alpha_lr: Positive, initial_alpha: Positive, eta: NonNegative, turns: Count,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Several, layer_norm: bool,
+        alpha_lr: Positive, initial_alpha: Positive, entropy_in_target: bool, eta: NonNegative, turns: Count,
     ) -> None:  # fmt: skip
         super().__init__(
             ranker=ranker, belief=belief, generator=generator, gamma=gamma, reward_scale=reward_scale, tau=tau,
             q_lr=q_lr, pi_lr=pi_lr, q_hidden=q_hidden, pi_hidden=pi_hidden, num_critics=num_critics,
-            alpha_lr=alpha_lr, initial_alpha=initial_alpha,
+            layer_norm=layer_norm, alpha_lr=alpha_lr, initial_alpha=initial_alpha, entropy_in_target=entropy_in_target,
         )  # fmt: skip
         self.eta, self.turns_drawn = eta, turns
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of critics, policy, temperature and targets on B whole trajectories."""
-        turns = self.turns(batch)
+        turns, alpha = self.turns(batch), self.log_alpha.detach().exp()
 
         # critics: the loss of SAC-N plus the cosines. It is a mean over critics, so the cosines are divided by N, too.
-        target = self.soft_target(turns)
+        target, bonus = self.soft_target(turns)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
         count = len(self.critics.members)
         cosines = self.cosines(turns).mean()
@@ -120,13 +130,16 @@ class EDAC(SACN):
         action, log_prob = self.sample(turns.actor_state)
         with frozen(self.critics):
             policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
-        actor_loss = soft_policy_loss(self.log_alpha.detach().exp(), log_prob, policy_q)
+        actor_loss = soft_policy_loss(alpha, log_prob, policy_q)
         alpha_loss = temperature_loss(self.log_alpha, log_prob, target_entropy=-self.action_dim)
 
         self.descend(critic=critic_loss, actor=actor_loss, alpha=alpha_loss)
         polyak(self.critics, self.target_critics, self.tau)
         self.record_policy(actor_loss, action, policy_q)
-        return self.terms(critic_loss, target, q, q_data=q.amin(0))
+        return {
+            **self.terms(critic_loss, target, q, q_data=q.amin(0), reward=turns.reward, bonus=bonus),
+            **self.entropy_terms(alpha, log_prob),
+        }
 
     def cosines(self, turns: Turns) -> Tensor:
         """Return the sum over pairs i != j of cos(dQ_i/da, dQ_j/da) in some states of the data: [B, T]."""

@@ -32,14 +32,14 @@ class TD3BC(OfflineActorCritic):
     def __init__(
         self, *, ranker: Ranker, belief: MakeBelief, generator: torch.Generator,
         gamma: Fraction, reward_scale: Positive, tau: Fraction,
-        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count,
+        q_lr: Positive, pi_lr: Positive, q_hidden: Widths, pi_hidden: Widths, num_critics: Count, layer_norm: bool,
         policy_delay: Count, target_noise: NonNegative, noise_clip: NonNegative, alpha: NonNegative,
     ) -> None:  # fmt: skip
         super().__init__(ranker, belief, generator, gamma, reward_scale, tau)
         self.policy_delay, self.alpha = policy_delay, alpha
         self.target_noise, self.noise_clip = target_noise, noise_clip
         self.actor = mlp(self.state_dim, pi_hidden, self.action_dim)
-        self.build_critics(num_critics, q_hidden)
+        self.build_critics(num_critics, q_hidden, layer_norm)
         self.target_actor = target_of(self.actor)
         self.add_optimizer("critic", self.critics, self.critic_belief, lr=q_lr)
         self.add_optimizer("actor", self.actor, self.actor_belief, lr=pi_lr)
@@ -74,4 +74,4 @@ class TD3BC(OfflineActorCritic):
             polyak(self.critics, self.target_critics, self.tau)
             polyak(self.actor, self.target_actor, self.tau)
             self.record_policy(losses["actor"], action, policy_q)
-        return self.terms(losses["critic"], target, q, q_data=q[0])
+        return self.terms(losses["critic"], target, q, q_data=q[0], reward=turns.reward)

@@ -37,6 +37,7 @@ class SAC(LatentAgent):
         tau: Polyak rate of the target critics, applied at every update.
         q_lr, pi_lr, alpha_lr: Adam's learning rates of critics, policy (each with its belief) and temperature.
         q_hidden, pi_hidden: widths of the hidden layers of critics and policy.
+        layer_norm: a layer norm after each ReLU of the critics. Checkpoints from before this setting lack it.
         num_critics: number of critics; targets and policy read their minimum.
         initial_alpha: temperature before the first update.
         target_entropy_scale: the target entropy is minus this times the action's dimension.
@@ -68,6 +69,7 @@ class SAC(LatentAgent):
         num_critics: Count,
         initial_alpha: Positive,
         target_entropy_scale: NonNegative,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__(ranker)
         self.gamma, self.tau = gamma, tau
@@ -77,7 +79,7 @@ class SAC(LatentAgent):
         self.actor_belief, self.critic_belief = belief(), belief()
         state_dim = self.actor_belief.state_dim
         self.actor = mlp(state_dim, pi_hidden, 2 * ranker.action_dim)
-        self.critics = Critics(num_critics, state_dim + ranker.action_dim, q_hidden)
+        self.critics = Critics(num_critics, state_dim + ranker.action_dim, q_hidden, layer_norm)
         self.target_critics = target_of(self.critics)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(initial_alpha)))
 

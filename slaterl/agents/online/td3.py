@@ -34,6 +34,7 @@ class TD3(LatentAgent):
         tau: Polyak rate of the targets, applied at every update of the policy.
         q_lr, pi_lr: Adam's learning rates of critics and policy, each with its belief.
         q_hidden, pi_hidden: widths of the hidden layers of critics and policy.
+        layer_norm: a layer norm after each ReLU of the critics. Checkpoints from before this setting lack it.
         exploration_noise: standard deviation of the Gaussian noise on the actions that collect data.
         target_noise, noise_clip: standard deviation and bound of the noise on the target's actions.
         policy_delay: updates of the critics per update of the policy.
@@ -59,6 +60,7 @@ class TD3(LatentAgent):
         target_noise: NonNegative,
         noise_clip: NonNegative,
         policy_delay: Count,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__(ranker)
         self.gamma, self.tau, self.policy_delay = gamma, tau, policy_delay
@@ -68,7 +70,7 @@ class TD3(LatentAgent):
         self.actor_belief, self.critic_belief = belief(), belief()
         state_dim = self.actor_belief.state_dim
         self.actor = mlp(state_dim, pi_hidden, ranker.action_dim)
-        self.critics = Critics(2, state_dim + ranker.action_dim, q_hidden)
+        self.critics = Critics(2, state_dim + ranker.action_dim, q_hidden, layer_norm)
         self.target_actor = target_of(self.actor)
         self.target_critics = target_of(self.critics)
         self.register_buffer("actor_loss", torch.zeros(()))  # at the policy's last update

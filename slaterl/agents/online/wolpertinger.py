@@ -67,6 +67,7 @@ class Wolpertinger(SAC):
         num_critics: Count,
         initial_alpha: Positive,
         target_entropy_scale: NonNegative,
+        layer_norm: bool = False,
     ) -> None:
         if neighbours > num_items:
             raise UserError(f"agent.neighbours={neighbours}: more than env.num_items={num_items}")
@@ -84,6 +85,7 @@ class Wolpertinger(SAC):
             num_critics=num_critics,
             initial_alpha=initial_alpha,
             target_entropy_scale=target_entropy_scale,
+            layer_norm=layer_norm,
         )
         self.num_items, self.slate_size, self.neighbours = num_items, slate_size, neighbours
 
