@@ -161,6 +161,7 @@ class _Loop(L.Callback):
         self.best, self.seconds = {"metrics": {}, **state["best"]}, state["seconds"]  # older versions had no metrics
         self.stale = state.get("stale", 0)  # older versions had no patience
         self.kept.scores = dict(state.get("kept", {}))
+        self.kept.remove_others()  # of work that a kill lost
         self.saved_step = learner.step
         if self.over(learner.step):
             return
@@ -185,7 +186,6 @@ class _Loop(L.Callback):
         bar = progress(self.title, self.schedule.max_steps, "steps", start=pl_module.step)
         self.show = self.open.enter_context(bar)
         self._mark(pl_module.step)
-        self.kept.remove_others()  # of work that a kill lost
         self.saved = time.perf_counter()
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,6 +88,14 @@ def test_a_kill_changes_nothing(where: str, stop: int, tmp_path: Path) -> None:
         assert not listed.exists() or checkpoints.load(listed, "line")["kept"].keys() <= kept(tmp_path / "cut").keys()
         train(tmp_path / "cut")
     assert kept(tmp_path / "cut") == kept(tmp_path / "through")
+
+
+def test_a_kill_before_the_last_removal_leaves_no_file(tmp_path: Path) -> None:
+    train(tmp_path)
+    before = kept(tmp_path)
+    shutil.copy(tmp_path / "best.ckpt", tmp_path / "kept-step12.ckpt")
+    train(tmp_path)  # nothing is left to train
+    assert kept(tmp_path) == before and not (tmp_path / "kept-step12.ckpt").exists()
 
 
 def test_choice_depends_on_scores_and_is_small(tmp_path: Path) -> None:
