@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slaterl.data.dependence import explained_by_history, items_per_slot
 from slaterl.data.score import normalised
 from slaterl.data.trajectories import Trajectories
 
 ANCHORS = {
     "random": "random slates",
     "constant_slate": "constant slate, decode(0)",
+    "most_frequent_slate": "constant slate, each slot's most frequent item",
     "short_term_oracle": "short-term oracle",
     "expert": "expert",
 }
+ONE_SLATE = 0.05  # of a behaviour's variance: with less, its slates do not depend on the history
 TOO_EASY = 90.0  # warn if the constant slate reaches this normalised score
 MAX_BINS = 40  # of the histogram
 
@@ -44,6 +47,7 @@ def describe(
 
     def part(chosen: Tensor | slice) -> dict[str, Any]:
         found = _part(slates[chosen], clicks[chosen], rewards[chosen], num_items, edges)
+        found["slates"]["explained_by_history"] = explained_by_history(data.slates[chosen], data.clicks[chosen])
         return found | {"normalised_score": _score(found["returns"]["mean"], known)}
 
     whole = part(slice(None))
@@ -87,7 +91,7 @@ def _part(slates: Tensor, clicks: Tensor, rewards: Tensor, num_items: int, edges
             **dict(zip(("min", "q25", "median", "q75", "max"), quartiles, strict=True)),
             "histogram": np.histogram(returns.numpy(), edges)[0].tolist(),
         },
-        "slates": _variety(slates),
+        "slates": {**_variety(slates), "items_per_slot": items_per_slot(slates, num_items)},
         "items": _concentration(slates, num_items),
         "click_rate_by_rank": [column.double().mean().item() for column in clicks.unbind(2)],
         "clicks_per_turn": clicks.sum(2, dtype=torch.float32).mean(0, dtype=torch.float64).tolist(),
@@ -95,7 +99,7 @@ def _part(slates: Tensor, clicks: Tensor, rewards: Tensor, num_items: int, edges
 
 
 def _variety(slates: Tensor) -> dict[str, float]:
-    """Compute the shares of distinct slates (order matters) and of slates with a repeated item, among all N * H."""
+    """Count distinct slates (order matters); their share, and that of slates with a repeated item, among all N * H."""
     # each slate is hashed by a polynomial of its items modulo 2^64; among a million slates, a collision occurs in one
     # of 30 million datasets
     key = torch.zeros(slates.shape[:2], dtype=torch.int64)
@@ -103,7 +107,8 @@ def _variety(slates: Tensor) -> dict[str, float]:
         key = key * 6364136223846793005 + column
     ordered = slates.sort(2).values
     repeats = (ordered[..., 1:] == ordered[..., :-1]).any(2)
-    return {"distinct": key.unique().numel() / key.numel(), "with_repeats": repeats.sum().item() / key.numel()}
+    count, total = key.unique().numel(), key.numel()
+    return {"count": count, "distinct": count / total, "with_repeats": repeats.sum().item() / total}
 
 
 def _concentration(slates: Tensor, num_items: int) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def _score(value: float | None, anchors: Mapping[str, float | None]) -> float | 
 
 def _warnings(card: Mapping[str, Any]) -> list[str]:
     """Return warnings to read before training on the data."""
-    random, constant, oracle, expert = (card["anchors"][name]["return"] for name in ANCHORS)
+    random, constant, frequent, oracle, expert = (card["anchors"][name]["return"] for name in ANCHORS)
     score, mean = card["anchors"]["constant_slate"]["normalised_score"], card["returns"]["mean"]
     found = []
     if score is not None and score >= TOO_EASY:
@@ -148,13 +153,32 @@ def _warnings(card: Mapping[str, Any]) -> list[str]:
         found.append(f"No normalised scores: {returned}.")
     elif oracle is not None and oracle > expert:
         found.append(f"The expert's mean return of {expert:.1f} is below the short-term oracle's {oracle:.1f}.")
+    if frequent is not None and frequent >= mean > 0:
+        beaten = (
+            f"each slot's most frequent item, shown to all, returns {frequent:.1f} ({frequent / mean:.0%} of the data)"
+        )
+        found.append(f"A constant slate is better than the data: {beaten}. Compare learned policies with it.")
     if random is not None and mean < random:
         found.append(f"The mean return of the data, {mean:.1f}, is below the return of random slates, {random:.1f}.")
     for part in card["behaviours"]:
-        if part["items"]["shown"] < 2 * card["slate_size"]:
+        if part["items"]["shown"] < 2 * card["slate_size"] and part["slates"]["count"] > 1:
             few = f"shows only {part['items']['shown']} different items in slates of {card['slate_size']}"
             found.append(f"{label_of(part)} {few}: almost no variety to learn from.")
+        found += _one_slate(part, card["num_items"])
     return found
+
+
+def _one_slate(part: Mapping[str, Any], num_items: int) -> list[str]:
+    """Return a warning if a behaviour shows the same slate whatever happened before, with or without noise."""
+    slates, label = part["slates"], label_of(part)
+    if slates["count"] == 1:
+        return [f"{label} is one slate for all users in all turns."]
+    explained, various = slates["explained_by_history"], slates["items_per_slot"]
+    uniform = various is None or various > num_items / 2  # random slates depend on nothing either, but are not one
+    if explained is None or explained >= ONE_SLATE or uniform:
+        return []
+    told = f"turn and clicks explain {explained:.1%} of the variance of its slates"
+    return [f"{label} is one slate with noise: {told}, so they hardly depend on the user."]
 
 
 def label_of(behaviour: Mapping[str, Any]) -> str:

@@ -49,6 +49,7 @@ def as_markdown(card: Mapping[str, Any], picture: str | None = "card.png") -> st
     makers = ", ".join(f"{label_of(part)} ({part['trajectories']:,})" for part in parts)
     settings = list(dict.fromkeys(key for part in parts for key in part if key not in card))
     reached = [(ANCHORS[name], *anchor.values()) for name, anchor in card["anchors"].items()]
+    frequent = card["anchors"].get("most_frequent_slate", {"return": None})["return"]
     reached.append(("**this dataset**", returns["mean"], score))
     reached.sort(key=lambda row: (row[1] is None, row[1]))
     sections = [
@@ -61,6 +62,10 @@ def as_markdown(card: Mapping[str, Any], picture: str | None = "card.png") -> st
         f"![Returns, click rates, items and clicks per turn]({picture})" if picture else "",
         "## Comparison with reference policies in the same environment",
         _table(["", "mean return", "normalised score"], [(who, _number(a), _number(b)) for who, a, b in reached]),
+        f"Each slot's most frequent item, shown to all users in all turns, reaches {frequent / returns['mean']:.0%} "
+        "of the mean return of the data."
+        if frequent is not None and returns["mean"] > 0
+        else "",
         "## Returns",
         compare(_measures_of_returns),
         "## Slates and items",
@@ -137,7 +142,10 @@ def _measures_of_items(part: Mapping[str, Any]) -> dict[str, str]:
         "share of impressions: 10 most shown items": f"{items['top_10']:.1%}",
         "share of impressions: most shown 1% of the catalogue": f"{items['top_1_percent']:.1%}",
         "Gini coefficient of impressions (0: uniform)": f"{items['gini']:.3f}",
+        "distinct slates": f"{slates['count']:,}" if "count" in slates else "unknown",  # cards of older versions
         "share of distinct slates": f"{slates['distinct']:.1%}",
+        "effective number of items in a slot": _number(slates.get("items_per_slot")),
+        "share of the slates' variance explained by turn and clicks": _share(slates.get("explained_by_history")),
         "share of slates with a repeated item": f"{slates['with_repeats']:.1%}",
     }
 
@@ -154,6 +162,10 @@ def _measures_of_turns(part: Mapping[str, Any]) -> dict[str, str]:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1%}"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

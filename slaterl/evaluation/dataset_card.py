@@ -6,28 +6,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slaterl.agents.heuristics import ConstantSlate
 from slaterl.console import note
 from slaterl.data import card, card_page
+from slaterl.data.dependence import most_frequent_slate
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
-from slaterl.evaluation.evaluate import anchors, constant_slate_return
+from slaterl.evaluation.evaluate import anchors, constant_slate_return, evaluate
 from slaterl.rankers.base import Ranker
 from slaterl.runs.files import whole_file, write_json
 
 ANCHOR_USERS = 500
 
 
-def reference_returns(env: Env, ranker: Ranker | None, expert: float | None, seed: int) -> dict[str, float | None]:
-    """Return mean returns of random slates, a constant slate, the short-term oracle and the expert on the same users.
+def reference_returns(
+    env: Env, data: Trajectories, ranker: Ranker | None, expert: float | None, seed: int
+) -> dict[str, float | None]:
+    """Return mean returns of random slates, constant slates, the short-term oracle and the expert on the same users.
 
     Args:
+        data: the dataset, whose most frequent item of each slot makes one of the constant slates.
         ranker: ranker that a behaviour acted through; it decodes latent 0 to the constant slate.
         seed: the expert's seed, so that all policies serve the expert's test users.
     """
     known = anchors(env, ANCHOR_USERS, seed)
+    slate = most_frequent_slate(data.slates[:, 1:])
+    frequent = ConstantSlate(slate=slate, num_items=env.num_items, slate_size=env.slate_size)
     return {
         "random": known["random_return"],
         "constant_slate": constant_slate_return(env, ranker, ANCHOR_USERS, seed),
+        "most_frequent_slate": evaluate(frequent, env, ANCHOR_USERS, seed, "test").mean_return,
         "short_term_oracle": known.get("oracle_return"),
         "expert": expert,
     }

@@ -14,7 +14,7 @@ from slaterl.data import card
 from slaterl.data.trajectories import Trajectories
 from slaterl.seeds import stream
 
-ANCHORS = {"random": 1.0, "constant_slate": 2.0, "short_term_oracle": 3.0, "expert": 6.0}
+ANCHORS = {"random": 1.0, "constant_slate": 2.0, "most_frequent_slate": 2.5, "short_term_oracle": 3.0, "expert": 6.0}
 UNKNOWN: dict[str, float | None] = dict.fromkeys(ANCHORS)
 BEHAVIOURS: list[dict[str, Any]] = [
     {"name": "good", "policy": "expert", "noise": 0.0, "epsilon": 0.0, "checkpoint": "0123abcd", "trajectories": 2},
@@ -71,12 +71,15 @@ def test_counted_by_hand() -> None:
     assert items["most_shown"] == [1, 2, 3, 4, 5]
     assert items["share"] == pytest.approx([7 / 12, 10 / 12, 1, 1, 1])
     # 01 01 10 00 02 02: 10 is another slate than 01
-    assert found["slates"] == pytest.approx({"distinct": 4 / 6, "with_repeats": 1 / 6})
+    # slot 0 shows item 0 five times, slot 1 shows each item twice: of 30 pairs, 20 and 6 are equal
+    slates = {"count": 4, "distinct": 4 / 6, "with_repeats": 1 / 6, "items_per_slot": 60 / 26}
+    assert found["slates"] == pytest.approx(slates | {"explained_by_history": None})
     assert found["click_rate_by_rank"] == pytest.approx([3 / 6, 2 / 6])
     assert found["clicks_per_turn"] == pytest.approx([1, 2 / 3])
     assert found["normalised_score"] == pytest.approx(100 * (5 / 3 - 1) / 5)
     scores = {name: anchor["normalised_score"] for name, anchor in found["anchors"].items()}
-    assert scores == pytest.approx({"random": 0, "constant_slate": 20, "short_term_oracle": 40, "expert": 100})
+    constant = {"constant_slate": 20, "most_frequent_slate": 30}
+    assert scores == pytest.approx({"random": 0, **constant, "short_term_oracle": 40, "expert": 100})
 
     good, bad = found["behaviours"]
     assert (good["name"], good["checkpoint"], bad["noise"]) == ("good", "0123abcd", 0.3)  # as described
@@ -120,6 +123,7 @@ def test_derived_with_numpy() -> None:
         assert part["items"]["share"] == pytest.approx([falling[:k].sum() for k in part["items"]["most_shown"]])
 
         shown = [tuple(slate) for slate in slates.reshape(-1, slates.shape[2]).tolist()]
+        assert part["slates"]["count"] == len(set(shown))
         assert part["slates"]["distinct"] == pytest.approx(len(set(shown)) / len(shown))
         repeats = np.mean([len(set(slate)) < len(slate) for slate in shown])
         assert part["slates"]["with_repeats"] == pytest.approx(repeats)
@@ -198,7 +202,7 @@ def test_warns_of_anchors(anchors: dict[str, float | None], words: list[str]) ->
 def test_no_score_where_there_is_none(expert: float | None) -> None:
     found = card.describe(made(), named(3), num_items=250, anchors=ANCHORS | {"expert": expert})
     parts = [found, *found["behaviours"], *found["anchors"].values()]
-    assert [part["normalised_score"] for part in parts] == [None] * 8
+    assert [part["normalised_score"] for part in parts] == [None] * 9
 
 
 def test_warns_of_a_behaviour_without_variety() -> None:

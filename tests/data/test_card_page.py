@@ -47,11 +47,13 @@ def test_markdown_holds_the_numbers() -> None:
         "random slates",
         "**this dataset**",
         "constant slate, decode(0)",
+        "constant slate, each slot's most frequent item",
         "short-term oracle",
         "expert",
     ]
     assert references["constant slate, decode(0)"] == ["2.0", "20.0"]
     assert references["**this dataset**"] == ["1.7", "13.3"]
+    assert "shown to all users in all turns, reaches 150% of the mean return of the data." in text
     returns = rows["Returns"]
     assert returns[""] == ["all", "good", "bad (noise 0.3)"]
     assert returns["trajectories"] == ["3", "2", "1"]
@@ -63,6 +65,9 @@ def test_markdown_holds_the_numbers() -> None:
     assert items["share of the catalogue shown"] == ["60.0%", "40.0%", "40.0%"]
     assert items["Gini coefficient of impressions (0: uniform)"][0] == "0.567"
     assert items["share of slates with a repeated item"] == ["16.7%", "25.0%", "0.0%"]
+    assert items["distinct slates"] == ["4", "3", "1"]
+    assert items["effective number of items in a slot"][0] == "2.3"
+    assert items["share of the slates' variance explained by turn and clicks"] == ["unknown"] * 3
     assert items["share of distinct slates"] == ["66.7%", "75.0%", "50.0%"]
     assert rows["Click rate by rank"]["rank 2"] == ["0.3333", "0.5000", "0.0000"]
     assert rows["Mean clicks per turn"]["turn 2"] == ["0.667", "1.000", "0.000"]
@@ -83,6 +88,18 @@ def test_markdown_of_one_behaviour_of_which_little_is_known() -> None:
     turns = {row: float(cells[0]) for row, cells in rows["Mean clicks per turn"].items() if row.startswith("turn")}
     assert len(turns) == 10
     assert turns["turns 3 to 5"] == pytest.approx(np.mean(found["clicks_per_turn"][2:5]), abs=1e-3)
+
+
+def test_cards_of_older_versions_are_shown() -> None:
+    found = describe(tiny(), BEHAVIOURS, num_items=5, anchors=ANCHORS)
+    for part in (found, *found["behaviours"]):
+        for name in ("count", "items_per_slot", "explained_by_history"):
+            del part["slates"][name]
+    del found["anchors"]["most_frequent_slate"]
+    found["warnings"] = []
+    items = tables(as_markdown(found))["Slates and items"]
+    assert items["distinct slates"] == items["effective number of items in a slot"] == ["unknown"] * 3
+    assert "most frequent item" not in as_markdown(found)
 
 
 @pytest.fixture
