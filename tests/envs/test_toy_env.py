@@ -108,7 +108,8 @@ def test_no_oracle_and_no_measures_of_topics(home: Path) -> None:
     assert {name for name in found if name.startswith("random_")} == random
     (file,) = home.glob("online/toy/sac-gems*/metrics.csv")
     columns = [name for name in metrics.read(file)[0] if name.startswith("val/")]
-    assert columns == ["val/return", "val/interval", "val/clicks_per_turn", "val/distinct_items"]
+    sampled = ["val/return_sampled", "val/interval_sampled"]
+    assert columns == ["val/return", "val/interval", "val/clicks_per_turn", "val/distinct_items", *sampled]
     assert all(value for value in metrics.curve(file, "val/return")[1])
 
 

@@ -386,6 +386,16 @@ def test_precision_is_part_of_the_evaluation_of_a_checkpoint(evaluation: str, ho
     assert len(names) == 2
 
 
+def test_estimates_value_slates_whichever_actions_were_recorded(home: Path) -> None:
+    """Those of data and policy are read from slates, because recorded ones may be of another box or ranker."""
+    data, other = read(home, "mixed"), read(home, "mixed")
+    assert other.actions is not None
+    other.actions = -other.actions
+    agent = load_policy(agent_run(home) / "best.ckpt").policy.agent  # type: ignore[attr-defined]
+    settings = dict(num_items=60, discount=0.8, updates=3, batch_size=4, members=2, hidden=8, lr=1e-2, tau=0.05, seed=0)
+    assert fitted_q_evaluation(agent, data, **settings) == fitted_q_evaluation(agent, other, **settings)
+
+
 def test_estimates_from_hardly_any_data(home: Path) -> None:
     """Bootstrap samples of one trajectory, of which some are empty."""
     data = read(home, "mixed")[:1]
