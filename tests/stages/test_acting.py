@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from slaterl.agents.heuristics import ConstantSlate
+from slaterl.agents.loading import load_policy
+from slaterl.data import trajectories
 from slaterl.errors import UserError
+from slaterl.evaluation.evaluate import evaluate
 from slaterl.run import run_stage
 from slaterl.runs.files import fingerprint_of, read_json
 from slaterl.runs.products import product_of
@@ -141,3 +146,16 @@ def test_medium_is_a_kept_checkpoint(sac: Path, home: Path, monkeypatch: pytest.
     assert by_return != chosen and asked == [True]
     content = read_json(by_return / "card.json")["behaviours"][0]["checkpoint"]
     assert content == fingerprint_of(sac / "kept-step20.ckpt")
+
+
+def test_constant_slate_of_a_dataset_is_tested_on_its_environment(sac: Path, home: Path) -> None:
+    """Its slots hold the items that the behaviours, not the environment's first slate, showed most often."""
+    folder = make(home, "stage=collect", "dataset=expert")
+    slates = trajectories.load(folder / trajectories.FILE)[0].slates[:, 1:].flatten(0, 1).numpy()
+    slate = [int(np.bincount(column).argmax()) for column in slates.T]
+    env = load_policy(sac / "best.ckpt").env
+    policy = ConstantSlate(slate=slate, num_items=env.num_items, slate_size=env.slate_size)
+    expected = evaluate(policy, env, 500, 58407201, "test").mean_return
+    assert read_json(folder / "result.json")["most_frequent_slate_return"] == pytest.approx(expected)
+    assert read_json(folder / "card.json")["anchors"]["most_frequent_slate"]["return"] == pytest.approx(expected)
+    assert "each slot's most frequent item | " in (folder / "card.md").read_text().replace("  ", "")
