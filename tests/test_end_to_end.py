@@ -89,7 +89,8 @@ def test_what_a_run_leaves(first: Path) -> None:
     online = first
     names = {file.name for file in online.iterdir()}
     expected = {"manifest.json", "result.json", "metrics.csv", "curves.png", "best.ckpt", "last.ckpt"}
-    assert names - {".lock"} == expected | {"step30.ckpt", "step60.ckpt"}
+    kept = {"step30.ckpt", "step60.ckpt", "kept-step40.ckpt", "kept-step60.ckpt"}
+    assert names - {".lock"} == expected | kept
     manifest = json.loads((online / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert Path(manifest["inputs"]["ranker"]["path"]).is_dir()
