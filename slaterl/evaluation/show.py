@@ -19,7 +19,7 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
     random = [name.removeprefix("random_") for name in result if name.startswith("random_")]
     # the environment's own, in addition to the measures of all environments
     own = [name for name in random if name not in ("return", "interval", "clicks_per_turn", "distinct_items")]
-    ways = ["sampled"] if "test_return_sampled" in result else []
+    ways = ["_sampled"] if "test_return_sampled" in result else []
     rows = []
     labels = {
         "test_": tested,
@@ -31,19 +31,18 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
         if prefix + "return" not in result:
             continue
         val = f"{result['val_return']:.1f}" if prefix == "test_" and "val_return" in result else ""
-        returned = f"{result[prefix + 'return']:.1f} ± {result[prefix + 'interval']:.1f}"
-        sampled = [_sampled(result, prefix) for _ in ways]
+        returned = [_return(result, prefix, way) for way in ("", *ways)]
         measured = [_number(name, result[prefix + name]) for name in own]
-        rows.append([label, val, returned, *sampled, *measured, f"{result[prefix + 'distinct_items']:,}"])
+        rows.append([label, val, *returned, *measured, f"{result[prefix + 'distinct_items']:,}"])
     headers = [name.removesuffix("_share").replace("_", " ") for name in own]  # a share shows as a percentage
-    table(title, ["", "val", "test ± 95 %", *ways, *headers, "items"], rows)
+    table(title, ["", "val", "test ± 95 %", *(way.removeprefix("_") for way in ways), *headers, "items"], rows)
 
 
-def _sampled(result: Mapping[str, Any], prefix: str) -> str:
-    """Format the return with exploration; empty for a policy without any."""
-    if prefix + "return_sampled" not in result:
+def _return(result: Mapping[str, Any], prefix: str, way: str) -> str:
+    """Format a return with its interval; empty for a policy that does not act in this way."""
+    if f"{prefix}return{way}" not in result:
         return ""
-    return f"{result[prefix + 'return_sampled']:.1f} ± {result[prefix + 'interval_sampled']:.1f}"
+    return f"{result[f'{prefix}return{way}']:.1f} ± {result[f'{prefix}interval{way}']:.1f}"
 
 
 def _number(name: str, value: float) -> str:

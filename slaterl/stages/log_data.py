@@ -16,7 +16,6 @@ from slaterl.errors import UserError
 from slaterl.rollout import collect
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run
-from slaterl.runtime import exact_products
 from slaterl.seeds import stream
 
 
@@ -51,8 +50,8 @@ def log_data(cfg: DictConfig) -> Product:
         def make() -> dict[str, Any]:
             count, seed = settings["trajectories"], settings["seed"]
             started = time.perf_counter()
-            # both values of matmul_precision learn from this file
-            with exact_products(), progress("log data", count, "trajectories") as show:
+            # in float32 (see rollout), so both values of matmul_precision learn from this file
+            with progress("log data", count, "trajectories") as show:
                 data = collect(
                     policy,
                     env,

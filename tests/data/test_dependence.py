@@ -1,4 +1,4 @@
-"""The share of the slates' variance that the past explains, on policies of which it is known."""
+"""The share of the slates' variance that the past explains, on policies whose share is known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def users(generator: torch.Generator, count: int = COUNT) -> Tensor:
 def answering(chance: float, clicks: Tensor, generator: torch.Generator) -> Tensor:
     """Slates of items 0 to 2, whose slot 0 becomes item 3 after a click on it, with this probability; else after none.
 
-    The variance of slot 0 is 1/4 for each of two items, of which (chance - 1/2)^2 follows from the click.
+    The variance of slot 0 is 1/4 for each of two items. The click explains (chance - 1/2)^2 of it.
     """
     slates = torch.arange(SLOTS).expand(clicks.shape).clone()
     # item 2 is shown and clicked or not in every turn, so that nothing but the last click on it tells
