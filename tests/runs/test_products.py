@@ -19,7 +19,6 @@ from slaterl.run import run_stage
 from slaterl.runs.files import read_json, write_json
 from slaterl.runs.products import Product, find_or_make, product_of
 from slaterl.runs.run import Run
-from slaterl.stages import log_data
 from tests.helpers import compose_config
 
 SIZES = """scale=smoke device=cpu threads=1 env.num_items=60 env.slate_size=4 env.episode_length=7 max_steps=30
@@ -89,15 +88,22 @@ def test_products_of_another_precision_are_others(command: str) -> None:
 
 def test_both_precisions_learn_from_the_same_logged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _named("stage=log_data", MEDIUM).run.path == _named("stage=log_data").run.path
-    collect, seen = log_data.collect, []
+    seen: set[tuple[str, str]] = set()
 
-    def collecting(*args: Any, **kwargs: Any) -> Any:
-        seen.append(torch.get_float32_matmul_precision())
-        return collect(*args, **kwargs)
+    def spy(name: str) -> None:
+        original = getattr(TopicRec, name)
 
-    monkeypatch.setattr(log_data, "collect", collecting)
+        def spied(*args: Any, **kwargs: Any) -> Any:
+            seen.add((name, torch.get_float32_matmul_precision()))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(TopicRec, name, spied)
+
+    spy("reset")
+    spy("step")
     run_stage(compose_config(*SMALL, "stage=log_data", MEDIUM, f"paths.root={tmp_path}"))
-    assert seen == ["highest"] and torch.get_float32_matmul_precision() == "medium"
+    assert seen == {("reset", "highest"), ("step", "highest")}
+    assert torch.get_float32_matmul_precision() == "medium"
     (file,) = tmp_path.glob("log_data/*/*/manifest.json")
     assert read_json(file)["config"]["matmul_precision"] == "medium"
 
