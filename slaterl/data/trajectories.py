@@ -27,6 +27,9 @@ class Trajectories:
     Reset shows frame 0. So o_t = frame t, a_t is the slate of frame t + 1, and r_t the reward of that slate. A belief
     that has read frames 0..t has never seen a_t.
 
+    Sessions of a log have lengths of their own. Then H is the longest, and frames after a session's end are padding
+    that no loss, metric or draw may read. Trajectories of a simulator have no `lengths`, and no cost from them.
+
     Attributes:
         slates: [N, H+1, S] item ids, an integer type.
         clicks: [N, H+1, S] bool or uint8.
@@ -35,6 +38,9 @@ class Trajectories:
         hidden: optional columns [N, H, ...] of the simulator's hidden state as each turn begins, by the names of
             Env.hidden_columns. They are never part of an observation.
         reward: [N, H] float, only if the environment's reward is not the number of clicks.
+        lengths: [N] int32, the turns of each session, 1..H; None if all have H.
+        truncated: [N] bool, whether the log was cut after the last turn, so that values bootstrap there; None if every
+            session ended because its user left or its turns were over.
     """
 
     slates: Tensor
@@ -43,24 +49,40 @@ class Trajectories:
     policy_id: Tensor | None = None
     hidden: dict[str, Tensor] = field(default_factory=dict)
     reward: Tensor | None = None
+    lengths: Tensor | None = None
+    truncated: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.slates)
 
     @property
     def rewards(self) -> Tensor:
-        """Rewards [N, H] of every turn: `reward`, or without it the number of clicks. Frame 0 has no reward."""
-        return self.clicks[:, 1:].sum(2, dtype=torch.float32) if self.reward is None else self.reward
+        """Rewards [N, H] of every turn: `reward`, or without it the number of clicks; 0 after a session's end."""
+        rewards = self.clicks[:, 1:].sum(2, dtype=torch.float32) if self.reward is None else self.reward
+        return rewards if self.lengths is None else rewards.where(self.mask, 0.0)
+
+    @property
+    def mask(self) -> Tensor:
+        """Whether a turn [N, H] belongs to its session; False marks padding."""
+        count, frames = self.slates.shape[:2]
+        if self.lengths is None:
+            return torch.ones(count, frames - 1, dtype=torch.bool, device=self.slates.device)
+        return torch.arange(frames - 1, device=self.slates.device) < self.lengths.unsqueeze(1)
+
+    @property
+    def turns(self) -> int:
+        """The number of turns of all sessions, without padding."""
+        return len(self) * (self.slates.shape[1] - 1) if self.lengths is None else int(self.lengths.sum())
 
     @property
     def returns(self) -> Tensor:
-        """Sums of the rewards of whole episodes, [N]."""
+        """Sums of the rewards of whole sessions, [N]."""
         return self.rewards.sum(1)
 
     def columns(self) -> dict[str, Tensor]:
         """Return the present columns by name; hidden columns as `hidden.<name>`."""
         named = {"slates": self.slates, "clicks": self.clicks, "actions": self.actions, "policy_id": self.policy_id}
-        named["reward"] = self.reward
+        named |= {"reward": self.reward, "lengths": self.lengths, "truncated": self.truncated}
         named |= {f"hidden.{name}": column for name, column in self.hidden.items()}
         return {name: column for name, column in named.items() if column is not None}
 

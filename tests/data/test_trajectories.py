@@ -79,6 +79,25 @@ def test_rewards_do_not_overflow_a_byte() -> None:
     assert Trajectories(slates=clicks, clicks=clicks).rewards.tolist() == [[300.0]]
 
 
+def test_nothing_after_a_session_counts(tmp_path: Path) -> None:
+    """Whatever the padding holds, rewards are those of the session's own turns."""
+    data = make()
+    data.lengths, data.truncated = torch.tensor([5, 1, 3], dtype=torch.int32), torch.tensor([False, True, False])
+    clicks = data.clicks[:, 1:].sum(2).float()
+    save(tmp_path / "data", data, METADATA)
+    for found in (data, load(tmp_path / "data")[0], data[torch.arange(3)]):
+        assert found.mask.tolist() == [[True] * 5, [True] + [False] * 4, [True] * 3 + [False] * 2]
+        assert torch.equal(found.rewards, clicks * found.mask)
+        assert torch.equal(found.returns, torch.stack([clicks[0].sum(), clicks[1, 0], clicks[2, :3].sum()]))
+        assert found.turns == 9 and found.truncated.tolist() == [False, True, False]
+    assert clicks[1, 1:].sum() > 0  # padding that would show
+
+
+def test_sessions_of_one_length_need_no_column() -> None:
+    data = make()
+    assert data.lengths is None and data.mask.all() and data.mask.shape == (3, TURNS) and data.turns == 3 * TURNS
+
+
 def test_indexing_takes_all_columns() -> None:
     data = make(4)
     assert same_columns(data[1:3], data[torch.tensor([1, 2])])
