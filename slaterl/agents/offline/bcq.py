@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slaterl.agents.losses import bootstrap
+from slaterl.agents.losses import mean
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.beliefs.base import JoinedBeliefs
@@ -38,16 +38,21 @@ class ActionVAE(nn.Module):
         """Decode states [..., state] and latents [..., 2A] into actions [..., A] in [-1, 1]."""
         return self.decoder(state, latent).tanh()
 
-    def loss(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+    def loss(self, state: Tensor, action: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return squared error + 2 * DECODER_DEVIATION^2 * KL, divided by A, for standard normal noise [..., 2A].
 
         This is the negative evidence lower bound of a Gaussian decoder, times 2 * DECODER_DEVIATION^2 / A.
+
+        Args:
+            mask: [B, H] the turns of sessions, for states [B, H, state]; None for all.
         """
-        mean, log_std = self.encoder(state, action).chunk(2, dim=-1)
+        center, log_std = self.encoder(state, action).chunk(2, dim=-1)
         log_std = log_std.clamp(-4, 15)
-        decoded = self.decode(state, mean + log_std.exp() * noise)
-        kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1).mean()
-        return (decoded - action).square().mean() + 2 * DECODER_DEVIATION**2 * kl / action.shape[-1]
+        decoded = self.decode(state, center + log_std.exp() * noise)
+        kl = mean(0.5 * (center.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1), mask)
+        return (
+            mean((decoded - action).square(), mask, of_vectors=True) + 2 * DECODER_DEVIATION**2 * kl / action.shape[-1]
+        )
 
 
 class BCQ(OfflineActorCritic):
@@ -133,12 +138,12 @@ class BCQ(OfflineActorCritic):
             states = turns.critic_state[:, 1:].expand(self.candidates, -1, -1, -1)
             low, high = self.q_values(self.target_critics, states, proposals).aminmax(dim=0)
             next_q = (self.weight_of_min * low + (1 - self.weight_of_min) * high).amax(0)
-            target = bootstrap(turns.reward, next_q, self.gamma)
+            target = turns.target(next_q, self.gamma)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
-        critic_loss = (q - target).square().mean()
+        critic_loss = turns.mean((q - target).square())
 
         # VAE: squared error + weighted KL
-        vae_loss = self.vae.loss(turns.actor_state, turns.action, self.noise(count, horizon))
+        vae_loss = self.vae.loss(turns.actor_state, turns.action, self.noise(count, horizon), turns.valid)
 
         # perturbation: -Q1(s, decoded + phi * tanh(xi)). It moves neither the VAE nor the belief.
         state = turns.actor_state.detach()
@@ -147,10 +152,10 @@ class BCQ(OfflineActorCritic):
         action = self.moved(self.actor, state, decoded)
         with frozen(self.critics):
             policy_q = self.first_q(turns.critic_state.detach(), action)
-        actor_loss = vae_loss - policy_q.mean()
+        actor_loss = vae_loss - turns.mean(policy_q)
 
         self.descend(critic=critic_loss, actor=actor_loss)
         polyak(self.critics, self.target_critics, self.tau)
         polyak(self.actor, self.target_actor, self.tau)
-        self.record_policy(actor_loss, action, policy_q)
-        return self.terms(critic_loss, target, q, q_data=q[0], reward=turns.reward)
+        self.record_policy(actor_loss, action, policy_q, turns)
+        return self.terms(critic_loss, target, q, q_data=q[0], turns=turns)
