@@ -59,8 +59,8 @@ def rollout(
         not the number of clicks. Where users can leave early they hold lengths, and zeros after a user left.
 
     Raises:
-        UserError: the policy or `hidden` needs an ability that the environment lacks, or an episode has another length
-            than `env.episode_length`, or the environment does not say who left.
+        UserError: the policy or `hidden` needs an ability that the environment lacks; or an episode has another length
+            than `env.episode_length`; or the environment does not say who left.
     """
     horizon = env.episode_length
     privileged = getattr(policy, "sees_hidden", False)

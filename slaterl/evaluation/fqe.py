@@ -64,8 +64,8 @@ def fitted_q_evaluation(
     near 1 the first turns alone would be enough. But errors on unseen actions would add up over a hundred turns and
     outweigh the data.
 
-    Where sessions have lengths of their own, H - t are the turns that are left of the session, and the estimate is the
-    mean over sessions of the sum of m. So it is the return in sessions as long as the data's: it says nothing about a
+    Where sessions have lengths of their own, H - t are the turns that are left of the session. The estimate is the mean
+    over sessions of the sum of m. So it is the return in sessions as long as the data's: it says nothing about a
     policy that makes users stay. A session that the log cut bootstraps from the state after it, as if it went on to H.
 
     Args:

@@ -383,9 +383,8 @@ def test_the_gap_is_of_values_by_the_same_critics(kind: type[OfflineAgent]) -> N
     agent, batch = tiny(kind), tiny_trajectories(BATCH)
     expected, seen = DERIVATIONS[kind](agent, batch), []
     beyond_data = agent.beyond_data
-    agent.beyond_data = lambda action, mask: (
-        seen.append(action) or beyond_data(action, mask)
-    )  # called with the policy's action
+    # called with the policy's action
+    agent.beyond_data = lambda action, mask: seen.append(action) or beyond_data(action, mask)
     terms = agent.update(batch)
     of_data, of_policy = (expected.own_q(action.double().numpy()) for action in (batch.actions, *seen))
     by = (lambda q: q[0]) if kind in (TD3BC, BCQ, IQL) else (lambda q: q.min(0))

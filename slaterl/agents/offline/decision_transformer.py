@@ -59,12 +59,12 @@ class ContextWindow(Belief):
 class DecisionTransformer(OfflineAgent):
     """Predict a_t from the returns to go, frames and actions of the last K turns. The loss is (pi(context) - a_t)^2.
 
-    A window of K turns starts at any turn of a session, as in the published code, so late turns are learned as well
-    as early ones. What lies after the session's end is masked out of attention and loss. Windows count by the length of
+    A window of K turns starts at any turn of a session, as in the published code. So late turns are learned as well as
+    early ones. What lies after the session's end is masked out of attention and loss. Windows count by the length of
     their session, because the published code draws long sessions more often.
 
-    Returns of users differ more than those of actions, so a large return to go asks for an easy user and a long session
-    rather than for good actions.
+    Returns of users differ more than those of actions. So a large return to go asks for an easy user and a long
+    session, rather than for good actions.
 
     When acting, the return to go is `target_return` minus the clicks so far. The ranker reads the actions of the
     context from the shown slates, in training as well, whichever labels a_t there are (see OfflineAgent).
