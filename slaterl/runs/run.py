@@ -31,7 +31,7 @@ from slaterl.runs.files import fingerprint_of, read_json, write_json
 WAIT_POLL_SECONDS = 0.5  # seconds between polls of the lock; on a shared file system every poll is a request
 # Part of every digest, by stage. Raise a number when a code change makes old products stale; everything that starts
 # from them gets new digests, too.
-PRODUCTS = {"collect": 3, "evaluate": 3}
+PRODUCTS = {"collect": 3, "evaluate": 3, "offline": 3}
 _OTHER_PRODUCTS = 2
 _PACKAGES = ("slaterl", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "safetensors")
 

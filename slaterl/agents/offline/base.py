@@ -11,13 +11,17 @@ from torch import Tensor
 
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.losses import mean, valid_turns
+from slaterl.agents.offline.calibration import calibrate, read_latents
 from slaterl.beliefs.base import Belief
+from slaterl.console import note
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
+from slaterl.seeds import stream
 
 MakeBelief = Callable[[], Belief]
 
+CALIBRATED_ON = 20_000  # slates
 DEVIATIONS = 2.5  # half-width of the agent's action box, in standard deviations of the data
 LEAST_DEVIATION = 0.01  # of an action in the ranker's own box, where data hardly vary
 
@@ -26,7 +30,8 @@ class OfflineAgent(LatentAgent):
     """An agent that learns from recorded trajectories. A subclass gives `action` and `update`.
 
     It learns actions of its own ranker, in [-1, 1]: those that were recorded, if the data were collected through it.
-    Otherwise a_t = action_of(slate of frame t + 1). So it can learn from any behaviour: random slates, a log.
+    Otherwise a_t is read from the slate of frame t + 1, see `with_labels`. So it can learn from any behaviour: random
+    slates, another ranker, a log.
 
     Before training, `prepare` narrows the action box of the agent's ranker to the data: [-1, 1] becomes the mean
     -/+ 2.5 standard deviations in each dimension, inside the old box. So actions of the data have a deviation of 0.4
@@ -63,7 +68,7 @@ class OfflineAgent(LatentAgent):
     @torch.no_grad()
     def prepare(self, data: Trajectories) -> Trajectories:
         """Called once before training: fits the action box to the actions [N, H, A], read from slates if missing."""
-        return self.fit_box(data if data.actions is not None else with_actions(data, self.ranker))
+        return self.fit_box(data if data.actions is not None else with_labels(data, self.ranker))
 
     def fit_box(self, data: Trajectories) -> Trajectories:
         """Fit the ranker's box to actions [N, H, A] of the old box. Return the data with actions of the new box."""
@@ -114,6 +119,25 @@ def with_actions(data: Trajectories, ranker: Ranker) -> Trajectories:
         part = data[start : start + 256]
         actions.append(ranker.action_of(part.slates[:, 1:].flatten(0, 1)).unflatten(0, (len(part), -1)))
     return dataclasses.replace(data, actions=torch.cat(actions))
+
+
+@torch.no_grad()
+def with_labels(data: Trajectories, ranker: Ranker) -> Trajectories:
+    """Add the actions [N, H, A] in [-1, 1] that a ranker reads from the slates, calibrated on them (`calibrate`)."""
+    slates = data.slates[:, 1:].flatten(0, 1)
+    valid = data.mask.flatten().nonzero().squeeze(1)
+    spread_out = torch.linspace(0, len(valid) - 1, min(len(valid), CALIBRATED_ON), dtype=torch.float64).long()
+    generator = stream(0, "calibration", slates.device)
+    calibration = calibrate(ranker, slates[valid[spread_out.to(valid.device)]], generator)
+    note(
+        f"labels read back: a Gaussian fitted to them shows {calibration.match_before:.0%} of the items that the data "
+        f"show, slot by slot; calibrated, {calibration.match:.0%}"
+    )
+    actions = [
+        ranker.to_action(read_latents(ranker, part) @ calibration.weight + calibration.bias)
+        for part in slates.split(25_600)
+    ]
+    return dataclasses.replace(data, actions=torch.cat(actions).unflatten(0, (len(data), -1)))
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:

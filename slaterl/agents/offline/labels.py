@@ -33,8 +33,8 @@ def labelled(
         raise UserError(f"offline.actions=recorded: {why_not}; use auto or encoded")
     if wanted == "auto" and why_not:
         note(
-            f"offline.actions=auto: encoded, because {why_not}. Imitation of such actions returns less than the data; "
-            "agent=slate_bc imitates the slates themselves"
+            f"offline.actions=auto: encoded, because {why_not}. Compare with agent=slate_bc, which imitates the slates "
+            "themselves"
         )
     elif wanted == "auto":
         note("offline.actions=auto: recorded, because the dataset was collected through the agent's ranker")

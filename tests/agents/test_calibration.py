@@ -1,0 +1,91 @@
+"""Labels that are read back by an encoder that shrinks and shifts them, against the actions that made the slates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from slaterl.agents.offline.base import with_actions, with_labels
+from slaterl.agents.offline.calibration import calibrate, overlap, read_latents
+from slaterl.data.trajectories import Trajectories
+from slaterl.rankers.base import Ranker
+from slaterl.seeds import stream
+
+WIDTH, STEP, ITEMS = 3, 0.25, 64
+
+
+class Rounding(Ranker):
+    """Slot i shows input i, rounded to steps. The encoder returns two fifths of it, shifted: nearer to its own data."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, unique=False)
+        self.set_box(torch.full((WIDTH,), -8.0), torch.full((WIDTH,), 8.0))
+
+    def rank(self, latent: Tensor) -> Tensor:
+        return (latent / STEP + ITEMS / 2).floor().clamp(0, ITEMS - 1).long()
+
+    def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
+        return 0.4 * (slate - ITEMS / 2 + 0.5) * STEP - 0.5
+
+
+def inputs(count: int = 4000) -> Tensor:
+    noise = torch.randn(count, WIDTH, generator=stream(0, "inputs"))
+    return torch.tensor([1.5, -1.0, 0.5]) + noise * torch.tensor([0.5, 0.8, 1.2])
+
+
+def test_a_behaviours_actions_are_found_again() -> None:
+    ranker, latent = Rounding(), inputs()
+    slates = ranker.rank(latent)
+    read = read_latents(ranker, slates)
+    found = calibrate(ranker, slates, stream(1, "calibration"))
+    labels = read @ found.weight + found.bias
+    assert (read.mean(0) - latent.mean(0)).abs().max() > 0.5  # as it is without
+    torch.testing.assert_close(labels.mean(0), latent.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(labels.std(0), latent.std(0), atol=0.05, rtol=0)
+    assert found.match_before < 0.5 and found.match > 0.9
+
+
+def test_an_exact_encoder_needs_no_correction() -> None:
+    ranker = Rounding()
+    ranker.encode = lambda slate, clicks: (slate - ITEMS / 2 + 0.5) * STEP  # type: ignore[method-assign]
+    found = calibrate(ranker, ranker.rank(inputs()), stream(1, "calibration"))
+    assert found.match_before > 0.9 and found.match == pytest.approx(found.match_before, abs=0.03)
+    torch.testing.assert_close(found.weight, torch.eye(WIDTH), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_never_explains_less(seed: int) -> None:
+    """Random slates, which no Gaussian makes."""
+    slates = torch.randint(ITEMS // 2, (500, WIDTH), generator=stream(seed, "slates")) * 2
+    found = calibrate(Rounding(), slates, stream(seed, "calibration"))
+    assert found.match >= found.match_before
+
+
+def test_one_slate_is_a_behaviour_too() -> None:
+    ranker = Rounding()
+    found = calibrate(ranker, ranker.rank(inputs(1)).expand(50, -1), stream(1, "calibration"))
+    assert found.weight.isfinite().all() and found.bias.isfinite().all()
+
+
+def test_overlap_counts_each_slot_by_itself() -> None:
+    first, second = torch.tensor([[0, 1], [0, 1]]), torch.tensor([[0, 0], [1, 0]])
+    assert overlap(first, first) == 1.0
+    assert overlap(first, second) == 0.25  # half of slot 0, nothing of slot 1
+
+
+def test_labels_are_calibrated_on_the_turns_of_sessions() -> None:
+    ranker, latent = Rounding(), inputs(240)
+    slates = ranker.rank(latent).view(40, 6, WIDTH)
+    slates = torch.cat([torch.zeros_like(slates[:, :1]), slates], 1)
+    data = Trajectories(slates, torch.zeros_like(slates), lengths=torch.full((40,), 4))
+    data.slates[:, 5:] = 7  # padding
+    labels = with_labels(data, ranker)
+    data.slates[:, 5:] = 9
+    again = with_labels(data, ranker)
+    assert labels.actions is not None and again.actions is not None
+    assert torch.equal(labels.actions[:, :4], again.actions[:, :4])
+    there = ranker.to_latent(labels.actions[:, :4]).flatten(0, 1)
+    torch.testing.assert_close(there.mean(0), latent.view(40, 6, WIDTH)[:, :4].mean((0, 1)), atol=0.2, rtol=0)
+    plain = with_actions(data, ranker).actions
+    assert plain is not None and not torch.allclose(plain[:, :4], labels.actions[:, :4], atol=0.01)
