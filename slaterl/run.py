@@ -86,6 +86,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     check_config(cfg, given=given_keys())
     # an empty SLATERL_HOME counts as unset
     cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
+    cfg.paths.kept = cfg.paths.kept and str(Path(cfg.paths.kept).expanduser().absolute())
     prepare(cfg.threads, cfg.matmul_precision)
     if cfg.matmul_precision == "medium":
         warn_without_amx(resolve_device(cfg.device))
