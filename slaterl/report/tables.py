@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -63,23 +63,25 @@ def by_catalogue(env: pd.Series, catalogue: pd.Series) -> pd.Series:
     return env.where(~several, env + ", items " + catalogue)
 
 
-def bases(runs: pd.DataFrame, against: str | Sequence[str] | None) -> list[str]:
-    """Return the methods that all others are tested against. The name of an agent stands for its only method.
+def bases(runs: pd.DataFrame, against: str | Sequence[str] | None) -> dict[str, str]:
+    """Return the methods that all others are tested against, by the names in `against`.
+
+    The name of an agent stands for its only method.
 
     Raises:
         UserError: there is no such method, or the agent has several.
     """
     methods = sorted(runs["method"].unique())
-    found = []
+    found = {}
     for name in [against] if isinstance(against, str) else against or []:
         own = [name] if name in methods else [method for method in methods if re.split(r" \+ |, ", method)[0] == name]
         if len(own) != 1:
             raise UserError(f"report.against={name}: no such method here; expected one of {'; '.join(methods)}")
-        found += own
+        found[name] = own[0]
     return found
 
 
-def summary(runs: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
+def summary(runs: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFrame:
     """Summarise each method in each environment, as numbers, sorted by falling mean.
 
     References have a mean and a score only, and no seeds.
@@ -123,7 +125,7 @@ def summary(runs: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _tests(group: pd.DataFrame, against: Sequence[str], explores: bool) -> dict[str, dict[str, float]]:
+def _tests(group: pd.DataFrame, against: Mapping[str, str], explores: bool) -> dict[str, dict[str, float]]:
     """Return p-values by column and method.
 
     Args:
@@ -138,8 +140,8 @@ def _tests(group: pd.DataFrame, against: Sequence[str], explores: bool) -> dict[
             for method, part in parts.items()
         }
     return {
-        f"{P_VALUES}{base}{way}": welch_holm(values, base) if base in values else {}
-        for base in against
+        f"{P_VALUES}{name}{way}": welch_holm(values, base) if base in values else {}
+        for name, base in against.items()
         for way, values in ways.items()
     }
 

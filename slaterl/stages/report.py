@@ -19,7 +19,8 @@ from slaterl.report.records import Record
 from slaterl.runs.products import Product
 from slaterl.runs.run import Run
 
-_WIDE = ["environment", "items", "median", "IQM", "best val", "last val"]  # columns that do not fit a terminal
+# columns that do not fit a terminal; of the tests only the first one does
+_WIDE = ["environment", "items", "seeds", "median", "IQM", "best val", "last val", "steps"]
 
 
 def report(cfg: DictConfig) -> Product:
@@ -69,7 +70,7 @@ def _records(cfg: DictConfig, root: Path) -> list[Record]:
     return records
 
 
-def _spec(records: list[Record], against: list[str]) -> dict[str, object]:
+def _spec(records: list[Record], against: dict[str, str]) -> dict[str, object]:
     """The time is part of the spec, so that a report is new each time, because runs may have been added."""
     return {"runs": sorted(str(record.path.resolve()) for record in records), "against": against, "time": time.time()}
 
@@ -84,5 +85,6 @@ def _show(summary: pd.DataFrame, spread: str) -> None:
     """Print one table for each environment."""
     text = tables.shown(summary, spread)
     for env, part in text.groupby(tables.by_catalogue(summary["environment"], summary["items"])):
-        part = part.drop(columns=_WIDE, errors="ignore")
+        tests = [name for name in part if name.startswith(tables.P_VALUES)]
+        part = part.drop(columns=[*_WIDE, *tests[1:]], errors="ignore")
         table(str(env), list(part.columns), part.to_numpy().tolist())

@@ -90,7 +90,7 @@ def test_last_is_the_last_validation(tmp_path: Path) -> None:
 
 def test_summary_by_hand(runs: pd.DataFrame) -> None:
     """Of 10, 12 and 17 the mean is 13, the deviation sqrt(13); Student's quantile for two degrees is 4.3027."""
-    found = row(tables.summary(runs, []), "dqn")
+    found = row(tables.summary(runs, {}), "dqn")
     assert (found["seeds"], found["mean"], found["median"], found["steps"]) == (3, 13, 12, 60)
     assert found["interval"] == pytest.approx(4.3027 * np.sqrt(13 / 3), rel=1e-4)
     assert found["deviation"] == pytest.approx(np.sqrt(13))
@@ -100,7 +100,7 @@ def test_summary_by_hand(runs: pd.DataFrame) -> None:
 
 
 def test_rows_by_environment_and_falling_mean(runs: pd.DataFrame) -> None:
-    found = tables.summary(runs, [])
+    found = tables.summary(runs, {})
     assert found[["environment", "method"]].to_numpy().tolist() == [
         ["diffuse_mix", "dqn"],
         ["focused_topdown", "reinforce_slate"],
@@ -110,7 +110,7 @@ def test_rows_by_environment_and_falling_mean(runs: pd.DataFrame) -> None:
 
 
 def test_p_is_welchs(runs: pd.DataFrame) -> None:
-    found, column = tables.summary(runs, ["dqn"]), "p against dqn"
+    found, column = tables.summary(runs, {"dqn": "dqn"}), "p against dqn"
     expected = stats.ttest_ind([20.0, 24.5], [10.0, 12, 17], equal_var=False).pvalue
     assert row(found, "reinforce_slate")[column] == pytest.approx(expected)
     assert pd.isna(row(found, "random")[column]), "one seed"
@@ -121,13 +121,17 @@ def test_tests_are_corrected_within_an_environment() -> None:
     """Another environment's methods are another family of tests."""
     here = frame(base=[0.0, 1, 2], a=[20.0, 21, 22], b=[3.0, 4, 5])
     both = pd.concat([here, here.assign(env="other")])
-    alone, together, column = tables.summary(here, ["base"]), tables.summary(both, ["base"]), "p against base"
+    alone, together, column = (
+        tables.summary(here, {"base": "base"}),
+        tables.summary(both, {"base": "base"}),
+        "p against base",
+    )
     assert row(together, "a", "other")[column] == row(together, "a", "tiny")[column] == row(alone, "a", "tiny")[column]
 
 
 def test_environment_without_the_chosen_method() -> None:
     apart = pd.concat([frame(base=[0.0, 1], a=[2.0, 4]), frame(a=[1.0, 2], b=[8.0, 9]).assign(env="other")])
-    found = tables.summary(apart, ["base"])
+    found = tables.summary(apart, {"base": "base"})
     assert not pd.isna(row(found, "a", "tiny")["p against base"])
     assert found[found["environment"] == "other"]["p against base"].isna().all()
 
@@ -139,8 +143,9 @@ def test_unknown_method(runs: pd.DataFrame) -> None:
 
 def test_an_agents_name_stands_for_its_only_method() -> None:
     runs = frame(**{"bc + gems": [1.0], "bc_x": [1.0], "dqn, agent.gamma=0": [1.0], "dqn, agent.gamma=1": [2.0]})
-    assert tables.bases(runs, None) == []
-    assert tables.bases(runs, ["bc_x", "bc", "dqn, agent.gamma=1"]) == ["bc_x", "bc + gems", "dqn, agent.gamma=1"]
+    assert tables.bases(runs, None) == {}
+    named = {"bc_x": "bc_x", "bc": "bc + gems", "dqn, agent.gamma=1": "dqn, agent.gamma=1"}
+    assert tables.bases(runs, list(named)) == named
     with pytest.raises(UserError, match=r"report\.against=dqn: no such method here"):
         tables.bases(runs, "dqn")
 
@@ -151,7 +156,7 @@ def test_both_ways_of_acting_against_several_methods() -> None:
     sampled = {"base": [1.0, 3, 5], "other": [9.0, 9.5, 11]}
     runs = frame(**test)
     runs["sampled"] = [value for name in test for value in sampled.get(name, [None] * 3)]
-    found = tables.summary(runs, ["base", "other"])
+    found = tables.summary(runs, {"base": "base", "other": "other"})
     names = [f"p against {base}{way}" for base in ("base", "other") for way in ("", ", sampled")]
     assert [name for name in found.columns if name.startswith("p against")] == names
     for base, other in (("base", "other"), ("other", "base")):
@@ -166,20 +171,20 @@ def test_both_ways_of_acting_against_several_methods() -> None:
 def test_returns_with_exploration_have_a_column() -> None:
     runs = frame(one=[1.0, 2], still=[5.0, 6])
     runs["sampled"] = [3.0, 5.0, None, None]
-    found = tables.summary(runs, [])
+    found = tables.summary(runs, {})
     assert row(found, "one", "tiny")[["sampled", "sampled deviation"]].tolist() == [4, pytest.approx(np.sqrt(2))]
     shown = tables.shown(found, "deviation").set_index("method")
     assert shown["sampled"].to_dict() == {"one": "4.0 ± 1.4", "still": ""}
     assert shown["test return"].to_dict() == {"one": "1.5 ± 0.7", "still": "5.5 ± 0.7"}
     assert tables.shown(found, "interval").set_index("method")["sampled"]["one"] == "4.0 ± 12.7"
-    assert "sampled" not in tables.shown(tables.summary(frame(one=[1.0]), []), "interval")
+    assert "sampled" not in tables.shown(tables.summary(frame(one=[1.0]), {}), "interval")
 
 
 def test_a_seed_without_its_sampled_return() -> None:
     """A mean over some of the seeds would stand next to a mean over all of them."""
     runs = frame(one=[1.0, 2])
     runs["sampled"] = [3.0, None]
-    assert pd.isna(row(tables.summary(runs, []), "one", "tiny")["sampled"])
+    assert pd.isna(row(tables.summary(runs, {}), "one", "tiny")["sampled"])
 
 
 def test_what_to_compare_with(tmp_path: Path) -> None:
@@ -188,7 +193,7 @@ def test_what_to_compare_with(tmp_path: Path) -> None:
     for dataset, data, slate in (("medium", 35.0, 50.0), ("random", 20.0, None)):
         entries = {**about, "dataset": dataset, "dataset_return": data, "most_frequent_slate_return": slate}
         made.finished(made.config_of(tmp_path / dataset, *DQN), 40.0, (5.0,), **entries)
-        found = tables.summary(tables.results(find(None, tmp_path / dataset)), [])
+        found = tables.summary(tables.results(find(None, tmp_path / dataset)), {})
         names = ["each slot's most frequent item, shown to all"] * (slate is not None)
         assert found["method"].tolist() == [*names, "dqn", "the data (mean return)"]
         shown = tables.shown(found, "interval").set_index("method")
@@ -201,11 +206,11 @@ def test_what_to_compare_with(tmp_path: Path) -> None:
 def test_other_items_are_another_environment() -> None:
     """Returns on two catalogues are no seeds of one method, whatever the environment is called."""
     both = pd.concat([frame(a=[1.0, 2]), frame(a=[11.0, 12]).assign(catalogue="xyz")])
-    found = tables.summary(both, [])
+    found = tables.summary(both, {})
     assert sorted(found["mean"]) == [1.5, 11.5]
     assert tables.shown(found, "interval")["items"].tolist() == ["abc", "xyz"]
     assert "2 different sets of item embeddings" in " ".join(tables.warnings(both))
-    assert "items" not in tables.shown(tables.summary(frame(a=[1.0]), []), "interval")
+    assert "items" not in tables.shown(tables.summary(frame(a=[1.0]), {}), "interval")
 
 
 @pytest.mark.parametrize(("setting", "value"), [("env.boredom_threshold", 3), ("env.episode_length", 7)])
@@ -214,7 +219,7 @@ def test_changed_environments_are_not_pooled(setting: str, value: int, tmp_path:
     for seed, changes in ((1, {}), (2, {setting: value})):
         made.finished(made.config_of(tmp_path, *DQN, seed=seed, **changes), 10.0 * seed, (5.0,))
     runs = tables.results(find(None, tmp_path))
-    assert len(tables.summary(runs, [])) == 2 or tables.warnings(runs)
+    assert len(tables.summary(runs, {})) == 2 or tables.warnings(runs)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +248,7 @@ def test_shown_as_people_read_it() -> None:
     runs = frame(one=[3.14159], two=[10.0, 14.0], still=[2.0, 2.0])
     runs.loc[runs["method"] == "one", ["steps", "best", "last"]] = [0, None, None]
     runs.loc[runs["method"] == "two", "steps"] = 100_000
-    shown = tables.shown(tables.summary(runs, ["two"]), "interval").set_index("method")
+    shown = tables.shown(tables.summary(runs, {"two": "two"}), "interval").set_index("method")
     assert shown["test return"].to_dict() == {"two": "12.0 ± 25.4", "one": "3.1", "still": "2.0 ± 0.0"}
     assert shown["IQM"].to_dict() == {"two": "12.0 [10.0, 14.0]", "one": "3.1", "still": "2.0 [2.0, 2.0]"}
     assert shown["steps"].to_dict() == {"two": "100,000", "one": "", "still": "60"}
@@ -260,11 +265,11 @@ def test_normalised_score_by_hand(tmp_path: Path) -> None:
         made.finished(made.config_of(tmp_path, *DQN, seed=seed), test, (5.0,), **about)
     made.finished(made.config_of(tmp_path, *SOFTMAX), 40.0, (5.0,), random_return=20.0)
     runs = tables.results(find(None, tmp_path))
-    table = tables.summary(runs, [])
+    table = tables.summary(runs, {})
     assert row(table, "dqn", "focused_topdown, medium data")["score"] == pytest.approx((50 + 25) / 2)
     shown = tables.shown(table, "interval").set_index("method")
     assert shown["normalised"].to_dict() == {"dqn": "37.5", "reinforce_slate": ""}
-    assert "normalised" not in tables.shown(tables.summary(frame(a=[1.0]), []), "interval")
+    assert "normalised" not in tables.shown(tables.summary(frame(a=[1.0]), {}), "interval")
 
 
 @pytest.mark.parametrize("expert", [20.0, 12.0])
@@ -297,7 +302,7 @@ def test_datasets_of_one_name_are_not_pooled(tmp_path: Path) -> None:
         about = {"dataset": "file", "dataset_run": f"{seed}", "dataset_checksum": f"{seed}"}
         made.finished(made.config_of(tmp_path, *DQN, seed=seed), 10.0 * seed, (5.0,), **about)
     runs = tables.results(find(None, tmp_path))
-    assert len(tables.summary(runs, [])) == 2 or tables.warnings(runs)
+    assert len(tables.summary(runs, {})) == 2 or tables.warnings(runs)
 
 
 def test_unfinished_runs_have_their_command(home: Path) -> None:
@@ -325,7 +330,7 @@ def markdown_tables(text: str) -> list[list[list[str]]]:
 
 def test_markdown_read_back(written: Path, runs: pd.DataFrame) -> None:
     text = (written / "report.md").read_text()
-    expected = tables.by_environment(tables.shown(tables.summary(runs, ["dqn"]), "interval"))
+    expected = tables.by_environment(tables.shown(tables.summary(runs, {"dqn": "dqn"}), "interval"))
     assert list(expected) == ["diffuse_mix", "focused_topdown"]
     for (env, table), (header, _, *body) in zip(expected.items(), markdown_tables(text), strict=False):
         assert f"## {env}\n" in text and "environment" not in header
@@ -356,7 +361,7 @@ def test_latex_is_escaped(written: Path, runs: pd.DataFrame) -> None:
     def escaped(cell: str) -> str:
         return cell.replace("_", r"\_").replace("±", r"$\pm$")
 
-    expected = tables.shown(tables.summary(runs, ["dqn"]), "interval")
+    expected = tables.shown(tables.summary(runs, {"dqn": "dqn"}), "interval")
     assert cells == [[escaped(cell) for cell in line] for line in [list(expected), *expected.to_numpy().tolist()]]
     assert any(r"reinforce\_slate" in line and r"22.2 $\pm$ 28.6" in line for line in lines)
 
@@ -364,7 +369,7 @@ def test_latex_is_escaped(written: Path, runs: pd.DataFrame) -> None:
 def test_csv_read_back(written: Path, runs: pd.DataFrame) -> None:
     """All digits, names and gaps survive, so that other programs can go on from them."""
     empty = ["sampled", "sampled interval", "sampled deviation", "score"]
-    expected = tables.summary(runs, ["dqn"]).astype(dict.fromkeys(empty, float))
+    expected = tables.summary(runs, {"dqn": "dqn"}).astype(dict.fromkeys(empty, float))
     pd.testing.assert_frame_equal(pd.read_csv(written / "summary.csv"), expected, rtol=1e-12)
     again = pd.read_csv(written / "runs.csv", dtype={"catalogue": str})
     empty = ["dataset", "sampled", "score", *REFERENCES, "random_return", "expert_return"]
