@@ -94,6 +94,10 @@ def run_stage(cfg: DictConfig) -> float | None:
     if product is None:  # stage=status makes nothing
         return None
     run = find_or_make(product)
+    if cfg.paths.kept and cfg.stage.name in ("online", "offline", "evaluate"):
+        from slaterl.report.keep import keep_run  # here, because it imports pandas
+
+        keep_run(run.path, Path(cfg.paths.kept))
     print(run.path)
     return run.result().get("val_return")
 

@@ -19,23 +19,31 @@ FILES = ("result.json", "metrics.csv", "manifest.json")
 
 
 def keep(records: Sequence[Record], folder: Path) -> None:
-    """Copy result.json, metrics.csv and manifest.json of finished runs to `folder/stage/environment/name`.
-
-    Folders of this machine and its name are left out. A file that is there stays, and a warning says if it differs.
-    runs.csv has a row for each run of the folder.
+    """Keep the finished runs among the records. runs.csv gets a row for each run of the folder.
 
     Raises:
         UserError: a file cannot be written.
     """
     for record in records:
         if record.result:
-            target = folder / record.result["stage"] / record.result["env"] / record.path.name
-            for name in FILES:
-                if (record.path / name).is_file():
-                    _keep_file(record.path / name, target / name)
+            keep_run(record.path, folder)
     runs = tables.results(find(glob.escape(str(folder)), folder))
     runs["path"] = [path.relative_to(folder).as_posix() for path in runs["path"]]
     write_text(folder / "runs.csv", runs.to_csv(index=False))
+
+
+def keep_run(run: Path, folder: Path) -> None:
+    """Copy the FILES of a finished run to `folder/stage/environment/name`.
+
+    Folders of this machine and its name are left out. A file that is there stays, and a warning says if it differs.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    result = read_json(run / "result.json")
+    for name in FILES:
+        if (run / name).is_file():
+            _keep_file(run / name, folder / result["stage"] / result["env"] / run.name / name)
 
 
 def _keep_file(file: Path, kept: Path) -> None:

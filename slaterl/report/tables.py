@@ -177,6 +177,7 @@ def shown(table: pd.DataFrame, spread: str) -> pd.DataFrame:
         "seeds": [f"{count}" if count else "" for count in table["seeds"]],
         "test return": with_spread("mean", spread),
         "sampled": with_spread("sampled", f"sampled {spread}"),
+        "normalised": [number(value) for value in table["score"]],
         "median": [number(value) for value in table["median"]],
         "IQM": [
             number(value) + (f" [{low:.1f}, {high:.1f}]" if number(low) else "")
@@ -186,10 +187,9 @@ def shown(table: pd.DataFrame, spread: str) -> pd.DataFrame:
         "last val": [number(value) for value in table["last val"]],
         "steps": [f"{value:,}" if value else "" for value in table["steps"]],
     }
-    if not table["sampled"].notna().any():
-        del columns["sampled"]
-    if table["score"].notna().any():
-        columns["normalised"] = [number(value) for value in table["score"]]
+    for name, column in (("sampled", "sampled"), ("score", "normalised")):
+        if not table[name].notna().any():
+            del columns[column]
     if table.groupby("environment")["items"].nunique().max() > 1:
         columns = {"environment": columns.pop("environment"), "items": table["items"], **columns}
     for name in table.columns:

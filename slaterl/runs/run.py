@@ -78,7 +78,7 @@ class Run:
         return read_json(self.path / "result.json")
 
     def kept_in(self, folder: Path) -> Run | None:
-        """Return this run as it lies in a folder that report.keep filled, without checkpoints; None if it does not.
+        """Return this run as it lies in a folder of kept results, without checkpoints; None if it does not.
 
         Raises:
             UserError: its manifest is damaged.

@@ -85,6 +85,6 @@ def _show(summary: pd.DataFrame, spread: str) -> None:
     """Print one table for each environment."""
     text = tables.shown(summary, spread)
     for env, part in text.groupby(tables.by_catalogue(summary["environment"], summary["items"])):
-        tests = [name for name in part if name.startswith(tables.P_VALUES)]
+        tests = [name for name in map(str, part) if name.startswith(tables.P_VALUES)]
         part = part.drop(columns=[*_WIDE, *tests[1:]], errors="ignore")
         table(str(env), list(part.columns), part.to_numpy().tolist())

@@ -197,11 +197,15 @@ def test_what_is_kept_is_not_made_again(
     assert "already finished" in err and f"{result['test_return']:.1f}" in err, "its result is shown"
 
 
-def test_other_settings_are_made(trained: tuple[DictConfig, Path], tmp_path: Path) -> None:
+def test_other_settings_are_made_and_kept_at_once(trained: tuple[DictConfig, Path], tmp_path: Path) -> None:
     cfg = trained[0].copy()
-    cfg.paths.root, cfg.seed = str(tmp_path / "home"), 2
+    cfg.paths.root, cfg.paths.kept, cfg.seed = str(tmp_path / "home"), str(tmp_path / "kept"), 2
     run_stage(cfg)
-    assert len(list(tmp_path.rglob("best.ckpt"))) == 1
+    (run,) = (file.parent for file in tmp_path.rglob("best.ckpt"))
+    assert kept_in(tmp_path / "kept") == {str(run.relative_to(tmp_path / "home")): FILES}
+    shutil.rmtree(tmp_path / "home")
+    run_stage(cfg)
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_needed_checkpoint_is_made(trained: tuple[DictConfig, Path], tmp_path: Path) -> None:
@@ -211,6 +215,7 @@ def test_a_needed_checkpoint_is_made(trained: tuple[DictConfig, Path], tmp_path:
     cfg.stage = made.composed("stage=collect").stage
     cfg.dataset = made.composed("dataset=expert", "dataset.run.agent=dqn", "dataset.run.ranker=none").dataset
     cfg.dataset.run.seed = cfg.seed
+    cfg.paths.kept = str(shutil.copytree(trained[1], tmp_path / "kept"))
     assert product_of(cfg, "collect").inputs["online"].run.stage == "online"
     run_stage(cfg)
     assert len(list(tmp_path.glob("home/online/*/*/best.ckpt"))) == 1
@@ -230,7 +235,7 @@ def test_damaged_kept_manifest_ends_in_a_message(trained: tuple[DictConfig, Path
 
 def test_a_sweep_leaves_out_what_is_kept(trained: tuple[DictConfig, Path], tmp_path: Path) -> None:
     """A report of the sweep finds the kept run in its place."""
-    _, kept = trained
+    kept = shutil.copytree(trained[1], tmp_path / "kept")
     arguments = ["-m", *SMALL, "scale=smoke", "device=cpu", "threads=1", "seed=1,2"]
     arguments += [f"paths.kept={kept}", f"hydra.sweep.dir={tmp_path}/sweep"]
     done = subprocess.run(
