@@ -23,7 +23,7 @@ PRESETS = [
     ("lambda_grid", 20, ["params.lambda_KL=0.1", "params.lambda_click=0.0,1.0"], 2),
     ("figure3", 200, ["params.lambda_KL=0.1", "params.lambda_click=0.0", "seed=1"], 1),
     ("gamma0", 10, ["seed=1"], 1),
-    ("offline_benchmark", 432, ["dataset=expert", "env=diffuse_mix", "agent=bc,iql", "seed=1"], 2),
+    ("offline_benchmark", 504, ["dataset=expert", "env=diffuse_mix", "agent=bc,iql", "seed=1"], 2),
     ("table2", 480, ["method=slateq,reinforce_softmax", "env=focused_mix", "seed=1"], 2),
 ]
 BASES = {"figure3": "lambda_grid"}  # presets that add to another one
