@@ -86,6 +86,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     check_config(cfg, given=given_keys())
     # an empty SLATERL_HOME counts as unset
     cfg.paths.root = str(Path(cfg.paths.root or "outputs").expanduser().absolute())
+    cfg.paths.kept = cfg.paths.kept and str(Path(cfg.paths.kept).expanduser().absolute())
     prepare(cfg.threads, cfg.matmul_precision)
     if cfg.matmul_precision == "medium":
         warn_without_amx(resolve_device(cfg.device))
@@ -93,6 +94,10 @@ def run_stage(cfg: DictConfig) -> float | None:
     if product is None:  # stage=status makes nothing
         return None
     run = find_or_make(product)
+    if cfg.paths.kept and cfg.stage.name in ("online", "offline", "evaluate"):
+        from slaterl.report.keep import keep_run  # here, because it imports pandas
+
+        keep_run(run.path, Path(cfg.paths.kept))
     print(run.path)
     return run.result().get("val_return")
 

@@ -23,7 +23,7 @@ PRESETS = [
     ("lambda_grid", 20, ["params.lambda_KL=0.1", "params.lambda_click=0.0,1.0"], 2),
     ("figure3", 200, ["params.lambda_KL=0.1", "params.lambda_click=0.0", "seed=1"], 1),
     ("gamma0", 10, ["seed=1"], 1),
-    ("offline_benchmark", 216, ["dataset=expert", "env=diffuse_mix", "agent=bc,iql", "seed=1"], 2),
+    ("offline_benchmark", 504, ["dataset=expert", "env=diffuse_mix", "agent=bc,iql", "seed=1"], 2),
     ("table2", 480, ["method=slateq,reinforce_softmax", "env=focused_mix", "seed=1"], 2),
 ]
 BASES = {"figure3": "lambda_grid"}  # presets that add to another one
@@ -39,7 +39,18 @@ def test_all_jobs_are_sound(preset: str, count: int) -> None:
     for overrides in combinations[:: -(-count // 24)]:  # of a large sweep some of all its parts
         cfg = compose_config(f"experiment={preset}", *overrides)
         check_config(cfg)
-        assert (cfg.max_steps, cfg.save_every_n_steps) == (100_000, 50_000)
+        sizes = (20_000, 10_000) if preset == "offline_benchmark" else (100_000, 50_000)
+        assert (cfg.max_steps, cfg.save_every_n_steps) == sizes
+
+
+def test_offline_benchmark_completes_one_dataset_after_the_other() -> None:
+    """Expert data come first, because scores need the expert. One ranker serves all seeds: that of the data."""
+    params = OmegaConf.load(CONF / "experiment" / "offline_benchmark.yaml").hydra.sweeper.params
+    assert list(params) == ["env", "dataset", "agent", "seed"] and params.dataset.split(",")[0] == "expert"
+    for seed in params.seed.split(","):
+        cfg = compose_config("experiment=offline_benchmark", f"seed={seed}", "dataset.run.seed=7")
+        assert (cfg.ranker_seed, cfg.seed) == (7, int(seed))
+        assert cfg.offline.max_steps / cfg.offline.val_every_n_steps == 12
 
 
 def test_fitted_q_evaluation_is_small_at_the_smallest_scale_only() -> None:

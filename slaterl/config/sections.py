@@ -34,7 +34,7 @@ RankerFile = Annotated[str, Field(description="one of the files in conf/ranker")
 Device = Annotated[str, Field(description="auto, cpu or cuda")]
 Strings = Annotated[list[str], Field(min_length=1)]
 Runs = Annotated[str | Strings | None, Field(description="folders, globs, or the folder of a sweep")]
-Method = Annotated[str | None, Field(description="the name of a method in the report")]
+Methods = Annotated[str | Strings | None, Field(description="the name of a method in the report, or a list of names")]
 MinariId = Annotated[str | None, Field(description="the id of a Minari dataset")]
 
 
@@ -182,8 +182,10 @@ class Benchmark(Section):
 @dataclass
 class Report(Section):
     runs: Runs
-    against: Method
+    against: Methods
+    spread: Literal["interval", "deviation"]
     users: Several
+    keep: Folder | None
 
 
 @dataclass
@@ -199,6 +201,7 @@ class Status(Section):
 @dataclass
 class Paths(Section):
     root: Folder
+    kept: Folder | None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slaterl.errors import UserError
-from slaterl.report.records import Record, method_of, settings_of, task_of
+from slaterl.report.records import REFERENCES, Record, method_of, settings_of, task_of
 from slaterl.runs.files import first_line, read_json
 from slaterl.sweeps.records import DIED, Job, held, jobs
 from slaterl.training import metrics
@@ -22,6 +22,8 @@ _DAMAGED = (UserError, OSError, LookupError, TypeError, ValueError, AttributeErr
 
 def find(runs: str | Sequence[str] | None, root: Path) -> list[Record]:
     """Find every run in folders, globs or sweeps, each once; by default all runs below `root`.
+
+    A run that lies in several folders, as kept ones do, is read from the first of them.
 
     Raises:
         UserError: a pattern matches no run.
@@ -43,7 +45,11 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _unique(records: Iterable[Record]) -> list[Record]:
-    return list({record.path.resolve(): record for record in records}.values())
+    found: dict[tuple[str, ...], Record] = {}
+    for record in records:
+        # stage, environment and name with its digest: a run that was kept elsewhere, too, is the same run
+        found.setdefault(record.path.resolve().parts[-3:], record)
+    return list(found.values())
 
 
 def _read(path: Path) -> list[Record]:
@@ -116,7 +122,8 @@ def _check_result(record: Record) -> None:
     result = record.result
     if not all(isinstance(name, str) for name in (result["item_embeddings"], method_of(record.config, result))):
         raise TypeError("a name that is not text")
-    optional = [result["test_users"], *(result.get(key) for key in ("val_return", "random_return", "expert_return"))]
+    returns = ("test_return_sampled", "val_return", "random_return", "expert_return", *REFERENCES)
+    optional = [result["test_users"], *(result.get(key) for key in returns)]
     numbers = [result["test_return"], record.seed, record.steps, *(value for value in optional if value is not None)]
     if not all(isinstance(number, (int, float)) for number in numbers):
         raise TypeError("text in place of a number")

@@ -18,10 +18,13 @@ from slaterl.report.pictures import Picture
 from slaterl.report.records import Record
 from slaterl.runs.files import whole_file, write_text
 
+SPREADS = {"interval": "Student's 95 % interval", "deviation": "the standard deviation"}
 LEGEND = (
-    "Test return: mean over seeds ± Student's 95 % interval. IQM: mean of the middle half, with a bootstrapped 95 % "
-    "interval. best val, last val: best and final validation return, mean over seeds. Normalised: 100 is the expert "
-    "behind the data, 0 is random slates."
+    "Test return: mean over seeds ± {spread}, of the best checkpoint without exploration; sampled: with exploration. "
+    "IQM: mean of the middle half, with a bootstrapped 95 % interval. best val, last val: best and final validation "
+    "return, mean over seeds. Normalised: 100 is the expert behind the data, 0 is random slates. "
+    "p against: Welch's t-test, Holm-corrected within an environment; a method that does not explore has one return, "
+    "which stands in both tests. Rows without seeds are no learned policies."
 )
 
 
@@ -30,31 +33,31 @@ def write(
     records: Sequence[Record],
     runs: pd.DataFrame,
     summary: pd.DataFrame,
-    against: str | None,
+    spread: str,
     pictures: Sequence[Picture],
 ) -> None:
     """Write all files of a report.
 
     Args:
         runs, summary: see `tables.results` and `tables.summary`.
-        against: method that all others are tested against.
+        spread: "interval" or "deviation", which follows ± in the tables.
 
     Raises:
         UserError: a file cannot be written.
     """
-    text = tables.shown(summary, against)
+    text, legend = tables.shown(summary, spread), LEGEND.format(spread=SPREADS[spread])
     warnings, unfinished = tables.warnings(runs), tables.unfinished(records)
     images = {picture.name: _png(picture) for picture in pictures}
     for name, image in images.items():
         with whole_file(folder / f"{name}.png") as partial:
             partial.write_bytes(image)
-    write_text(folder / "report.md", _markdown(text, warnings, unfinished, pictures))
+    write_text(folder / "report.md", _markdown(text, legend, warnings, unfinished, pictures))
     write_text(folder / "report.tex", text.to_latex(index=False, escape=True).replace("±", r"$\pm$"))
     write_text(folder / "summary.csv", summary.to_csv(index=False))
     write_text(folder / "runs.csv", runs.to_csv(index=False))
     about = f"{len(records)} runs, {len(runs)} of them with a result."
     paths = [str(record.path) for record in records]
-    write_text(folder / "report.html", _html(about, text, warnings, unfinished, pictures, images, paths))
+    write_text(folder / "report.html", _html(about, text, legend, warnings, unfinished, pictures, images, paths))
 
 
 def _png(picture: Picture) -> bytes:
@@ -64,10 +67,12 @@ def _png(picture: Picture) -> bytes:
 
 
 def _markdown(
-    text: pd.DataFrame, warnings: Sequence[str], unfinished: pd.DataFrame, pictures: Sequence[Picture]
+    text: pd.DataFrame, legend: str, warnings: Sequence[str], unfinished: pd.DataFrame, pictures: Sequence[Picture]
 ) -> str:
     parts = ["# Report", "", *[f"*{warning}*\n" for warning in warnings]]
-    parts += [text.to_markdown(index=False, disable_numparse=True), "", LEGEND, ""]
+    for env, table in tables.by_environment(text).items():
+        parts += [f"## {env}", "", table.to_markdown(index=False, disable_numparse=True), ""]
+    parts += [legend, ""]
     if len(unfinished):
         escaped = unfinished.replace(r"\|", r"\\|", regex=True)
         parts += ["## Runs without a result", "", escaped.to_markdown(index=False), ""]
@@ -78,6 +83,7 @@ def _markdown(
 def _html(
     about: str,
     text: pd.DataFrame,
+    legend: str,
     warnings: Sequence[str],
     unfinished: pd.DataFrame,
     pictures: Sequence[Picture],
@@ -98,8 +104,10 @@ def _html(
         title="slaterl: report",
         about=about,
         warnings=warnings,
-        table=Markup(text.to_html(index=False, border=0)),  # pandas escapes the cells
-        legend=LEGEND,
+        tables={  # pandas escapes the cells
+            env: Markup(table.to_html(index=False, border=0)) for env, table in tables.by_environment(text).items()
+        },
+        legend=legend,
         unfinished=Markup(unfinished.to_html(index=False, border=0)) if len(unfinished) else "",
         pictures=shown,
         version=importlib.metadata.version("slaterl"),

@@ -11,6 +11,12 @@ from slaterl.config.build import pretraining_of
 
 # settings that may differ between two runs of one method
 _SEEDS = {"seed", "ranker_seed"}
+# what learned policies are compared with: entry of result.json, and name in the report
+REFERENCES = {
+    "dataset_return": "the data (mean return)",
+    "most_frequent_slate_return": "each slot's most frequent item, shown to all",
+    "best_constant_return": "best constant slate of a search",
+}
 
 
 @dataclass(frozen=True)

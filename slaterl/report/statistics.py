@@ -16,11 +16,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Summary:
-    """Returns over seeds. Intervals need two seeds; with one seed they are None."""
+    """Returns over seeds. Intervals and the deviation need two seeds; with one seed they are None."""
 
     seeds: int
     mean: float
     interval: float | None  # half-width of Student's 95 % interval of the mean
+    deviation: float | None  # standard deviation over seeds
     median: float
     iqm: float  # mean of the middle half (Agarwal et al. 2021, arXiv 2108.13264)
     iqm_low: float | None  # bootstrapped 95 % interval
@@ -44,6 +45,7 @@ def summarise(values: Sequence[float]) -> Summary:
         seeds=len(array),
         mean=float(array.mean()),
         interval=interval,
+        deviation=float(array.std(ddof=1)) if len(array) > 1 else None,
         median=float(np.median(array)),
         iqm=float(iqm(array)),
         iqm_low=None if low is None else float(low),

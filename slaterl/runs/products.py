@@ -51,10 +51,17 @@ def product_of(cfg: DictConfig, stage: str) -> Product:
 def find_or_make(product: Product) -> Run:
     """Make a product and its inputs, each only if it is missing.
 
+    A product that lies in paths.kept is not made either. Inputs are, because that folder holds no checkpoints.
+
     Raises:
         UserError: a setting is wrong (before any folder is made), or a folder cannot be written.
         Interrupted: on a signal to stop, after the state was saved.
     """
+    folder = OmegaConf.select(product.cfg, "paths.kept")
+    kept = None if folder is None or product.run.finished else product.run.kept_in(Path(folder))
+    if kept is not None:
+        product.show(kept)
+        return kept
     begun: dict[Path, Make] = {}
     _begin(product, begun)
     return _find_or_make(product, begun)

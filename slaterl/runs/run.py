@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,20 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         return read_json(self.path / "result.json")
+
+    def kept_in(self, folder: Path) -> Run | None:
+        """Return this run as it lies in a folder of kept results, without checkpoints; None if it does not.
+
+        Raises:
+            UserError: its manifest is damaged.
+        """
+        kept = replace(self, root=folder, products=("result.json",))
+        if not kept.finished:
+            return None
+        tell(run=str(kept.path))
+        kept._tell_changed_code()
+        note(f"already finished {kept.manifest['ended']}: {kept.path}")
+        return kept
 
     def _made_by(self) -> dict[str, str]:
         """Fingerprints of the code that started this run (see code_of); {} if nothing was started."""

@@ -96,6 +96,7 @@ def offline(cfg: DictConfig) -> Product:
                 "dataset_run": dataset.run.digest,
                 "dataset_checksum": metadata["checksum"],
                 "dataset_return": about["return_mean"],
+                "most_frequent_slate_return": about.get("most_frequent_slate_return"),
                 "expert_return": high,
                 "gamma": cfg.agent.get("gamma"),
                 "reward_scale": cfg.agent.get("reward_scale"),

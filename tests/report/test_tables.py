@@ -13,6 +13,7 @@ from scipy import stats
 from slaterl.errors import UserError
 from slaterl.report import tables
 from slaterl.report.find import find
+from slaterl.report.records import REFERENCES
 from slaterl.runs.products import find_or_make
 from slaterl.stages.report import report
 from tests.report import made
@@ -52,9 +53,10 @@ def written(home: Path) -> Path:
 
 def frame(**values: list[float]) -> pd.DataFrame:
     """Runs of methods that differ in their test returns alone."""
+    unknown = dict.fromkeys(["sampled", "score", *REFERENCES, "random_return", "expert_return"])
     rows = [
         {"env": "tiny", "method": method, "seed": seed, "test": test, "best": 1.0, "last": 1.0}
-        | {"score": None, "steps": 60, "catalogue": "abc", "test_users": 20, "path": Path("nowhere")}
+        | {**unknown, "steps": 60, "catalogue": "abc", "test_users": 20, "path": Path("nowhere")}
         for method, tests in values.items()
         for seed, test in enumerate(tests)
     ]
@@ -88,16 +90,17 @@ def test_last_is_the_last_validation(tmp_path: Path) -> None:
 
 def test_summary_by_hand(runs: pd.DataFrame) -> None:
     """Of 10, 12 and 17 the mean is 13, the deviation sqrt(13); Student's quantile for two degrees is 4.3027."""
-    found = row(tables.summary(runs, None), "dqn")
+    found = row(tables.summary(runs, {}), "dqn")
     assert (found["seeds"], found["mean"], found["median"], found["steps"]) == (3, 13, 12, 60)
     assert found["interval"] == pytest.approx(4.3027 * np.sqrt(13 / 3), rel=1e-4)
+    assert found["deviation"] == pytest.approx(np.sqrt(13))
     assert (found["best val"], found["last val"]) == (11, 7)
     assert found["IQM low"] <= found["IQM"] <= found["IQM high"]
-    assert pd.isna(found["p"]), "nobody asked for a test"
+    assert not [name for name in found.index if name.startswith("p ")], "nobody asked for a test"
 
 
 def test_rows_by_environment_and_falling_mean(runs: pd.DataFrame) -> None:
-    found = tables.summary(runs, None)
+    found = tables.summary(runs, {})
     assert found[["environment", "method"]].to_numpy().tolist() == [
         ["diffuse_mix", "dqn"],
         ["focused_topdown", "reinforce_slate"],
@@ -107,41 +110,107 @@ def test_rows_by_environment_and_falling_mean(runs: pd.DataFrame) -> None:
 
 
 def test_p_is_welchs(runs: pd.DataFrame) -> None:
-    found = tables.summary(runs, "dqn")
+    found, column = tables.summary(runs, {"dqn": "dqn"}), "p against dqn"
     expected = stats.ttest_ind([20.0, 24.5], [10.0, 12, 17], equal_var=False).pvalue
-    assert row(found, "reinforce_slate")["p"] == pytest.approx(expected)
-    assert pd.isna(row(found, "random")["p"]), "one seed"
-    assert pd.isna(row(found, "dqn")["p"]), "itself"
+    assert row(found, "reinforce_slate")[column] == pytest.approx(expected)
+    assert pd.isna(row(found, "random")[column]), "one seed"
+    assert pd.isna(row(found, "dqn")[column]), "itself"
 
 
 def test_tests_are_corrected_within_an_environment() -> None:
     """Another environment's methods are another family of tests."""
     here = frame(base=[0.0, 1, 2], a=[20.0, 21, 22], b=[3.0, 4, 5])
     both = pd.concat([here, here.assign(env="other")])
-    alone, together = tables.summary(here, "base"), tables.summary(both, "base")
-    assert row(together, "a", "other")["p"] == row(together, "a", "tiny")["p"] == row(alone, "a", "tiny")["p"]
+    alone, together, column = (
+        tables.summary(here, {"base": "base"}),
+        tables.summary(both, {"base": "base"}),
+        "p against base",
+    )
+    assert row(together, "a", "other")[column] == row(together, "a", "tiny")[column] == row(alone, "a", "tiny")[column]
 
 
 def test_environment_without_the_chosen_method() -> None:
     apart = pd.concat([frame(base=[0.0, 1], a=[2.0, 4]), frame(a=[1.0, 2], b=[8.0, 9]).assign(env="other")])
-    found = tables.summary(apart, "base")
-    assert not pd.isna(row(found, "a", "tiny")["p"])
-    assert found[found["environment"] == "other"]["p"].isna().all()
+    found = tables.summary(apart, {"base": "base"})
+    assert not pd.isna(row(found, "a", "tiny")["p against base"])
+    assert found[found["environment"] == "other"]["p against base"].isna().all()
 
 
 def test_unknown_method(runs: pd.DataFrame) -> None:
     with pytest.raises(UserError, match=r"report\.against=ppo.*expected one of dqn; random; reinforce_slate"):
-        tables.summary(runs, "ppo")
+        tables.bases(runs, "ppo")
+
+
+def test_an_agents_name_stands_for_its_only_method() -> None:
+    runs = frame(**{"bc + gems": [1.0], "bc_x": [1.0], "dqn, agent.gamma=0": [1.0], "dqn, agent.gamma=1": [2.0]})
+    assert tables.bases(runs, None) == {}
+    named = {"bc_x": "bc_x", "bc": "bc + gems", "dqn, agent.gamma=1": "dqn, agent.gamma=1"}
+    assert tables.bases(runs, list(named)) == named
+    with pytest.raises(UserError, match=r"report\.against=dqn: no such method here"):
+        tables.bases(runs, "dqn")
+
+
+def test_both_ways_of_acting_against_several_methods() -> None:
+    """Of `still`, which does not explore, both tests take the one return."""
+    test = {"base": [1.0, 2, 3], "other": [2.0, 4, 6], "still": [5.0, 6, 7]}
+    sampled = {"base": [1.0, 3, 5], "other": [9.0, 9.5, 11]}
+    runs = frame(**test)
+    runs["sampled"] = [value for name in test for value in sampled.get(name, [None] * 3)]
+    found = tables.summary(runs, {"base": "base", "other": "other"})
+    names = [f"p against {base}{way}" for base in ("base", "other") for way in ("", ", sampled")]
+    assert [name for name in found.columns if name.startswith("p against")] == names
+    for base, other in (("base", "other"), ("other", "base")):
+        for way, values in (("", test), (", sampled", test | sampled)):
+            raw = [stats.ttest_ind(values[name], values[base], equal_var=False).pvalue for name in (other, "still")]
+            low, high = sorted(raw)
+            holm = {low: min(1, 2 * low), high: max(min(1, 2 * low), high)}
+            for name, p in zip((other, "still"), raw, strict=True):
+                assert row(found, name, "tiny")[f"p against {base}{way}"] == pytest.approx(holm[p]), (base, name, way)
+
+
+def test_returns_with_exploration_have_a_column() -> None:
+    runs = frame(one=[1.0, 2], still=[5.0, 6])
+    runs["sampled"] = [3.0, 5.0, None, None]
+    found = tables.summary(runs, {})
+    assert row(found, "one", "tiny")[["sampled", "sampled deviation"]].tolist() == [4, pytest.approx(np.sqrt(2))]
+    shown = tables.shown(found, "deviation").set_index("method")
+    assert shown["sampled"].to_dict() == {"one": "4.0 ± 1.4", "still": ""}
+    assert shown["test return"].to_dict() == {"one": "1.5 ± 0.7", "still": "5.5 ± 0.7"}
+    assert tables.shown(found, "interval").set_index("method")["sampled"]["one"] == "4.0 ± 12.7"
+    assert "sampled" not in tables.shown(tables.summary(frame(one=[1.0]), {}), "interval")
+
+
+def test_a_seed_without_its_sampled_return() -> None:
+    """A mean over some of the seeds would stand next to a mean over all of them."""
+    runs = frame(one=[1.0, 2])
+    runs["sampled"] = [3.0, None]
+    assert pd.isna(row(tables.summary(runs, {}), "one", "tiny")["sampled"])
+
+
+def test_what_to_compare_with(tmp_path: Path) -> None:
+    """The data and the constant slate of a dataset are rows without seeds, in the order of the returns."""
+    about = {"random_return": 20.0, "expert_return": 60.0, "dataset_run": "abc", "test_return_sampled": 25.0}
+    for dataset, data, slate in (("medium", 35.0, 50.0), ("random", 20.0, None)):
+        entries = {**about, "dataset": dataset, "dataset_return": data, "most_frequent_slate_return": slate}
+        made.finished(made.config_of(tmp_path / dataset, *DQN), 40.0, (5.0,), **entries)
+        found = tables.summary(tables.results(find(None, tmp_path / dataset)), {})
+        names = ["each slot's most frequent item, shown to all"] * (slate is not None)
+        assert found["method"].tolist() == [*names, "dqn", "the data (mean return)"]
+        shown = tables.shown(found, "interval").set_index("method")
+        data_row = shown.loc["the data (mean return)"]
+        assert data_row[["seeds", "test return", "sampled", "IQM", "steps"]].tolist() == ["", f"{data:.1f}", "", "", ""]
+        assert data_row["normalised"] == f"{100 * (data - 20) / 40:.1f}"
+        assert shown.loc["dqn"]["sampled"] == "25.0"
 
 
 def test_other_items_are_another_environment() -> None:
     """Returns on two catalogues are no seeds of one method, whatever the environment is called."""
     both = pd.concat([frame(a=[1.0, 2]), frame(a=[11.0, 12]).assign(catalogue="xyz")])
-    found = tables.summary(both, None)
+    found = tables.summary(both, {})
     assert sorted(found["mean"]) == [1.5, 11.5]
-    assert tables.shown(found, None)["items"].tolist() == ["abc", "xyz"]
+    assert tables.shown(found, "interval")["items"].tolist() == ["abc", "xyz"]
     assert "2 different sets of item embeddings" in " ".join(tables.warnings(both))
-    assert "items" not in tables.shown(tables.summary(frame(a=[1.0]), None), None)
+    assert "items" not in tables.shown(tables.summary(frame(a=[1.0]), {}), "interval")
 
 
 @pytest.mark.parametrize(("setting", "value"), [("env.boredom_threshold", 3), ("env.episode_length", 7)])
@@ -150,7 +219,7 @@ def test_changed_environments_are_not_pooled(setting: str, value: int, tmp_path:
     for seed, changes in ((1, {}), (2, {setting: value})):
         made.finished(made.config_of(tmp_path, *DQN, seed=seed, **changes), 10.0 * seed, (5.0,))
     runs = tables.results(find(None, tmp_path))
-    assert len(tables.summary(runs, None)) == 2 or tables.warnings(runs)
+    assert len(tables.summary(runs, {})) == 2 or tables.warnings(runs)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +248,7 @@ def test_shown_as_people_read_it() -> None:
     runs = frame(one=[3.14159], two=[10.0, 14.0], still=[2.0, 2.0])
     runs.loc[runs["method"] == "one", ["steps", "best", "last"]] = [0, None, None]
     runs.loc[runs["method"] == "two", "steps"] = 100_000
-    shown = tables.shown(tables.summary(runs, "two"), "two").set_index("method")
+    shown = tables.shown(tables.summary(runs, {"two": "two"}), "interval").set_index("method")
     assert shown["test return"].to_dict() == {"two": "12.0 ± 25.4", "one": "3.1", "still": "2.0 ± 0.0"}
     assert shown["IQM"].to_dict() == {"two": "12.0 [10.0, 14.0]", "one": "3.1", "still": "2.0 [2.0, 2.0]"}
     assert shown["steps"].to_dict() == {"two": "100,000", "one": "", "still": "60"}
@@ -196,11 +265,11 @@ def test_normalised_score_by_hand(tmp_path: Path) -> None:
         made.finished(made.config_of(tmp_path, *DQN, seed=seed), test, (5.0,), **about)
     made.finished(made.config_of(tmp_path, *SOFTMAX), 40.0, (5.0,), random_return=20.0)
     runs = tables.results(find(None, tmp_path))
-    table = tables.summary(runs, None)
+    table = tables.summary(runs, {})
     assert row(table, "dqn", "focused_topdown, medium data")["score"] == pytest.approx((50 + 25) / 2)
-    shown = tables.shown(table, None).set_index("method")
+    shown = tables.shown(table, "interval").set_index("method")
     assert shown["normalised"].to_dict() == {"dqn": "37.5", "reinforce_slate": ""}
-    assert "normalised" not in tables.shown(tables.summary(frame(a=[1.0]), None), None)
+    assert "normalised" not in tables.shown(tables.summary(frame(a=[1.0]), {}), "interval")
 
 
 @pytest.mark.parametrize("expert", [20.0, 12.0])
@@ -233,7 +302,7 @@ def test_datasets_of_one_name_are_not_pooled(tmp_path: Path) -> None:
         about = {"dataset": "file", "dataset_run": f"{seed}", "dataset_checksum": f"{seed}"}
         made.finished(made.config_of(tmp_path, *DQN, seed=seed), 10.0 * seed, (5.0,), **about)
     runs = tables.results(find(None, tmp_path))
-    assert len(tables.summary(runs, None)) == 2 or tables.warnings(runs)
+    assert len(tables.summary(runs, {})) == 2 or tables.warnings(runs)
 
 
 def test_unfinished_runs_have_their_command(home: Path) -> None:
@@ -260,10 +329,13 @@ def markdown_tables(text: str) -> list[list[list[str]]]:
 
 
 def test_markdown_read_back(written: Path, runs: pd.DataFrame) -> None:
-    header, _, *body = markdown_tables((written / "report.md").read_text())[0]
-    expected = tables.shown(tables.summary(runs, "dqn"), "dqn")
-    assert header == list(expected.columns)
-    assert body == expected.to_numpy().tolist()
+    text = (written / "report.md").read_text()
+    expected = tables.by_environment(tables.shown(tables.summary(runs, {"dqn": "dqn"}), "interval"))
+    assert list(expected) == ["diffuse_mix", "focused_topdown"]
+    for (env, table), (header, _, *body) in zip(expected.items(), markdown_tables(text), strict=False):
+        assert f"## {env}\n" in text and "environment" not in header
+        assert header == list(table.columns)
+        assert body == table.to_numpy().tolist()
 
 
 @pytest.mark.parametrize("reason", [NASTY, "RuntimeError: Error(s) in loading state_dict:\n\tMissing key: a"])
@@ -289,18 +361,19 @@ def test_latex_is_escaped(written: Path, runs: pd.DataFrame) -> None:
     def escaped(cell: str) -> str:
         return cell.replace("_", r"\_").replace("±", r"$\pm$")
 
-    expected = tables.shown(tables.summary(runs, "dqn"), "dqn")
+    expected = tables.shown(tables.summary(runs, {"dqn": "dqn"}), "interval")
     assert cells == [[escaped(cell) for cell in line] for line in [list(expected), *expected.to_numpy().tolist()]]
     assert any(r"reinforce\_slate" in line and r"22.2 $\pm$ 28.6" in line for line in lines)
 
 
 def test_csv_read_back(written: Path, runs: pd.DataFrame) -> None:
     """All digits, names and gaps survive, so that other programs can go on from them."""
-    gaps = {"p": float, "score": float}
-    expected = tables.summary(runs, "dqn").astype(gaps)
+    empty = ["sampled", "sampled interval", "sampled deviation", "score"]
+    expected = tables.summary(runs, {"dqn": "dqn"}).astype(dict.fromkeys(empty, float))
     pd.testing.assert_frame_equal(pd.read_csv(written / "summary.csv"), expected, rtol=1e-12)
     again = pd.read_csv(written / "runs.csv", dtype={"catalogue": str})
-    written_down = runs.assign(path=runs["path"].map(str)).astype({"score": float})
+    empty = ["dataset", "sampled", "score", *REFERENCES, "random_return", "expert_return"]
+    written_down = runs.assign(path=runs["path"].map(str)).astype(dict.fromkeys(empty, float))
     pd.testing.assert_frame_equal(again, written_down, rtol=1e-12)
 
 

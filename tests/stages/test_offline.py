@@ -102,6 +102,7 @@ def test_mixture(made: Path) -> None:
     result = json.loads((dataset(made, "mixed") / "result.json").read_text())
     assert card["returns"]["mean"] == pytest.approx(result["return_mean"]) == pytest.approx(data.returns.mean().item())
     assert card["anchors"]["expert"]["return"] == result["expert_return"]
+    assert card["anchors"]["most_frequent_slate"]["return"] == result["most_frequent_slate_return"]
     assert (dataset(made, "mixed") / "card.png").read_bytes()[:4] == b"\x89PNG"
     assert f"{result['return_mean']:.1f}" in (dataset(made, "mixed") / "card.md").read_text()
 
@@ -152,6 +153,15 @@ def test_sampled_with_the_exploration_of_training(home: Path) -> None:
         make(home, "stage=collect", "dataset=random", "dataset.behaviour.sample=true")
     with pytest.raises(UserError, match=r"behaviour.policy=replay: .* leave out sample, noise, epsilon"):
         make(home, "stage=collect", "dataset=replay", "dataset.behaviour.noise=0.5")
+
+
+def test_result_has_what_to_compare_with(home: Path) -> None:
+    """So a report needs no dataset: its mean return, and the constant slate of each slot's most frequent item."""
+    make(home, "stage=offline", "agent=td3_bc", "dataset=mixed", "dataset.hidden=true")
+    (file,) = (home / "offline").glob("*/*/result.json")
+    result, data = json.loads(file.read_text()), json.loads((dataset(home, "mixed") / "result.json").read_text())
+    assert result["dataset_return"] == data["return_mean"]
+    assert result["most_frequent_slate_return"] == data["most_frequent_slate_return"] is not None
 
 
 def test_sampled_from_an_agent_that_does_not_explore(home: Path) -> None:
