@@ -278,6 +278,7 @@ def test_a_turn_has_not_seen_what_it_is_to_choose(agent: str, ranker: str | None
         """Return the input of the first network in an update, [B, H, state]."""
         seen.clear()
         built_now = copy.deepcopy(built)
+        built_now.step = 1000  # late enough for every part to learn
         built_now.update(with_actions(batch, built_now.ranker) if isinstance(built_now, OfflineAgent) else batch)
         return next(given for given in seen if given.shape[1] == env.episode_length)
 
