@@ -24,10 +24,11 @@ from slaterl.rankers.base import Ranker
 class PLAS(OfflineActorCritic):
     """A conditional VAE of the data's actions, and then a policy that chooses what the VAE decodes (algorithm 1).
 
-    The first updates of a run train the VAE with a belief of its own. Both are frozen then, and the others learn:
-    critics with y = r + gamma * (lam * min_i Q'_i + (1 - lam) * max_i Q'_i) at the target policy's action, and the
-    policy minimises -Q1(s, dec(s, z)), z = max_latent * tanh(mu(s)) (section 4). The prior of the VAE is a standard
+    The first updates of a run train the VAE with a belief of its own. Both are frozen then, and the others learn.
+    The policy minimises -Q1(s, dec(s, z)), z = max_latent * tanh(mu(s)) (section 4). The prior of the VAE is a standard
     normal, so every such z decodes to an action like the data's.
+
+    Critics learn y = r + gamma * V(s'). V mixes them at the target policy's action: lam * min Q' + (1 - lam) * max Q'.
 
     Section 4 also has a perturbation of the decoded action. The authors leave it out by default, and so does this.
 
