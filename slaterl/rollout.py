@@ -56,11 +56,11 @@ def rollout(
 
     Returns:
         Trajectories of H + 1 frames, compact, on the environment's device. They hold rewards only if the reward is
-        not the number of clicks.
+        not the number of clicks. Where users can leave early they hold lengths, and zeros after a user left.
 
     Raises:
-        UserError: the policy or `hidden` needs an ability that the environment lacks, or an episode has another length
-            than `env.episode_length`.
+        UserError: the policy or `hidden` needs an ability that the environment lacks; or an episode has another length
+            than `env.episode_length`; or the environment does not say who left.
     """
     horizon = env.episode_length
     privileged = getattr(policy, "sees_hidden", False)
@@ -79,6 +79,8 @@ def rollout(
     rewards = None if env.reward_is_clicks else torch.empty(num_users, horizon, device=env.device)
     actions: list[Tensor] = []
     states: list[Any] = []
+    present = torch.ones(num_users, dtype=torch.bool, device=env.device)
+    lengths = torch.zeros(num_users, dtype=torch.int32, device=env.device)
     for turn in range(1, horizon + 1):
         seen: Observation | PrivilegedObservation = observation
         if hidden or privileged:
@@ -93,11 +95,10 @@ def rollout(
             )
         with exact_products():
             observation, reward, ended = env.step(decision.slate, oracle_slots=decision.oracle_slots)
-        if ended != (turn == horizon):
-            raise UserError(
-                f"env={env.name}: an episode {'ended' if ended else 'did not end'} at turn {turn}; all must have "
-                f"env.episode_length={horizon} turns"
-            )
+        _check_end(env, ended, turn)
+        if isinstance(ended, Tensor):
+            lengths += present
+            present = present & ~ended
         shown[turn].copy_(observation.slate)
         clicked[turn].copy_(observation.clicks)
         if rewards is not None:
@@ -105,13 +106,27 @@ def rollout(
         if decision.action is not None:
             actions.append(decision.action)
     columns = zip(env.hidden_columns or (), zip(*states, strict=True), strict=True) if hidden else ()
-    return Trajectories(
+    data = Trajectories(
         slates=slates,
         clicks=clicks,
         actions=torch.stack(actions, dim=1) if actions else None,
         hidden={name: torch.stack(turns, 1) for name, turns in columns},
         reward=rewards,
+        lengths=lengths if env.ends_early else None,
     )
+    return data.blanked()
+
+
+def _check_end(env: Env, ended: bool | Tensor, turn: int) -> None:
+    """Raise UserError if an environment says in another way than its class does that episodes ended."""
+    if env.ends_early != isinstance(ended, Tensor):
+        expected = "a tensor [B] of who left" if env.ends_early else "True or False"
+        raise UserError(f"env={env.name}: ends_early={env.ends_early}, so the third value of step must be {expected}")
+    if not isinstance(ended, Tensor) and ended != (turn == env.episode_length):
+        raise UserError(
+            f"env={env.name}: an episode {'ended' if ended else 'did not end'} at turn {turn}; all must have "
+            f"env.episode_length={env.episode_length} turns"
+        )
 
 
 def collect(

@@ -33,7 +33,7 @@ def describe(
 
     Returns are clicks per trajectory, or sums of the rewards if the data record them. Shares and rates lie in 0..1.
     Scores are 100 * (return - random) / (expert - random). "behaviours" holds the same statistics
-    for each behaviour.
+    for each behaviour. "turns" is H; if sessions have lengths of their own, "lengths" describes them.
 
     Args:
         data: N trajectories.
@@ -41,13 +41,12 @@ def describe(
         num_items: size of the catalogue.
         anchors: mean returns of the policies in ANCHORS in the environment of the data; None if unknown.
     """
-    slates, clicks, rewards = data.slates[:, 1:], data.clicks[:, 1:], data.rewards
+    data = data.trimmed()
     known = {name: anchors.get(name) for name in ANCHORS}
     edges = _edges(data.returns)
 
     def part(chosen: Tensor | slice) -> dict[str, Any]:
-        found = _part(slates[chosen], clicks[chosen], rewards[chosen], num_items, edges)
-        found["slates"]["explained_by_history"] = explained_by_history(data.slates[chosen], data.clicks[chosen])
+        found = _part(data[chosen], num_items, edges)
         return found | {"normalised_score": _score(found["returns"]["mean"], known)}
 
     whole = part(slice(None))
@@ -62,8 +61,8 @@ def describe(
         else:
             warnings.append(f"{behaviour['name']} has no trajectories.")
     card = whole | {
-        "turns": slates.shape[1],
-        "slate_size": slates.shape[2],
+        "turns": data.slates.shape[1] - 1,
+        "slate_size": data.slates.shape[2],
         "num_items": num_items,
         "histogram_edges": edges,
         "behaviours": parts,
@@ -79,34 +78,61 @@ def _edges(returns: Tensor) -> list[float]:
     return [edge - 0.5 for edge in range(low, high + 1 + width, width)]
 
 
-def _part(slates: Tensor, clicks: Tensor, rewards: Tensor, num_items: int, edges: Sequence[float]) -> dict[str, Any]:
-    """Compute the statistics of trajectories: slates and clicks [N, H, S] without frame 0, rewards [N, H]."""
-    returns = rewards.sum(1).double()
-    quartiles = returns.quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)).tolist()
+def _part(data: Trajectories, num_items: int, edges: Sequence[float]) -> dict[str, Any]:
+    """Compute the statistics of trajectories, without frame 0 and padding."""
+    returns, (slates, clicks) = data.returns.double(), data.shown()
+    variety = {
+        **_variety(slates),
+        "items_per_slot": items_per_slot(slates, num_items),
+        "explained_by_history": explained_by_history(data),
+    }
     return {
-        "trajectories": len(slates),
-        "returns": {
-            "mean": returns.mean().item(),
-            "std": returns.std().item() if len(returns) > 1 else 0.0,
-            **dict(zip(("min", "q25", "median", "q75", "max"), quartiles, strict=True)),
-            "histogram": np.histogram(returns.numpy(), edges)[0].tolist(),
-        },
-        "slates": {**_variety(slates), "items_per_slot": items_per_slot(slates, num_items)},
+        "trajectories": len(data),
+        "returns": _distribution(returns) | {"histogram": np.histogram(returns.numpy(), edges)[0].tolist()},
+        **_lengths(data),
+        "slates": variety,
         "items": _concentration(slates, num_items),
-        "click_rate_by_rank": [column.double().mean().item() for column in clicks.unbind(2)],
-        "clicks_per_turn": clicks.sum(2, dtype=torch.float32).mean(0, dtype=torch.float64).tolist(),
+        "click_rate_by_rank": [column.double().mean().item() for column in clicks.unbind(1)],
+        "clicks_per_turn": _clicks_per_turn(data),
     }
 
 
+def _distribution(values: Tensor) -> dict[str, float]:
+    """Mean, deviation and quartiles of values [N]."""
+    quartiles = values.quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)).tolist()
+    return {
+        "mean": values.mean().item(),
+        "std": values.std().item() if len(values) > 1 else 0.0,
+        **dict(zip(("min", "q25", "median", "q75", "max"), quartiles, strict=True)),
+    }
+
+
+def _lengths(data: Trajectories) -> dict[str, Any]:
+    """Describe how many turns sessions have, and which share of them the log cut; nothing if all have H turns."""
+    if data.lengths is None:
+        return {}
+    cut = 0.0 if data.truncated is None else data.truncated.double().mean().item()
+    return {"lengths": {**_distribution(data.lengths.double()), "truncated": cut}}
+
+
+def _clicks_per_turn(data: Trajectories) -> list[float | None]:
+    """Mean clicks of each turn over the sessions that have it; None where none has."""
+    clicks = data.clicks[:, 1:].sum(2, dtype=torch.float32)
+    if data.lengths is None:
+        return clicks.mean(0, dtype=torch.float64).tolist()
+    total, count = (clicks * data.mask).sum(0, dtype=torch.float64), data.mask.sum(0)
+    return [t / n if n else None for t, n in zip(total.tolist(), count.tolist(), strict=True)]
+
+
 def _variety(slates: Tensor) -> dict[str, float]:
-    """Count distinct slates (order matters); their share, and that of slates with a repeated item, among all N * H."""
+    """Count distinct slates [M, S] (order matters); their share, and that of slates with a repeated item."""
     # each slate is hashed by a polynomial of its items modulo 2^64; among a million slates, a collision occurs in one
     # of 30 million datasets
-    key = torch.zeros(slates.shape[:2], dtype=torch.int64)
-    for column in slates.unbind(2):
+    key = torch.zeros(len(slates), dtype=torch.int64)
+    for column in slates.unbind(1):
         key = key * 6364136223846793005 + column
-    ordered = slates.sort(2).values
-    repeats = (ordered[..., 1:] == ordered[..., :-1]).any(2)
+    ordered = slates.sort(1).values
+    repeats = (ordered[:, 1:] == ordered[:, :-1]).any(1)
     count, total = key.unique().numel(), key.numel()
     return {"count": count, "distinct": count / total, "with_repeats": repeats.sum().item() / total}
 

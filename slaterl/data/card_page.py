@@ -54,7 +54,7 @@ def as_markdown(card: Mapping[str, Any], picture: str | None = "card.png") -> st
     reached.sort(key=lambda row: (row[1] is None, row[1]))
     sections = [
         f"# {card.get('title', 'Offline dataset')}",
-        f"{card['trajectories']:,} trajectories of {card['turns']:,} turns by {makers}; slates of {card['slate_size']} "
+        f"{card['trajectories']:,} trajectories of {_turns(card)} by {makers}; slates of {card['slate_size']} "
         f"out of {card['num_items']:,} items.",
         f"Return (clicks per trajectory): mean {returns['mean']:.1f}, standard deviation {returns['std']:.1f}, "
         f"normalised score {_number(score)} (random slates: 0, expert: 100).",
@@ -68,6 +68,7 @@ def as_markdown(card: Mapping[str, Any], picture: str | None = "card.png") -> st
         else "",
         "## Returns",
         compare(_measures_of_returns),
+        *(["## Turns of a session", compare(_measures_of_lengths)] if "lengths" in card else []),
         "## Slates and items",
         compare(_measures_of_items),
         "## Click rate by rank",
@@ -103,7 +104,7 @@ def draw(card: Mapping[str, Any], path: Path) -> None:
         returns.stairs(counts, card["histogram_edges"], label=label, **style)
         ranks.plot(range(1, card["slate_size"] + 1), part["click_rate_by_rank"], marker="o", markersize=3, **style)
         items.plot(part["items"]["most_shown"], part["items"]["share"], **style)
-        turns.plot(range(1, card["turns"] + 1), part["clicks_per_turn"], **style)
+        turns.plot(range(1, card["turns"] + 1), np.array(part["clicks_per_turn"], dtype=float), **style)
     even = card["items"]["most_shown"]
     items.plot(even, [rank / card["num_items"] for rank in even], color="gray", linestyle="--", linewidth=1)
     _draw_anchors(returns, card["anchors"])
@@ -133,6 +134,12 @@ def _measures_of_returns(part: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _measures_of_lengths(part: Mapping[str, Any]) -> dict[str, str]:
+    lengths = part["lengths"]
+    named = {measure: _number(lengths[name]) for name, measure in MEASURES.items()}
+    return named | {"share of sessions that the log cut": _share(lengths["truncated"])}
+
+
 def _measures_of_items(part: Mapping[str, Any]) -> dict[str, str]:
     items, slates = part["items"], part["slates"]
     return {
@@ -151,13 +158,24 @@ def _measures_of_items(part: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _measures_of_turns(part: Mapping[str, Any]) -> dict[str, str]:
-    """Average over a few stretches of the episode."""
-    clicks = part["clicks_per_turn"]
+    """Average over a few stretches of the episode, and over the turns there that a session has."""
+    clicks = np.array(part["clicks_per_turn"], dtype=float)
     bounds = np.unique(np.linspace(0, len(clicks), STRETCHES + 1).round().astype(int)).tolist()
     return {
-        f"turns {a + 1} to {b}" if b > a + 1 else f"turn {b}": f"{np.mean(clicks[a:b]):.3f}"
-        for a, b in itertools.pairwise(bounds)
+        f"turns {a + 1} to {b}" if b > a + 1 else f"turn {b}": _mean(clicks[a:b]) for a, b in itertools.pairwise(bounds)
     }
+
+
+def _turns(card: Mapping[str, Any]) -> str:
+    if "lengths" not in card:
+        return f"{card['turns']:,} turns"
+    lengths = card["lengths"]
+    return f"{lengths['min']:,.0f} to {lengths['max']:,.0f} turns (mean {lengths['mean']:.1f})"
+
+
+def _mean(values: np.ndarray) -> str:
+    known = values[~np.isnan(values)]
+    return f"{known.mean():.3f}" if len(known) else "unknown"
 
 
 def _number(value: float | None) -> str:

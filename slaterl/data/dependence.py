@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slaterl.data.trajectories import Trajectories
+
 TRAJECTORIES, TURNS = 1000, 20  # at most so many are read, evenly spaced
 LEAST = 200  # trajectories; fewer say nothing
 CLICKED, SHOWN = 128, 200  # items told apart: the most clicked ones, and in each slot the most shown ones
@@ -16,7 +18,7 @@ STAGES = 10  # of an episode, one indicator each
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # of ridge regression, in mean squares of the features
 
 
-def explained_by_history(slates: Tensor, clicks: Tensor) -> float | None:
+def explained_by_history(data: Trajectories) -> float | None:
     """Return the share of the slates' variance that a linear function of turn and clicks explains, in 0..1.
 
     A slate is a vector of indicators, one for each slot and item. Its variance is the sum of p (1 - p) over them.
@@ -26,45 +28,54 @@ def explained_by_history(slates: Tensor, clicks: Tensor) -> float | None:
     Half of the trajectories fit the weights, and a quarter chooses the penalty. On the last quarter,
     R^2 = 1 - squared error / squared error of the mean. Other functions may explain more, so it is a lower bound.
 
-    Args:
-        slates, clicks: [N, H + 1, S], frame 0 included.
+    Of sessions that differ in length, only their own turns are read.
 
     Returns:
         None if there are fewer than LEAST trajectories, or if all slates are one.
     """
-    count, frames = slates.shape[:2]
+    count = len(data)
     if count < LEAST:
         return None
     chosen = torch.from_numpy(np.linspace(0, count - 1, min(count, TRAJECTORIES)).astype(int))
-    slates, clicks = slates[chosen].long(), clicks[chosen].float()
-    turns = np.unique(np.linspace(1, frames - 1, min(frames - 1, TURNS)).astype(int))
-    inputs = _features(slates, clicks, turns)  # [n, turns, d]
-    group = torch.arange(len(chosen)) % 4
+    data = data[chosen].blanked()
+    turns, slates = _turns(data), data.slates.long()
+    there = data.mask[:, turns - 1]  # [n, turns]
+    inputs = _features(slates, data.clicks.float(), turns)[there]  # [rows, d]
+    group = (torch.arange(len(chosen)) % 4).unsqueeze(1).expand_as(there)[there]
     fit, choose, test = group < 2, group == 2, group == 3
-    mean = inputs[fit].flatten(0, 1).mean(0)
+    mean = inputs[fit].mean(0)
     inputs = inputs - mean
-    x = inputs[fit].flatten(0, 1)
+    x = inputs[fit]
     squares, axes = torch.linalg.eigh((x.T @ x).double())
     squares = squares.clamp(min=0)
-    items = [_numbered(column, SHOWN) for column in slates[:, turns].unbind(2)]  # [n, turns] for each slot
+    items = [_numbered(column, SHOWN) for column in slates[:, turns][there].unbind(1)]  # [rows] for each slot
     shares, moments = [], []
     for column in items:
-        y, classes = column[fit].flatten(), int(column.max()) + 1
+        y, classes = column[fit], int(column.max()) + 1
         shares.append(y.bincount(minlength=classes) / len(y))
         moments.append(torch.zeros(classes, x.shape[1]).index_add_(0, y, x).double() @ axes)
 
     def error(part: Tensor, penalty: float) -> float:
-        """Squared error over the trajectories `part`; an infinite penalty leaves the mean."""
-        told, found = inputs[part].flatten(0, 1), 0.0
+        """Squared error over the rows `part`; an infinite penalty leaves the mean."""
+        told, found = inputs[part], 0.0
         for column, share, moment in zip(items, shares, moments, strict=True):
             weights = (moment / (squares + penalty * squares.mean()) @ axes.T).float()
-            found += _squared_error(share + told @ weights.T, column[part].flatten())
+            found += _squared_error(share + told @ weights.T, column[part])
         return found
 
     if not (squares.mean() > 0 and error(test, math.inf) > 0):
         return None
     best = min((*PENALTIES, math.inf), key=lambda penalty: error(choose, penalty))
     return max(0.0, 1 - error(test, best) / error(test, math.inf))
+
+
+def _turns(data: Trajectories) -> np.ndarray:
+    """Choose turns to read: evenly spaced, or so that each stands for as many turns of the sessions."""
+    horizon = data.slates.shape[1] - 1
+    if data.lengths is None:
+        return np.unique(np.linspace(1, horizon, min(horizon, TURNS)).astype(int))
+    present = data.mask.nonzero()[:, 1].numpy() + 1
+    return np.unique(np.quantile(present, np.linspace(0, 1, TURNS), method="nearest"))
 
 
 def _features(slates: Tensor, clicks: Tensor, turns: np.ndarray) -> Tensor:
@@ -101,19 +112,19 @@ def _squared_error(predicted: Tensor, truth: Tensor) -> float:
 
 
 def items_per_slot(slates: Tensor, num_items: int) -> float | None:
-    """Return the effective number of items in a slot of slates [N, H, S].
+    """Return the effective number of items in a slot of slates [..., S].
 
     It is 1 / (chance that two slates have the same item in a slot): 1 for a fixed slate, and num_items for uniform
     items. The chance is estimated without bias (Simpson 1949). None if no slot shows an item twice.
     """
     chance = 0.0
-    for column in slates.flatten(0, 1).long().unbind(1):
+    for column in slates.flatten(0, -2).long().unbind(1):
         counts = column.bincount(minlength=num_items).double()
         pairs = max(1, len(column) * (len(column) - 1))
-        chance += (counts * (counts - 1)).sum().item() / pairs / slates.shape[2]
+        chance += (counts * (counts - 1)).sum().item() / pairs / slates.shape[-1]
     return 1 / chance if chance else None
 
 
 def most_frequent_slate(slates: Tensor) -> list[int]:
-    """Return the item that each slot shows most often, from slates [N, H, S]."""
-    return [int(column.bincount().argmax()) for column in slates.flatten(0, 1).long().unbind(1)]
+    """Return the item that each slot shows most often, from slates [..., S]."""
+    return [int(column.bincount().argmax()) for column in slates.flatten(0, -2).long().unbind(1)]

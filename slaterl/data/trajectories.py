@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,50 @@ class Trajectories:
     def returns(self) -> Tensor:
         """Sums of the rewards of whole sessions, [N]."""
         return self.rewards.sum(1)
+
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """Slates and clicks [M, S] of all M turns, session after session, without frame 0 and padding."""
+        slates, clicks = self.slates[:, 1:], self.clicks[:, 1:]
+        if self.lengths is None:
+            return slates.flatten(0, 1), clicks.flatten(0, 1)
+        return slates[self.mask], clicks[self.mask]
+
+    def blanked(self) -> Trajectories:
+        """Write zeros into the padding: slates, clicks, actions and rewards after the sessions' ends."""
+        if self.lengths is None:
+            return self
+        columns, mask = self.columns(), self.mask
+        frames = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+        for name, there in {"slates": frames, "clicks": frames, "actions": mask, "reward": mask}.items():
+            if name in columns:
+                column = columns[name]
+                there = there.view(*there.shape, *(1 for _ in column.shape[2:]))
+                columns[name] = column.where(there, column.new_zeros(()))
+        return self.from_columns(columns)
+
+    def trimmed(self) -> Trajectories:
+        """Drop the padding that no session needs, so that H is the longest session, and lengths that are all H."""
+        if self.lengths is None:
+            return self
+        shortest, longest = (int(length) for length in self.lengths.aminmax())
+        surplus = self.slates.shape[1] - 1 - longest
+        data = self._resized(lambda column: column[:, : column.shape[1] - surplus])
+        return replace(data, lengths=None) if shortest == longest else data
+
+    def with_room(self) -> Trajectories:
+        """Add one turn of padding if the log cut sessions: then the state after a session's last frame has a place."""
+        if self.truncated is None:
+            return self
+        horizon = self.slates.shape[1] - 1
+        larger = self._resized(lambda column: torch.cat([column, torch.zeros_like(column[:, :1])], dim=1))
+        lengths = torch.full_like(self.truncated, horizon, dtype=torch.int32) if self.lengths is None else self.lengths
+        return replace(larger, lengths=lengths)
+
+    def _resized(self, change: Callable[[Tensor], Tensor]) -> Trajectories:
+        """Change the number of frames and turns in all columns that have them."""
+        without = ("policy_id", "lengths", "truncated")
+        columns = self.columns().items()
+        return self.from_columns({name: c if name in without else change(c) for name, c in columns})
 
     def columns(self) -> dict[str, Tensor]:
         """Return the present columns by name; hidden columns as `hidden.<name>`."""

@@ -18,13 +18,16 @@ from slaterl.errors import UserError
 class Env:
     """Simulated users, B at a time. A subclass gives `reset` and `step`; everything else has a default.
 
-    All users' episodes last `episode_length` turns. Shapes: B users, N items, S slots, H turns.
+    All users' episodes last `episode_length` turns, unless users can leave before (`ends_early`). Shapes: B users,
+    N items, S slots, H turns.
 
     Attributes:
         name: names the environment in folders and tables.
         fingerprint: 16 hex digits. Item ids mean the same in two environments with the same fingerprint.
         first_slate: [S], frame 0 for imported data without one; by default the items 0..S-1.
         reward_is_clicks: whether the reward of a turn is its number of clicks. If not, trajectories record rewards.
+        ends_early: whether users can leave before `episode_length` turns; `step` then says who left. The others go on,
+            and `step` still gets slates for all B users. What it answers for those who left is ignored.
         fills_oracle_slots: whether `step` can fill slots with the best items for each user.
         hidden_columns: names of the fields of `hidden`; None if the environment does not reveal its users' state.
         full_state_dim: width of `full_state`, which belief=none reads; None if the environment does not offer it.
@@ -38,6 +41,7 @@ class Env:
     """
 
     reward_is_clicks: bool = True
+    ends_early: bool = False
     fills_oracle_slots: bool = False
     hidden_columns: tuple[str, ...] | None = None
     full_state_dim: int | None = None
@@ -75,14 +79,15 @@ class Env:
         """
         raise NotImplementedError
 
-    def step(self, slate: Tensor, *, oracle_slots: Tensor | None = None) -> tuple[Observation, Tensor, bool]:
+    def step(self, slate: Tensor, *, oracle_slots: Tensor | None = None) -> tuple[Observation, Tensor, bool | Tensor]:
         """Show a slate [B, S] to every user.
 
         Args:
             oracle_slots: [B, S] bool, slots to fill with the best items; only given if `fills_oracle_slots`.
 
         Returns:
-            the observation, with the slate as shown; the rewards [B] float; and whether the episodes ended.
+            the observation, with the slate as shown; the rewards [B] float; and whether the episodes ended. With
+            `ends_early` that is [B] bool, who left after this slate; at turn `episode_length` all episodes end.
         """
         raise NotImplementedError
 

@@ -100,6 +100,12 @@ class SlateVectorEnv(VectorEnv[Arrays, np.ndarray, np.ndarray]):
 
         self.num_envs = num_envs = checked("num_envs", num_envs, Count)
         self.simulator = _build(env, overrides)
+        if self.simulator.ends_early:
+            from slaterl.errors import UserError
+
+            raise UserError(
+                f"env={self.simulator.name}: its users leave one by one; SlateVectorEnv resets all together"
+            )
         self.single_observation_space, self.single_action_space = _spaces(self.simulator)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -211,7 +217,7 @@ def _step(simulator: Env, slates: np.ndarray) -> tuple[Arrays, np.ndarray, bool]
     import torch
 
     observation, rewards, ended = simulator.step(torch.from_numpy(slates))
-    return _arrays(observation), rewards.numpy().astype(np.float64), ended
+    return _arrays(observation), rewards.numpy().astype(np.float64), bool(ended)
 
 
 def _arrays(observation: Observation) -> Arrays:

@@ -30,7 +30,7 @@ def reference_returns(
         seed: the expert's seed, so that all policies serve the expert's test users.
     """
     known = anchors(env, ANCHOR_USERS, seed)
-    slate = most_frequent_slate(data.slates[:, 1:])
+    slate = most_frequent_slate(data.shown()[0])
     frequent = ConstantSlate(slate=slate, num_items=env.num_items, slate_size=env.slate_size)
     return {
         "random": known["random_return"],

@@ -57,15 +57,15 @@ def evaluate(policy: Policy, env: Env, users: int, seed: int, name: str) -> Eval
     generator = stream(seed, f"{name} users", env.device)
     hidden = bool(env.own_measures) and env.hidden_columns is not None
     data = rollout(policy, env, users, generator=generator, deterministic=True, hidden=hidden)
-    clicks = data.clicks[:, 1:].sum(2, dtype=torch.float32).sum(1)
+    clicks = (data.clicks[:, 1:].sum(2, dtype=torch.float32) * data.mask).sum(1)
     mean, interval = _mean(data.returns)
     return Evaluation(
         users=users,
         mean_return=mean,
         interval=interval,
-        clicks_per_turn=clicks.mean().item() / env.episode_length,
+        clicks_per_turn=clicks.mean().item() / (data.turns / users),
         own=env.measures(data),
-        distinct_items=data.slates[:, 1:].unique().numel(),
+        distinct_items=data.shown()[0].unique().numel(),
     )
 
 

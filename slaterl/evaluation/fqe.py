@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from slaterl.agents.base import LatentAgent
+from slaterl.agents.losses import continuing_turns, mean, valid_turns
 from slaterl.agents.offline.base import with_actions
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.beliefs.gru import GRUBelief
@@ -52,7 +53,7 @@ def fitted_q_evaluation(
     seed: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Estimate:
-    """Estimate the return of an agent's policy without exploration: H times its mean reward in the data's states.
+    """Estimate the return of an agent's policy without exploration: turns of a session, times its mean reward there.
 
     The heads learn m = Q(s, a, t) / w_t, a weighted mean of the remaining rewards. Unlike Q, it has the same scale at
     every turn: m(s, a, t) = (r + gamma * w_{t+1} * m'(s', pi(s'), t + 1)) / w_t. The weight w_t is the sum of gamma^k
@@ -62,6 +63,10 @@ def fitted_q_evaluation(
     The mean of m(s, pi(s), t) over the data's states is the policy's mean reward, if it visits such states. With gamma
     near 1 the first turns alone would be enough. But errors on unseen actions would add up over a hundred turns and
     outweigh the data.
+
+    Where sessions have lengths of their own, H - t are the turns that are left of the session. The estimate is the mean
+    over sessions of the sum of m. So it is the return in sessions as long as the data's: it says nothing about a
+    policy that makes users stay. A session that the log cut bootstraps from the state after it, as if it went on to H.
 
     Args:
         data: N trajectories, on the agent's device.
@@ -74,12 +79,13 @@ def fitted_q_evaluation(
     Raises:
         UserError: training has diverged.
     """
+    data = data.trimmed()
     count, horizon = data.rewards.shape
     device = data.slates.device
     generator = stream(seed, "fqe", device)
     # Also where actions were recorded: an estimate values slates, and the same encoder reads those of data and policy.
     # Recorded actions would give one slate many names, and those of a policy could be names that the data lack.
-    data = with_actions(data, agent.ranker)
+    data = with_actions(data.with_room(), agent.ranker)
     own = policy_actions(agent, data)
     weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
     weights[weights.sum(1) == 0] = 1  # a sample of few trajectories can miss them all
@@ -121,6 +127,7 @@ class FittedQ(Learner):
 
     TERMS: ClassVar = ("loss/critic",)
 
+    turn: Tensor
     ahead: Tensor
     over: Tensor
     low: Tensor
@@ -132,9 +139,13 @@ class FittedQ(Learner):
         super().__init__()
         assert data.actions is not None
         self.discount, self.tau = discount, tau
-        horizon = data.rewards.shape[1]
-        turn = torch.arange(horizon, device=data.slates.device)
-        low, high = data.rewards.aminmax()
+        # of the longest session; room for the state after it does not count
+        horizon = data.rewards.shape[1] if data.lengths is None else int(data.lengths.max())
+        self.horizon = horizon
+        turn = torch.arange(data.rewards.shape[1], device=data.slates.device)
+        rewards = data.rewards if data.lengths is None else data.rewards[data.mask]
+        low, high = rewards.aminmax()
+        self.register_buffer("turn", turn)
         self.register_buffer("ahead", (1 - discount ** (horizon - turn)) / (1 - discount))  # w_t, [H]
         self.register_buffer("over", (turn / horizon).view(1, -1, 1))
         self.register_buffer("low", low)
@@ -146,7 +157,7 @@ class FittedQ(Learner):
             for network in networks:  # the first guess is the mean of the data
                 last = network[-1]
                 assert isinstance(last, nn.Linear)
-                last.bias.copy_(((data.rewards.mean() - low) / (high - low)).nan_to_num(0.5).logit(eps=0.01))
+                last.bias.copy_(((rewards.mean() - low) / (high - low)).nan_to_num(0.5).logit(eps=0.01))
         self.beliefs, self.heads = nn.ModuleList(beliefs), nn.ModuleList(networks)
         self.targets = target_of(self.heads)
         self.add_optimizer("critic", self.beliefs, self.heads, lr=lr)
@@ -157,20 +168,39 @@ class FittedQ(Learner):
         assert data.actions is not None
         states = self.states(data)
         with torch.no_grad():
-            target = data.rewards.expand(len(self.heads), -1, -1).clone()
+            ahead = self.weights_of(data)
             following = self.values(self.targets, states, batch.own)[..., 1:]
-            target[..., :-1] += self.discount * self.ahead[1:] * following
-            target /= self.ahead
-        error = (self.values(self.heads, states, data.actions) - target).square().mean(2)  # [M, B]
-        loss = (batch.weights * error).mean()
+            target = data.rewards.expand(len(self.heads), -1, -1).clone()
+            continuing = continuing_turns(data)
+            following = following if continuing is None else following.where(continuing, 0.0)
+            target[..., :-1] += self.discount * ahead[..., 1:] * following
+            target /= ahead
+        error = (self.values(self.heads, states, data.actions) - target).square()  # [M, B, H]
+        if data.lengths is None:
+            loss = (batch.weights * error.mean(2)).mean()
+        else:
+            loss = mean(batch.weights.unsqueeze(2) * error, valid_turns(data))
         self.minimise("critic", loss)
         polyak(self.heads, self.targets, self.tau)
         return {"loss/critic": loss}
 
     @torch.no_grad()
     def reward(self, data: Trajectories, own: Tensor) -> Tensor:
-        """Return the mean of m over the turns of B trajectories, with actions [B, H, A] of the policy: [M, B]."""
-        return self.values(self.heads, self.states(data), own).mean(2)
+        """Return the sum of m over the turns of B trajectories, divided by H: [M, B].
+
+        Args:
+            own: actions [B, H, A] of the policy.
+        """
+        values = self.values(self.heads, self.states(data), own)
+        return values.mean(2) if data.lengths is None else values.where(data.mask, 0.0).sum(2) / self.horizon
+
+    def weights_of(self, data: Trajectories) -> Tensor:
+        """Return w_t: [H] for sessions of H turns, or [B, H] by the turns that are left of each; 1 in padding."""
+        if data.lengths is None:
+            return self.ahead
+        end = data.lengths if data.truncated is None else data.lengths.where(~data.truncated, len(self.turn))
+        left = (end.unsqueeze(1) - self.turn).clamp(min=1)
+        return (1 - self.discount**left) / (1 - self.discount)
 
     def states(self, data: Trajectories) -> Tensor:
         """Return the members' states before each turn of B trajectories, [M, B, H, 20]."""

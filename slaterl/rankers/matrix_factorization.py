@@ -77,7 +77,7 @@ class MatrixFactorization(Learner):
 
 
 class ClickData(Epochs):
-    """The clicks in logged trajectories, without frame 0, which no policy chose.
+    """The clicks in logged trajectories, without padding and without frame 0, which no policy chose.
 
     Args:
         holdout: share of the clicks used for validation.
@@ -93,7 +93,7 @@ class ClickData(Epochs):
     def __init__(
         self, data: Trajectories, learner: Learner, *, holdout: float, source: str, seed: int, **others: int
     ) -> None:
-        user, turn, slot = data.clicks[:, 1:].nonzero(as_tuple=True)
+        user, turn, slot = (data.clicks[:, 1:] * data.mask.unsqueeze(2)).nonzero(as_tuple=True)
         everything = Clicks(user, data.slates[user, turn + 1, slot].long())
         order = torch.randperm(len(user), generator=stream(seed, "held-out clicks")).to(user.device)
         held = round(len(user) * holdout)

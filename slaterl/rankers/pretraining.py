@@ -55,7 +55,7 @@ class GeMSPretraining(Learner):
 
 
 class SlateData(Epochs):
-    """The slates of trajectories, without frame 0, which no policy chose.
+    """The slates of trajectories, without padding and without frame 0, which no policy chose.
 
     Args:
         data: on the learner's device.
@@ -77,19 +77,25 @@ class SlateData(Epochs):
                 "and leaves none to train on"
             )
         horizon = data.slates.shape[1] - 1
-        super().__init__(learner, (len(data) - held) * horizon, **others)
         self.held_out, self.training, self.horizon = data[:held], data[held:], horizon
+        super().__init__(learner, self.training.turns, **others)
+        self.held_places, self.places = _places(self.held_out), _places(self.training)
 
     def take(self, index: Tensor) -> Slates:
-        return self._slates(self.training, index)
+        return self._slates(self.training, index if self.places is None else self.places[index])
 
     def held_out_batches(self) -> Iterator[Slates]:
         """Yield batches of all held-out slates, in order."""
-        size = len(self.held_out) * self.horizon
-        for index in torch.arange(size, device=self.held_out.slates.device).split(2048):
+        everything = torch.arange(self.held_out.turns, device=self.held_out.slates.device)
+        for index in (everything if self.held_places is None else self.held_places).split(2048):
             yield self._slates(self.held_out, index)
 
     def _slates(self, data: Trajectories, index: Tensor) -> Slates:
-        """Select slates by their flat index, one trajectory after the other."""
+        """Select slates by their flat index, one trajectory after the other, H turns each."""
         trajectory, turn = index // self.horizon, index % self.horizon + 1
         return Slates(data.slates[trajectory, turn], data.clicks[trajectory, turn])
+
+
+def _places(data: Trajectories) -> Tensor | None:
+    """Return the flat indices of the turns of sessions of different lengths; None if all have H turns."""
+    return None if data.lengths is None else data.mask.flatten().nonzero().squeeze(1)

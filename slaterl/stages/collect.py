@@ -96,7 +96,7 @@ def collect(cfg: DictConfig) -> Product:
                 "dataset": dataset.name,
                 "item_embeddings": env.fingerprint,
                 "trajectories": len(data),
-                "turns": data.rewards.numel(),
+                "turns": data.turns,
                 "return_mean": data.returns.mean().item(),
                 "return_std": data.returns.std().item() if len(data) > 1 else 0.0,
                 **{f"{name}_return": value for name, value in returns.items()},

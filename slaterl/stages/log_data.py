@@ -71,7 +71,7 @@ def log_data(cfg: DictConfig) -> Product:
             return {
                 "item_embeddings": env.fingerprint,
                 "trajectories": count,
-                "turns": count * env.episode_length,
+                "turns": data.turns,
                 "seed": seed,
                 "return_mean": mean,
                 "return_std": returns.std().item() if count > 1 else 0.0,

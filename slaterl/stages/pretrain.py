@@ -85,7 +85,7 @@ def pretrain(cfg: DictConfig) -> Product:
                 min_delta=settings.min_delta,
             )
             first = data[: settings.box_trajectories]
-            gems.fit_box(first.slates[:, 1:].flatten(0, 1).to(device), first.clicks[:, 1:].flatten(0, 1).to(device))
+            gems.fit_box(*(column.to(device) for column in first.shown()))
             state = {"kind": "ranker", "config": config, "module": gems.state_dict(), "run": run.digest}
             checkpoints.save(run.path / "ranker.ckpt", {**state, "item_embeddings": metadata["item_embeddings"]})
             return {

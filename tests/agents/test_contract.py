@@ -84,6 +84,7 @@ VARIANTS = [
     ("bc", "agent.policy=gaussian agent.top_fraction=0.5"),
     ("slate_bc", "agent.unique=true agent.turns=2"),
     ("cql", "agent.threshold=1.0"),
+    ("plas", "agent.vae_share=0.1"),
     ("decision_transformer", "agent.heads=2 agent.context=3 agent.target_return=5"),
 ]
 

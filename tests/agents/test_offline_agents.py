@@ -17,6 +17,7 @@ from scipy.special import erf
 
 from slaterl.agents.init_from import start_from
 from slaterl.agents.offline.action_vae import ActionVAE
+from slaterl.agents.offline.actor_critic import Turns
 from slaterl.agents.offline.awac import AWAC
 from slaterl.agents.offline.base import OfflineAgent, with_actions
 from slaterl.agents.offline.bc import BC
@@ -438,7 +439,8 @@ def test_the_gap_is_of_values_by_the_same_critics(kind: type[OfflineAgent]) -> N
     agent, batch = tiny(kind), tiny_trajectories(BATCH)
     expected, seen = DERIVATIONS[kind](agent, batch), []
     beyond_data = agent.beyond_data
-    agent.beyond_data = lambda action: seen.append(action) or beyond_data(action)  # called with the policy's action
+    # called with the policy's action
+    agent.beyond_data = lambda action, mask: seen.append(action) or beyond_data(action, mask)
     terms = agent.update(batch)
     of_data, of_policy = (expected.own_q(action.double().numpy()) for action in (batch.actions, *seen))
     by = (lambda q: q[0]) if kind in BY_THE_FIRST else (lambda q: q.min(0))
@@ -766,7 +768,7 @@ def test_overestimation_is_said_once_with_its_step(
     q = torch.tensor(np.broadcast_to(times * to_go.mean(0), to_go.shape).copy(), dtype=torch.float32)
     reward = torch.tensor(SCALE * rewards_of(data), dtype=torch.float32)
     agent.update(tiny_trajectories(BATCH))  # for the gradients that the terms measure
-    found = agent.terms(q.mean(), q, q[None], q, reward=reward)["value/over_return"].item()
+    found = agent.terms(q.mean(), q, q[None], q, Turns(*[reward] * 4))["value/over_return"].item()
     assert found == pytest.approx((times - 1) * to_go.mean(), rel=1e-4, abs=1e-6)
     for step in (70, 80):
         agent.watch(step, {"value/over_return": found})
@@ -921,13 +923,15 @@ def test_decision_transformer_equals_the_derivation() -> None:
     read_back = with_actions(batch, agent.ranker).actions
     assert read_back is not None
     shown = read_back.double().numpy()  # the context holds these, and not the labels
-    starts = torch.randint(TURNS - 2, (BATCH, 1), generator=copy_of(agent.generators["update"])).flatten().tolist()
+    drawn = torch.rand(BATCH, 1, generator=copy_of(agent.generators["update"])).flatten()
+    starts = (TURNS * drawn.double().numpy()).astype(int).tolist()
+    assert max(starts) > TURNS - 3  # a window that the end of the episode cuts
 
     def loss(weights: dict[str, Array]) -> float:
         errors = []
         for user, start in enumerate(starts):
             tokens = []
-            for turn in range(start, start + 3):
+            for turn in range(start, min(start + 3, TURNS)):
                 slate, clicks = batch.slates[user, turn].long().numpy(), batch.clicks[user, turn].numpy()[:, None]
                 frame = np.concatenate([weights["item_embeddings"][slate], clicks], axis=1).ravel()
                 to_go = np.array([rewards[user, turn:].sum() / rewards.sum(1).max()])
@@ -935,7 +939,7 @@ def test_decision_transformer_equals_the_derivation() -> None:
                     tokens.append(linear(weights, f"embed_{name}", value) + weights["embed_turn.weight"][turn])
             after_frames = transformed(weights, np.stack(tokens))[1::3]
             errors.append(np.tanh(linear(weights, "actor", after_frames)) - action[user, start : start + 3])
-        return float((np.stack(errors) ** 2).mean())
+        return float((np.concatenate(errors) ** 2).mean())
 
     assert agent.update(batch)["loss/actor"].item() == pytest.approx(loss(before), rel=1e-4)
     assert_gradients(agent, before, loss, [name for name, p in agent.named_parameters() if p.requires_grad])

@@ -15,6 +15,10 @@ COUNT, TURNS, SLOTS, ITEMS = 400, 20, 3, 40
 ANCHORS = {"random": 1.0, "most_frequent_slate": 2.0, "short_term_oracle": 3.0, "expert": 100.0}
 
 
+def explained(slates: Tensor, clicks: Tensor) -> float | None:
+    return explained_by_history(Trajectories(slates=slates, clicks=clicks))
+
+
 def users(generator: torch.Generator, count: int = COUNT) -> Tensor:
     """Clicks [N, H + 1, S], each with probability 1/2."""
     return torch.rand(count, TURNS + 1, SLOTS, generator=generator) < 0.5
@@ -36,20 +40,20 @@ def answering(chance: float, clicks: Tensor, generator: torch.Generator) -> Tens
 def test_share_of_a_policy_that_answers_the_last_click(chance: float) -> None:
     generator = stream(0, "answering")
     clicks = users(generator)
-    found = explained_by_history(answering(chance, clicks, generator), clicks)
+    found = explained(answering(chance, clicks, generator), clicks)
     assert found == pytest.approx((chance - 0.5) ** 2 / 0.25, abs=0.03)
 
 
 def test_what_does_not_depend_on_the_past_explains_nothing() -> None:
     generator = stream(0, "random")
     slates = torch.randint(ITEMS, (COUNT, TURNS + 1, SLOTS), generator=generator)
-    assert explained_by_history(slates, users(generator)) == pytest.approx(0, abs=0.01)
+    assert explained(slates, users(generator)) == pytest.approx(0, abs=0.01)
 
 
 def test_a_plan_depends_on_the_turn() -> None:
     clicks = users(stream(0, "plan"))
     slates = (torch.arange(TURNS + 1) // 5).clamp(max=3)[None, :, None].expand(clicks.shape)
-    found = explained_by_history(slates, clicks)
+    found = explained(slates, clicks)
     assert found is not None and found > 0.8
 
 
@@ -59,15 +63,15 @@ def test_an_old_click_counts_too() -> None:
     clicks[:, 1:], clicks[:, :, 1:] = False, False
     slates = torch.where(clicks[:, :1, :1], 1, 2).expand(clicks.shape).clone()
     slates[:, 0] = 0
-    found = explained_by_history(slates, clicks)
+    found = explained(slates, clicks)
     assert found is not None and found > 0.8
 
 
 def test_nothing_to_say() -> None:
     generator = stream(0, "few")
     clicks = users(generator)
-    assert explained_by_history(torch.zeros(clicks.shape), clicks) is None  # one slate
-    assert explained_by_history(answering(1.0, clicks, generator)[:199], clicks[:199]) is None
+    assert explained(torch.zeros(clicks.shape), clicks) is None  # one slate
+    assert explained(answering(1.0, clicks, generator)[:199], clicks[:199]) is None
 
 
 def test_items_per_slot() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from slaterl.agents.losses import mean
 from slaterl.networks import mlp
 
 # Standard deviation of the decoder around a decoded action. The VAE tells apart what differs by more than this.
@@ -30,13 +31,18 @@ class ActionVAE(nn.Module):
         """Decode states [..., state] and latents [..., 2A] into actions [..., A] in [-1, 1]."""
         return self.decoder(state, latent).tanh()
 
-    def loss(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+    def loss(self, state: Tensor, action: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return squared error + 2 * DECODER_DEVIATION^2 * KL, divided by A, for standard normal noise [..., 2A].
 
         This is the negative evidence lower bound of a Gaussian decoder, times 2 * DECODER_DEVIATION^2 / A.
+
+        Args:
+            mask: [B, H] the turns of sessions, for states [B, H, state]; None for all.
         """
-        mean, log_std = self.encoder(state, action).chunk(2, dim=-1)
+        center, log_std = self.encoder(state, action).chunk(2, dim=-1)
         log_std = log_std.clamp(-4, 15)
-        decoded = self.decode(state, mean + log_std.exp() * noise)
-        kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1).mean()
-        return (decoded - action).square().mean() + 2 * DECODER_DEVIATION**2 * kl / action.shape[-1]
+        decoded = self.decode(state, center + log_std.exp() * noise)
+        kl = mean(0.5 * (center.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1), mask)
+        return (
+            mean((decoded - action).square(), mask, of_vectors=True) + 2 * DECODER_DEVIATION**2 * kl / action.shape[-1]
+        )

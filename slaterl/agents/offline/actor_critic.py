@@ -8,7 +8,17 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from slaterl.agents.losses import bootstrap, discounted_to_go
+from slaterl.agents.losses import (
+    at,
+    bootstrap,
+    complete_turns,
+    continuing_turns,
+    discounted_to_go,
+    draw_turns,
+    mean,
+    percentile,
+    valid_turns,
+)
 from slaterl.agents.offline.base import MakeBelief, OfflineAgent, gradient_norm
 from slaterl.beliefs.base import states_of
 from slaterl.console import note
@@ -26,6 +36,17 @@ class Turns(NamedTuple):
     actor_state: Tensor  # [B, H, state]
     action: Tensor  # [B, H, A] in [-1, 1]
     reward: Tensor  # [B, H], scaled
+    valid: Tensor | None = None  # [B, H] turns of sessions, or their weights; None: all
+    continuing: Tensor | None = None  # [B, H-1] turns with an s' that counts; None: all
+    complete: Tensor | None = None  # [B, H] turns whose return to go is known; None: all
+
+    def mean(self, values: Tensor, *, of_vectors: bool = False) -> Tensor:
+        """Return the mean of values [..., B, H], or of vectors [..., B, H, A], over the turns of sessions."""
+        return mean(values, self.valid, of_vectors=of_vectors)
+
+    def target(self, next_value: Tensor, gamma: float) -> Tensor:
+        """Return y = r + gamma * V(s') [B, H] for values V(s') [B, H-1], and y = r where no s' counts."""
+        return bootstrap(self.reward, next_value, gamma, self.continuing)
 
 
 class OfflineActorCritic(OfflineAgent):
@@ -94,9 +115,11 @@ class OfflineActorCritic(OfflineAgent):
 
     def turns(self, batch: Trajectories) -> Turns:
         """Read B whole trajectories. One scan computes both beliefs, and each loss trains its own belief."""
+        batch = batch.with_room()
         assert batch.actions is not None
         critic_state, actor_state = states_of([self.critic_belief, self.actor_belief], batch)
-        return Turns(critic_state, actor_state, batch.actions, self.reward_scale * batch.rewards)
+        masks = valid_turns(batch), continuing_turns(batch), complete_turns(batch)
+        return Turns(critic_state, actor_state, batch.actions, self.reward_scale * batch.rewards, *masks)
 
     def sample(self, actor_state: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions [..., A] of a tanh-Gaussian policy for an update, with their log-probabilities [...]."""
@@ -106,7 +129,7 @@ class OfflineActorCritic(OfflineAgent):
         """Value actions [..., A] in [-1, 1] at belief states [..., state] by the first critic alone: [...]."""
         return self.critics.members[0](state, self.ranker.to_latent(action)).squeeze(-1)
 
-    def record_policy(self, loss: Tensor, action: Tensor, q: Tensor) -> None:
+    def record_policy(self, loss: Tensor, action: Tensor, q: Tensor, turns: Turns) -> None:
         """Keep the terms of the policy's update, so that updates of the critics alone log them, too.
 
         Args:
@@ -114,11 +137,11 @@ class OfflineActorCritic(OfflineAgent):
             action: actions [B, H, A] of the policy.
             q: values [B, H] of these actions.
         """
-        beyond, norm = self.beyond_data(action.detach()), gradient_norm(self.optim["actor"])
-        self.of_policy.copy_(torch.stack([loss.detach(), q.detach().mean(), beyond, norm]))
+        beyond, norm = self.beyond_data(action.detach(), turns.valid), gradient_norm(self.optim["actor"])
+        self.of_policy.copy_(torch.stack([loss.detach(), turns.mean(q.detach()), beyond, norm]))
 
     def terms(
-        self, loss: Tensor, target: Tensor, q: Tensor, q_data: Tensor, reward: Tensor, bonus: Tensor | None = None
+        self, loss: Tensor, target: Tensor, q: Tensor, q_data: Tensor, turns: Turns, bonus: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return the terms that an update logs, in the order of TERMS.
 
@@ -128,12 +151,11 @@ class OfflineActorCritic(OfflineAgent):
             q: values [num_critics, B, H] of the recorded actions.
             q_data: values [B, H] of the recorded actions, from the same critics as the policy's: the first, or the
                 minimum of all. Otherwise the gap would grow with the number of critics.
-            reward: scaled rewards [B, H].
             bonus: [B, H-1] what the targets add to V(s') for entropy. It is not overestimation, so it counts as reward.
         """
         actor_loss, q_policy, beyond, norm = self.of_policy.clone()
-        value = q_data.mean()
-        paid = reward if bonus is None else bootstrap(reward, bonus, self.gamma)
+        value = turns.mean(q_data)
+        paid = turns.reward if bonus is None else turns.target(bonus, self.gamma)
         over = (q_data - discounted_to_go(paid, self.gamma)).detach()
         return {
             "loss/critic": loss,
@@ -141,22 +163,24 @@ class OfflineActorCritic(OfflineAgent):
             "value/q_data": value,
             "value/q_policy": q_policy,
             "value/gap": q_policy - value,
-            "value/target": target.mean(),
-            "value/td_error": (q - target).abs().mean(),
-            "value/over_return": over.mean(),
-            "value/over_return_p90": over.flatten().sort().values[int(0.9 * over.numel())],
+            "value/target": turns.mean(target),
+            "value/td_error": turns.mean((q - target).abs()),
+            "value/over_return": mean(over, turns.complete),
+            "value/over_return_p90": percentile(over, 0.9, turns.complete),
             "policy/beyond_data": beyond,
             "grad/critic": gradient_norm(self.optim["critic"]),
             "grad/actor": norm,
         }
 
-    def entropy_terms(self, alpha: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
+    def entropy_terms(self, alpha: Tensor, log_prob: Tensor, turns: Turns) -> dict[str, Tensor]:
         """Return alpha, and alpha * entropy of a turn in clicks, for log-probabilities [B, H] of own actions."""
-        return {"policy/alpha": alpha, "policy/entropy_bonus": -alpha * log_prob.detach().mean() / self.reward_scale}
+        bonus = -alpha * turns.mean(log_prob.detach()) / self.reward_scale
+        return {"policy/alpha": alpha, "policy/entropy_bonus": bonus}
 
     def prepare(self, data: Trajectories) -> Trajectories:
         data = super().prepare(data)
-        self.mean_return.copy_(discounted_to_go(self.reward_scale * data.rewards, self.gamma).abs().mean())
+        to_go = discounted_to_go(self.reward_scale * data.rewards, self.gamma)
+        self.mean_return.copy_(mean(to_go.abs(), complete_turns(data)))
         return data
 
     def watch(self, step: int, means: Mapping[str, float]) -> None:
@@ -176,11 +200,11 @@ class OfflineActorCritic(OfflineAgent):
 
 
 def some_turns(turns: Turns, count: int, generator: torch.Generator) -> tuple[Turns, Tensor]:
-    """Draw `count` turns uniformly, the same for every trajectory. Return their columns and their numbers [count].
+    """Draw `count` turns uniformly. Return their columns and their numbers, [count] for all trajectories or [B, count].
 
     Terms with many actions per state cost as much as all others together. A few turns estimate them without bias.
-    The last turn is never drawn, because it has no s'.
+    A session's last turn is never drawn, because it has no s'. `mean` of the columns weighs the turns of sessions of
+    different lengths.
     """
-    last = turns.reward.shape[1] - 1
-    chosen = torch.randperm(last, generator=generator, device=generator.device)[:count]
-    return Turns(*(column[:, chosen] for column in turns)), chosen
+    chosen, weight = draw_turns(count, turns.reward.shape[1] - 1, turns.continuing, generator)
+    return Turns(*(at(column, chosen) for column in turns[:4]))._replace(valid=weight), chosen

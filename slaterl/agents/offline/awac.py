@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from slaterl.agents.losses import advantage_weight, bootstrap
+from slaterl.agents.losses import advantage_weight
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, Positive, Widths
@@ -55,18 +55,18 @@ class AWAC(OfflineActorCritic):
         with torch.no_grad():
             next_action, _ = self.sample(turns.actor_state[:, 1:])
             next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
-            target = bootstrap(turns.reward, next_q, self.gamma)
+            target = turns.target(next_q, self.gamma)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
-        critic_loss = (q - target).square().mean()
+        critic_loss = turns.mean((q - target).square())
 
         # policy: -min(exp(A / lam), 100) * log pi(a|s)
         with torch.no_grad():
             action, _ = self.sample(turns.actor_state)
             policy_q = self.q_values(self.critics, turns.critic_state, action).amin(0)
             weight = advantage_weight((q.amin(0) - policy_q) / self.temperature)
-        actor_loss = -(weight * log_prob_of(self.actor(turns.actor_state), turns.action)).mean()
+        actor_loss = -turns.mean(weight * log_prob_of(self.actor(turns.actor_state), turns.action))
 
         self.descend(critic=critic_loss, actor=actor_loss)
         polyak(self.critics, self.target_critics, self.tau)
-        self.record_policy(actor_loss, action, policy_q)
-        return self.terms(critic_loss, target, q, q_data=q.amin(0), reward=turns.reward)
+        self.record_policy(actor_loss, action, policy_q, turns)
+        return self.terms(critic_loss, target, q, q_data=q.amin(0), turns=turns)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.base import LatentAgent
+from slaterl.agents.losses import mean, valid_turns
 from slaterl.beliefs.base import Belief
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
@@ -67,20 +68,34 @@ class OfflineAgent(LatentAgent):
     def fit_box(self, data: Trajectories) -> Trajectories:
         """Fit the ranker's box to actions [N, H, A] of the old box. Return the data with actions of the new box."""
         assert data.actions is not None
-        deviation, mean = torch.std_mean(data.actions, dim=(0, 1), correction=0)
+        mask = valid_turns(data)
+        deviation, center = _spread(data.actions, mask)
         reach = DEVIATIONS * deviation.clamp(min=LEAST_DEVIATION)
-        bounds = self.ranker.to_latent(torch.stack([mean - reach, mean + reach]).clamp(-1, 1))
+        bounds = self.ranker.to_latent(torch.stack([center - reach, center + reach]).clamp(-1, 1))
         latent = self.ranker.to_latent(data.actions)
         self.ranker.set_box(*bounds)
         actions = self.ranker.to_action(latent)
-        deviation, mean = torch.std_mean(actions, dim=(0, 1), correction=0)
-        self.data_low.copy_(mean - 2 * deviation)
-        self.data_high.copy_(mean + 2 * deviation)
+        deviation, center = _spread(actions, mask)
+        self.data_low.copy_(center - 2 * deviation)
+        self.data_high.copy_(center + 2 * deviation)
         return dataclasses.replace(data, actions=actions)
 
-    def beyond_data(self, action: Tensor) -> Tensor:
-        """Return the share of components of actions [..., A] more than two deviations from the data's mean."""
-        return ((action < self.data_low) | (action > self.data_high)).float().mean()
+    def beyond_data(self, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the share of components of actions [..., A] more than two deviations from the data's mean.
+
+        Args:
+            mask: [B, H] the turns of sessions, for actions [B, H, A]; None for all.
+        """
+        return mean(((action < self.data_low) | (action > self.data_high)).float(), mask, of_vectors=True)
+
+
+def _spread(actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return deviation and mean [A] of actions [N, H, A] over the turns of a mask [N, H]; None for all."""
+    if mask is None:
+        return torch.std_mean(actions, dim=(0, 1), correction=0)
+    count, there = mask.sum(), mask.unsqueeze(-1)
+    center = actions.where(there, 0.0).sum((0, 1)) / count
+    return ((actions - center).square().where(there, 0.0).sum((0, 1)) / count).sqrt(), center
 
 
 def of_frames(belief: MakeBelief) -> Belief:
@@ -93,7 +108,7 @@ def of_frames(belief: MakeBelief) -> Belief:
 
 @torch.no_grad()
 def with_actions(data: Trajectories, ranker: Ranker) -> Trajectories:
-    """Add the actions [N, H, A] in [-1, 1] that a ranker's encoder reads from the slates."""
+    """Add the actions [N, H, A] in [-1, 1] that a ranker's encoder reads from the slates; of padding, any."""
     actions = []
     for start in range(0, len(data), 256):
         part = data[start : start + 256]

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from slaterl.agents.losses import mean, valid_turns
 from slaterl.agents.offline.base import MakeBelief, OfflineAgent, gradient_norm
 from slaterl.beliefs.base import states_of
 from slaterl.bounds import Positive, Share, Widths
@@ -22,7 +23,8 @@ class BC(OfflineAgent):
         ranker, belief, generator: see OfflineAgent.
         policy: `gaussian` or `deterministic`.
         top_fraction: share of the trajectories to imitate, largest returns first; 0.1 is 10 % BC, as in
-            arXiv 2106.01345.
+            arXiv 2106.01345. Returns of users differ more than those of actions, so this chooses easy users and long
+            sessions rather than good actions.
         pi_lr: Adam's learning rate of policy and belief.
         pi_hidden: widths of the hidden layers.
     """
@@ -56,11 +58,12 @@ class BC(OfflineAgent):
         (state,) = states_of([self.actor_belief], batch)
         parameters = self.actor(state)
         action = gaussian_action(parameters, None) if self.gaussian else parameters.tanh()
-        error = (action - batch.actions).square().mean()
-        loss = -log_prob_of(parameters, batch.actions).mean() if self.gaussian else error
+        mask = valid_turns(batch)
+        error = mean((action - batch.actions).square(), mask, of_vectors=True)
+        loss = -mean(log_prob_of(parameters, batch.actions), mask) if self.gaussian else error
         self.minimise("actor", loss)
         with torch.no_grad():
-            beyond = self.beyond_data(action)
+            beyond = self.beyond_data(action, mask)
         return {
             "loss/actor": loss,
             "policy/error": error,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from slaterl.agents.losses import bootstrap, soft_minimum
+from slaterl.agents.losses import soft_minimum
 from slaterl.agents.offline.action_vae import ActionVAE
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
@@ -101,13 +101,12 @@ class BCQ(OfflineActorCritic):
             proposals = self.perturbed(self.target_actor, turns.actor_state[:, 1:], latents)
             states = turns.critic_state[:, 1:].expand(self.candidates, -1, -1, -1)
             next_q = self.q_values(self.target_critics, states, proposals)
-            next_q = soft_minimum(next_q, self.weight_of_min).amax(0)
-            target = bootstrap(turns.reward, next_q, self.gamma)
+            target = turns.target(soft_minimum(next_q, self.weight_of_min).amax(0), self.gamma)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
-        critic_loss = (q - target).square().mean()
+        critic_loss = turns.mean((q - target).square())
 
         # VAE: squared error + weighted KL
-        vae_loss = self.vae.loss(turns.actor_state, turns.action, self.noise(count, horizon))
+        vae_loss = self.vae.loss(turns.actor_state, turns.action, self.noise(count, horizon), turns.valid)
 
         # perturbation: -Q1(s, decoded + phi * tanh(xi)). It moves neither the VAE nor the belief.
         state = turns.actor_state.detach()
@@ -116,10 +115,10 @@ class BCQ(OfflineActorCritic):
         action = self.moved(self.actor, state, decoded)
         with frozen(self.critics):
             policy_q = self.first_q(turns.critic_state.detach(), action)
-        actor_loss = vae_loss - policy_q.mean()
+        actor_loss = vae_loss - turns.mean(policy_q)
 
         self.descend(critic=critic_loss, actor=actor_loss)
         polyak(self.critics, self.target_critics, self.tau)
         polyak(self.actor, self.target_actor, self.tau)
-        self.record_policy(actor_loss, action, policy_q)
-        return self.terms(critic_loss, target, q, q_data=q[0], reward=turns.reward)
+        self.record_policy(actor_loss, action, policy_q, turns)
+        return self.terms(critic_loss, target, q, q_data=q[0], turns=turns)

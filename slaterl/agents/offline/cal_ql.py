@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slaterl.agents.losses import discounted_to_go
+from slaterl.agents.losses import at, discounted_to_go
 from slaterl.agents.offline.actor_critic import Turns
 from slaterl.agents.offline.cql import CQL
 
@@ -18,9 +18,13 @@ class CalQL(CQL):
 
     V is the value of the data's policy, estimated by the discounted return to go of the trajectory, as the authors do.
     Where Q is below it, the penalty pushes Q no further. Uniform actions have no such bound, as in the authors' code.
+    Neither have sessions that the log cut, whose return to go is unknown.
 
     Args: see CQL.
     """
 
     def own_values(self, q: Tensor, turns: Turns, chosen: Tensor) -> Tensor:
-        return torch.maximum(q, discounted_to_go(turns.reward, self.gamma)[:, chosen])
+        to_go = discounted_to_go(turns.reward, self.gamma)
+        if turns.complete is not None:
+            to_go = to_go.where(turns.complete, -torch.inf)
+        return torch.maximum(q, at(to_go, chosen))

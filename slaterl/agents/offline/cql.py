@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
+from slaterl.agents.losses import at, soft_policy_loss, temperature_loss
 from slaterl.agents.offline.actor_critic import ENTROPY_TERMS, OfflineActorCritic, Turns, some_turns
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
@@ -73,7 +73,7 @@ class CQL(OfflineActorCritic):
         with torch.no_grad():
             next_action, _ = self.sample(turns.actor_state[:, 1:])
             next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
-            target = bootstrap(turns.reward, next_q, self.gamma)
+            target = turns.target(next_q, self.gamma)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
 
         # penalty: alpha_c * (log E_rho exp Q(s, a) - Q(s, a_data) - threshold), which alpha_c maximises if learned
@@ -81,21 +81,21 @@ class CQL(OfflineActorCritic):
         if self.threshold is not None:
             excess = excess - self.threshold
             losses["conservatism"] = -alpha_c * excess.detach()
-        losses["critic"] = (q - target).square().mean() + alpha_c.detach() * excess
+        losses["critic"] = turns.mean((q - target).square()) + alpha_c.detach() * excess
 
         # policy: alpha * log pi(a|s) - min Q(s, a); temperature: towards an entropy of -A
         action, log_prob = self.sample(turns.actor_state)
         with frozen(self.critics):
             policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
-        losses["actor"] = soft_policy_loss(alpha, log_prob, policy_q)
-        losses["alpha"] = temperature_loss(self.log_alpha, log_prob, target_entropy=-self.action_dim)
+        losses["actor"] = soft_policy_loss(alpha, log_prob, policy_q, turns.valid)
+        losses["alpha"] = temperature_loss(self.log_alpha, log_prob, -self.action_dim, turns.valid)
 
         self.descend(**losses)
         polyak(self.critics, self.target_critics, self.tau)
-        self.record_policy(losses["actor"], action, policy_q)
+        self.record_policy(losses["actor"], action, policy_q, turns)
         return {
-            **self.terms(losses["critic"], target, q, q_data=q.amin(0), reward=turns.reward),
-            **self.entropy_terms(alpha, log_prob),
+            **self.terms(losses["critic"], target, q, q_data=q.amin(0), turns=turns),
+            **self.entropy_terms(alpha, log_prob, turns),
         }
 
     def penalty(self, turns: Turns, q: Tensor) -> Tensor:
@@ -110,18 +110,18 @@ class CQL(OfflineActorCritic):
         with torch.no_grad():
             shape = (*states.shape[:-1], self.action_dim)
             draws = [2 * torch.rand(shape, generator=generator, device=states.device) - 1]
-            for actor_state in (some.actor_state, turns.actor_state[:, chosen + 1]):  # pi(s), pi(s')
+            for actor_state in (some.actor_state, at(turns.actor_state, chosen + 1)):  # pi(s), pi(s')
                 draws.append(self.sample(actor_state.expand(self.draws, -1, -1, -1))[0])
         uniform, *own = (self.q_values(self.critics, states, action) for action in draws)
         values = torch.cat([uniform, *(self.own_values(q, turns, chosen) for q in own)], dim=1)
         largest = values.logsumexp(1) - math.log(values.shape[1])  # [num_critics, B, T]
-        return (largest - q[:, :, chosen]).mean()
+        return some.mean(largest - at(q, chosen, users=1))
 
     def own_values(self, q: Tensor, turns: Turns, chosen: Tensor) -> Tensor:
         """Return what the penalty reads at the policy's actions: Q itself.
 
         Args:
             q: values [num_critics, n, B, T] of the policy's actions.
-            chosen: numbers [T] of the turns.
+            chosen: numbers of the turns, [T] or [B, T].
         """
         return q

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from slaterl.agents.losses import mean
 from slaterl.agents.offline.base import OfflineAgent, gradient_norm
 from slaterl.beliefs.base import Belief
 from slaterl.bounds import Count, NonNegative, Positive
@@ -22,11 +23,11 @@ from slaterl.rankers.base import Ranker
 
 
 class Context(NamedTuple):
-    """The last K frames of B users."""
+    """K frames of B users, one after the other."""
 
     slates: Tensor  # [B, K, S]
     clicks: Tensor  # [B, K, S]
-    turn: Tensor  # [B, K] turn at which each frame is o_t; below zero before the episode
+    turn: Tensor  # [B, K] turn at which each frame is o_t; below zero outside of the episode
 
 
 class ContextWindow(Belief):
@@ -57,6 +58,13 @@ class ContextWindow(Belief):
 
 class DecisionTransformer(OfflineAgent):
     """Predict a_t from the returns to go, frames and actions of the last K turns. The loss is (pi(context) - a_t)^2.
+
+    A window of K turns starts at any turn of a session, as in the published code. So late turns are learned as well as
+    early ones. What lies after the session's end is masked out of attention and loss. Windows count by the length of
+    their session, because the published code draws long sessions more often.
+
+    Returns of users differ more than those of actions. So a large return to go asks for an easy user and a long
+    session, rather than for good actions.
 
     When acting, the return to go is `target_return` minus the clicks so far. The ranker reads the actions of the
     context from the shown slates, in training as well, whichever labels a_t there are (see OfflineAgent).
@@ -142,7 +150,7 @@ class DecisionTransformer(OfflineAgent):
         # In episodes longer than the data's, later turns use the embedding of the last one.
         turn = self.embed_turn(context.turn.clamp(0, self.embed_turn.num_embeddings - 1))
         sequence = torch.stack([token + turn for token in tokens], dim=2).flatten(1, 2)  # [B, 3K, width]
-        # A token attends to itself and to the earlier tokens of the episode.
+        # A token attends to itself and to the earlier tokens of the episode, not to padding.
         length = sequence.shape[1]
         there = (context.turn >= 0).repeat_interleave(3, dim=1)
         itself = torch.eye(length, dtype=torch.bool, device=there.device)
@@ -172,19 +180,19 @@ class DecisionTransformer(OfflineAgent):
         assert batch.actions is not None
         count, horizon = batch.rewards.shape
         device = batch.slates.device
-        starts = torch.randint(
-            horizon - self.length + 1, (count, 1), generator=self.generators["update"], device=device
-        )
-        turn = starts + torch.arange(self.length, device=device)  # [B, K]
-        user = torch.arange(count, device=device).unsqueeze(1)
-        to_go = batch.rewards.flip(1).cumsum(1).flip(1)[user, turn]
-        context = Context(batch.slates[user, turn], batch.clicks[user, turn], turn)
-        actions = batch.actions[user, turn]
+        length = batch.mask.sum(1, keepdim=True)  # [B, 1]
+        starts = torch.rand(count, 1, generator=self.generators["update"], device=device) * length
+        turn = starts.long() + torch.arange(self.length, device=device)  # [B, K]
+        there, user = turn < length, torch.arange(count, device=device).unsqueeze(1)
+        inside = turn.clamp(max=horizon - 1)
+        to_go = batch.rewards.flip(1).cumsum(1).flip(1)[user, inside]
+        context = Context(batch.slates[user, inside], batch.clicks[user, inside], turn.where(there, -1))
         predicted = self.predict(context, to_go, self.shown_actions(context))
-        loss = (predicted - actions).square().mean()
+        weight = there * length
+        loss = mean((predicted - batch.actions[user, inside]).square(), weight, of_vectors=True)
         self.minimise("actor", loss)
         return {
             "loss/actor": loss,
-            "policy/beyond_data": self.beyond_data(predicted.detach()),
+            "policy/beyond_data": self.beyond_data(predicted.detach(), weight),
             "grad/actor": gradient_norm(self.optim["actor"]),
         }

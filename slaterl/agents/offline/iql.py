@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from slaterl.agents.losses import advantage_weight, bootstrap
+from slaterl.agents.losses import advantage_weight
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
@@ -62,7 +62,7 @@ class IQL(OfflineActorCritic):
         # critics: y = r + gamma * V(s')
         with torch.no_grad():
             next_value = self.value(turns.critic_state[:, 1:]).squeeze(-1)
-            target = bootstrap(turns.reward, next_value, self.gamma)
+            target = turns.target(next_value, self.gamma)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
 
         # value: |tau_e - [u < 0]| * u^2, u = min Q'(s, a) - V(s)
@@ -70,7 +70,7 @@ class IQL(OfflineActorCritic):
             target_q = self.q_values(self.target_critics, turns.critic_state, turns.action).amin(0)
         advantage = target_q - self.value(turns.critic_state).squeeze(-1)
         asymmetry = (self.expectile - (advantage.detach() < 0).float()).abs()
-        critic_loss = (q - target).square().mean() + (asymmetry * advantage.square()).mean()
+        critic_loss = turns.mean((q - target).square()) + turns.mean(asymmetry * advantage.square())
 
         # policy: -min(exp(beta * u), 100) * log pi(a|s)
         parameters = self.actor(turns.actor_state)
@@ -78,9 +78,9 @@ class IQL(OfflineActorCritic):
             weight = advantage_weight(self.beta * advantage)
             action = gaussian_action(parameters, None)
             policy_q = self.first_q(turns.critic_state, action)
-        actor_loss = -(weight * log_prob_of(parameters, turns.action)).mean()
+        actor_loss = -turns.mean(weight * log_prob_of(parameters, turns.action))
 
         self.descend(critic=critic_loss, actor=actor_loss)
         polyak(self.critics, self.target_critics, self.tau)
-        self.record_policy(actor_loss, action, policy_q)
-        return self.terms(critic_loss, target, q, q_data=q[0], reward=turns.reward)
+        self.record_policy(actor_loss, action, policy_q, turns)
+        return self.terms(critic_loss, target, q, q_data=q[0], turns=turns)

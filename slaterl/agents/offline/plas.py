@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from slaterl.agents.losses import bootstrap, soft_minimum
+from slaterl.agents.losses import soft_minimum, valid_turns
 from slaterl.agents.offline.action_vae import ActionVAE
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
@@ -81,27 +81,27 @@ class PLAS(OfflineActorCritic):
             return self.update_vae(batch)
         turns = self.turns(batch)
         with torch.no_grad():
-            (vae_state,) = states_of([self.vae_belief], batch)
+            (vae_state,) = states_of([self.vae_belief], batch.with_room())  # as `turns` reads them
 
         # critics: y = r + gamma * (lam * min Q' + (1 - lam) * max Q')(s', dec(s', z'))
         with torch.no_grad():
             next_action = self.decoded(self.target_actor, turns.actor_state[:, 1:], vae_state[:, 1:])
             next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action)
-            target = bootstrap(turns.reward, soft_minimum(next_q, self.weight_of_min), self.gamma)
+            target = turns.target(soft_minimum(next_q, self.weight_of_min), self.gamma)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
-        critic_loss = (q - target).square().mean()
+        critic_loss = turns.mean((q - target).square())
 
         # policy: -Q1(s, dec(s, z))
         with frozen(self.vae), frozen(self.critics):
             action = self.decoded(self.actor, turns.actor_state, vae_state)
             policy_q = self.first_q(turns.critic_state.detach(), action)
-        actor_loss = -policy_q.mean()
+        actor_loss = -turns.mean(policy_q)
 
         self.descend(critic=critic_loss, actor=actor_loss)
         polyak(self.critics, self.target_critics, self.tau)
         polyak(self.actor, self.target_actor, self.tau)
-        self.record_policy(actor_loss, action, policy_q)
-        terms = self.terms(critic_loss, target, q, q_data=q[0], reward=turns.reward)
+        self.record_policy(actor_loss, action, policy_q, turns)
+        terms = self.terms(critic_loss, target, q, q_data=q[0], turns=turns)
         return {**terms, "loss/vae": torch.zeros_like(actor_loss)}
 
     def update_vae(self, batch: Trajectories) -> dict[str, Tensor]:
@@ -110,6 +110,6 @@ class PLAS(OfflineActorCritic):
         generator = self.generators["update"]
         (state,) = states_of([self.vae_belief], batch)
         noise = torch.randn(*state.shape[:2], self.vae.latent_dim, generator=generator, device=state.device)
-        loss = self.vae.loss(state, batch.actions, noise)
+        loss = self.vae.loss(state, batch.actions, noise, valid_turns(batch))
         self.minimise("vae", loss)
         return dict.fromkeys(self.TERMS, torch.zeros_like(loss)) | {"loss/vae": loss}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slaterl.agents.losses import bootstrap, smoothed
+from slaterl.agents.losses import smoothed
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
@@ -60,9 +60,11 @@ class ReBRAC(OfflineActorCritic):
             next_action = smoothed(next_action, self.target_noise, self.noise_clip, self.generators["update"])
             next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
             next_distance = (next_action - turns.action[:, 1:]).square().sum(-1)
-            target = bootstrap(turns.reward, next_q - self.critic_penalty * next_distance, self.gamma)
+            if turns.valid is not None:  # where the log was cut, the data have no a'
+                next_distance = next_distance.where(turns.valid[:, 1:], 0.0)
+            target = turns.target(next_q - self.critic_penalty * next_distance, self.gamma)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
-        losses = {"critic": (q - target).square().mean()}
+        losses = {"critic": turns.mean((q - target).square())}
 
         # policy: actor_penalty * |pi(s) - a|^2 - lam * min Q(s, pi(s))
         policy_turn = self.step % self.policy_delay == 0
@@ -71,11 +73,12 @@ class ReBRAC(OfflineActorCritic):
             with frozen(self.critics):
                 policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
             distance = (action - turns.action).square().sum(-1)
-            losses["actor"] = (self.actor_penalty * distance - policy_q / policy_q.detach().abs().mean()).mean()
+            scale = turns.mean(policy_q.detach().abs())
+            losses["actor"] = turns.mean(self.actor_penalty * distance - policy_q / scale)
 
         self.descend(**losses)
         if policy_turn:
             polyak(self.critics, self.target_critics, self.tau)
             polyak(self.actor, self.target_actor, self.tau)
-            self.record_policy(losses["actor"], action, policy_q)
-        return self.terms(losses["critic"], target, q, q_data=q.amin(0), reward=turns.reward)
+            self.record_policy(losses["actor"], action, policy_q, turns)
+        return self.terms(losses["critic"], target, q, q_data=q.amin(0), turns=turns)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
+from slaterl.agents.losses import soft_policy_loss, temperature_loss
 from slaterl.agents.offline.actor_critic import ENTROPY_TERMS, OfflineActorCritic, Turns, some_turns
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Several, Widths
@@ -62,21 +62,21 @@ class SACN(OfflineActorCritic):
         # critics: y = r + gamma * (min Q'(s', a') - alpha * log pi(a'|s'))
         target, bonus = self.soft_target(turns)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
-        critic_loss = (q - target).square().mean() + self.diversity(turns)
+        critic_loss = turns.mean((q - target).square()) + self.diversity(turns)
 
         # policy: alpha * log pi(a|s) - min Q(s, a); temperature: towards an entropy of -A
         action, log_prob = self.sample(turns.actor_state)
         with frozen(self.critics):
             policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
-        actor_loss = soft_policy_loss(alpha, log_prob, policy_q)
-        alpha_loss = temperature_loss(self.log_alpha, log_prob, target_entropy=-self.action_dim)
+        actor_loss = soft_policy_loss(alpha, log_prob, policy_q, turns.valid)
+        alpha_loss = temperature_loss(self.log_alpha, log_prob, -self.action_dim, turns.valid)
 
         self.descend(critic=critic_loss, actor=actor_loss, alpha=alpha_loss)
         polyak(self.critics, self.target_critics, self.tau)
-        self.record_policy(actor_loss, action, policy_q)
+        self.record_policy(actor_loss, action, policy_q, turns)
         return {
-            **self.terms(critic_loss, target, q, q_data=q.amin(0), reward=turns.reward, bonus=bonus),
-            **self.entropy_terms(alpha, log_prob),
+            **self.terms(critic_loss, target, q, q_data=q.amin(0), turns=turns, bonus=bonus),
+            **self.entropy_terms(alpha, log_prob, turns),
         }
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class SACN(OfflineActorCritic):
         next_action, next_log_prob = self.sample(turns.actor_state[:, 1:])
         next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
         bonus = -self.log_alpha.exp() * next_log_prob * self.entropy_in_target
-        return bootstrap(turns.reward, next_q + bonus, self.gamma), bonus
+        return turns.target(next_q + bonus, self.gamma), bonus
 
     def diversity(self, turns: Turns) -> Tensor | float:
         """Return what the critics minimise besides their errors: nothing."""
@@ -122,10 +122,10 @@ class EDAC(SACN):
     def diversity(self, turns: Turns) -> Tensor:
         count = len(self.critics.members)
         # The loss is a mean over critics, so the cosines are divided by N, too.
-        return self.eta * self.cosines(turns).mean() / (count - 1) / count
+        return self.eta * self.cosines(turns) / (count - 1) / count
 
     def cosines(self, turns: Turns) -> Tensor:
-        """Return the sum over pairs i != j of cos(dQ_i/da, dQ_j/da) in some states of the data: [B, T]."""
+        """Return the sum over pairs i != j of cos(dQ_i/da, dQ_j/da), averaged over some states of the data."""
         some, _ = some_turns(turns, self.turns_drawn, self.generators["update"])
         # A copy of the action for each critic, so that one backward pass gives each its own gradient.
         action = some.action.expand(len(self.critics.members), -1, -1, -1).clone().requires_grad_()
@@ -135,4 +135,4 @@ class EDAC(SACN):
         (gradient,) = torch.autograd.grad(torch.stack(values).sum(), action, create_graph=True)
         directions = normalize(gradient, dim=-1)
         # The sum over pairs i != j is |sum of directions|^2 - N.
-        return directions.sum(0).square().sum(-1) - directions.square().sum((0, -1))
+        return some.mean(directions.sum(0).square().sum(-1) - directions.square().sum((0, -1)))

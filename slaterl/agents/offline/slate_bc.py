@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from slaterl.agents.base import ItemAgent
+from slaterl.agents.losses import at, draw_turns, mean, valid_turns
 from slaterl.agents.offline.base import MakeBelief, gradient_norm, of_frames
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.bounds import Count, Positive, Widths
@@ -62,8 +63,9 @@ class SlateBC(ItemAgent):
     def prepare(self, data: Trajectories) -> Trajectories:
         """Start the biases at the log-frequency of each item in each slot, with one random slate added to the data."""
         shown = data.slates[:, 1:].flatten(0, 1).T.long()  # [S, N * H]
-        counts = torch.zeros_like(self.slot_bias).scatter_add_(1, shown, shown.new_ones(shown.shape).float())
-        self.slot_bias.copy_(((counts + 1 / self.num_items) / (shown.shape[1] + 1)).log())
+        there = data.mask.flatten().float()
+        counts = torch.zeros_like(self.slot_bias).scatter_add_(1, shown, there.repeat(len(shown), 1))
+        self.slot_bias.copy_(((counts + 1 / self.num_items) / (there.sum(dtype=torch.float64) + 1)).log())
         return data
 
     def scores(self, queries: Tensor) -> Tensor:
@@ -87,12 +89,16 @@ class SlateBC(ItemAgent):
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of policy and belief on some turns of B whole trajectories."""
         generator = self.generators["update"]
-        turns = torch.randperm(batch.rewards.shape[1], generator=generator, device=generator.device)[: self.turns]
+        turns, weight = draw_turns(self.turns, batch.slates.shape[1] - 1, valid_turns(batch), generator)
         (state,) = states_of([self.actor_belief], batch)
-        scores = self.scores(self.actor(state)[:, turns]).flatten(0, 2)  # [B * turns * S, N]
-        shown = batch.slates[:, 1:][:, turns].long().flatten()
-        loss = cross_entropy(scores, shown)
+        scores = self.scores(at(self.actor(state), turns))  # [B, turns, S, N]
+        shown = at(batch.slates[:, 1:], turns).long()
+        if weight is None:
+            loss = cross_entropy(scores.flatten(0, 2), shown.flatten())
+        else:
+            losses = cross_entropy(scores.flatten(0, 2), shown.flatten(), reduction="none").view_as(shown)
+            loss = mean(losses, weight, of_vectors=True)
         self.minimise("actor", loss)
         with torch.no_grad():
-            same = (scores.argmax(1) == shown).float().mean()
+            same = mean((scores.argmax(3) == shown).float(), weight, of_vectors=True)
         return {"loss/actor": loss, "policy/same_item": same, "grad/actor": gradient_norm(self.optim["actor"])}

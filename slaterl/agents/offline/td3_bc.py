@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slaterl.agents.losses import bootstrap, smoothed
+from slaterl.agents.losses import smoothed
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
@@ -56,9 +56,9 @@ class TD3BC(OfflineActorCritic):
             next_action = self.target_actor(turns.actor_state[:, 1:]).tanh()
             next_action = smoothed(next_action, self.target_noise, self.noise_clip, self.generators["update"])
             next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
-            target = bootstrap(turns.reward, next_q, self.gamma)
+            target = turns.target(next_q, self.gamma)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
-        losses = {"critic": (q - target).square().mean()}
+        losses = {"critic": turns.mean((q - target).square())}
 
         # policy: -lam * Q1(s, pi(s)) + (pi(s) - a)^2
         policy_turn = self.step % self.policy_delay == 0
@@ -66,12 +66,13 @@ class TD3BC(OfflineActorCritic):
             action = self.actor(turns.actor_state).tanh()
             with frozen(self.critics):
                 policy_q = self.first_q(turns.critic_state.detach(), action)
-            lam = self.alpha / policy_q.detach().abs().mean()
-            losses["actor"] = -lam * policy_q.mean() + (action - turns.action).square().mean()
+            lam = self.alpha / turns.mean(policy_q.detach().abs())
+            distance = turns.mean((action - turns.action).square(), of_vectors=True)
+            losses["actor"] = -lam * turns.mean(policy_q) + distance
 
         self.descend(**losses)
         if policy_turn:
             polyak(self.critics, self.target_critics, self.tau)
             polyak(self.actor, self.target_actor, self.tau)
-            self.record_policy(losses["actor"], action, policy_q)
-        return self.terms(losses["critic"], target, q, q_data=q[0], reward=turns.reward)
+            self.record_policy(losses["actor"], action, policy_q, turns)
+        return self.terms(losses["critic"], target, q, q_data=q[0], turns=turns)

@@ -59,6 +59,7 @@ class OnlineData(L.LightningDataModule):
         self.policy = agent.policy(exploration)
         self.first_policy = self.policy if warm else agent.random_policy(exploration)
         self.trajectories = self.updates = 0  # so far
+        self.turns: torch.Tensor | int = 0  # so far; a tensor where users can leave, so that no round waits for it
         self.last_return: torch.Tensor | float = float("nan")
 
     @property
@@ -66,7 +67,7 @@ class OnlineData(L.LightningDataModule):
         """Numbers of trajectories, turns and updates so far; each is logged under its own name."""
         return {
             "trajectories": self.trajectories,
-            "turns": self.trajectories * self.env.episode_length,
+            "turns": int(self.turns),
             "updates": self.updates,
         }
 
@@ -81,6 +82,7 @@ class OnlineData(L.LightningDataModule):
         data = rollout(policy, self.env, count, generator=generator, deterministic=False, hidden=hidden)
         self.replay.push(data)
         self.trajectories += count
+        self.turns += count * self.env.episode_length if data.lengths is None else data.lengths.sum()
         self.last_return = data.returns.mean()
 
     def train_dataloader(self) -> _Batches:
@@ -91,6 +93,7 @@ class OnlineData(L.LightningDataModule):
             "replay": self.replay.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "trajectories": self.trajectories,
+            "turns": int(self.turns),
             "updates": self.updates,
             "last_return": float(self.last_return),
         }
@@ -100,6 +103,8 @@ class OnlineData(L.LightningDataModule):
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name])
         self.trajectories, self.updates = state["trajectories"], state["updates"]
+        # a checkpoint of an older version has only environments in which nobody leaves
+        self.turns = state.get("turns", self.trajectories * self.env.episode_length)
         self.last_return = state["last_return"]
 
 

@@ -12,10 +12,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from slaterl.agents.base import ItemAgent
-from slaterl.agents.losses import bootstrap
+from slaterl.agents.losses import bootstrap, continuing_turns, mean, valid_turns
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.bounds import Fraction, Positive, Widths
 from slaterl.data.trajectories import Trajectories
@@ -100,15 +99,16 @@ class DQN(ItemAgent):
         with torch.no_grad():
             following = self.slate_of(values[:, 1:])
             next_value = self.target_critic(state[:, 1:]).gather(2, following).mean(2, keepdim=True)
-            target = bootstrap(clicks, next_value, self.gamma)
+            target = bootstrap(clicks, next_value, self.gamma, continuing_turns(batch))
         q = values.gather(2, shown)
-        loss = mse_loss(q, target)
+        mask = valid_turns(batch)
+        loss = mean((q - target).square(), mask, of_vectors=True)
         self.minimise("critic", loss)
         polyak(self.critic, self.target_critic, self.tau)
 
         return {
             "loss/critic": loss,
-            "value/q": q.mean(),
-            "value/target": target.mean(),
+            "value/q": mean(q, mask, of_vectors=True),
+            "value/target": mean(target, mask, of_vectors=True),
             "policy/epsilon": loss.new_full((), self.epsilon),
         }

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from slaterl.agents.base import ItemAgent, LatentAgent
+from slaterl.agents.losses import mean, valid_turns
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.bounds import Fraction, Positive, Widths
 from slaterl.data.trajectories import Trajectories
@@ -83,9 +84,11 @@ class REINFORCE(LatentAgent):
         scaled = (raw - self.actor(state)) / self.sigma
         log_prob = -(0.5 * scaled.square() + math.log(self.sigma) + 0.5 * math.log(2 * math.pi)).sum(2)
         to_go = returns_to_go(batch.rewards, self.gamma)
-        loss = -(to_go * log_prob).sum(1).mean()
+        mask = valid_turns(batch)
+        loss = -(to_go * log_prob).sum(1).mean()  # the return to go is 0 after a session's end
         self.minimise("actor", loss)
-        return {"loss/actor": loss, "value/return_to_go": to_go.mean(), "policy/log_prob": log_prob.mean()}
+        terms = {"value/return_to_go": mean(to_go, mask), "policy/log_prob": mean(log_prob, mask)}
+        return {"loss/actor": loss, **terms}
 
 
 class REINFORCESlate(ItemAgent):
@@ -155,8 +158,10 @@ class REINFORCESlate(ItemAgent):
         else:
             objective = torch.log(-torch.expm1(self.slate_size * log_other))  # log(1 - (1 - pi)^S)
         to_go = returns_to_go(batch.rewards, self.gamma)
+        mask = valid_turns(batch)
+        # The return to go is 0 after a session's end.
         loss = -(to_go.unsqueeze(2) * clicks * objective).sum((1, 2)).mean()
         self.minimise("actor", loss)
         with torch.no_grad():
-            entropy = -(log_policy.exp() * log_policy).sum(2).mean()
-        return {"loss/actor": loss, "value/return_to_go": to_go.mean(), "policy/entropy": entropy}
+            entropy = -mean((log_policy.exp() * log_policy).sum(2), mask)
+        return {"loss/actor": loss, "value/return_to_go": mean(to_go, mask), "policy/entropy": entropy}

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from slaterl.agents.base import LatentAgent
-from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
+from slaterl.agents.losses import (
+    bootstrap,
+    continuing_turns,
+    mean,
+    soft_policy_loss,
+    temperature_loss,
+    valid_turns,
+)
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
@@ -93,6 +100,7 @@ class SAC(LatentAgent):
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of critics, policy, temperature and targets on B whole trajectories."""
         assert batch.actions is not None
+        mask, continuing = valid_turns(batch), continuing_turns(batch)
         generator, alpha = self.generators["update"], self.log_alpha.detach().exp()
         # One scan computes both beliefs, and each loss trains its own belief.
         critic_state, actor_state = states_of([self.critic_belief, self.actor_belief], batch)  # [B, H, state]
@@ -102,16 +110,16 @@ class SAC(LatentAgent):
         with torch.no_grad():
             next_action, next_log_prob = tanh_gaussian(gaussian[:, 1:], generator)
             next_q = self.q_values(self.target_critics, critic_state[:, 1:], next_action).amin(0)
-            target = bootstrap(batch.rewards, next_q - alpha * next_log_prob, self.gamma)
+            target = bootstrap(batch.rewards, next_q - alpha * next_log_prob, self.gamma, continuing)
         q = self.q_values(self.critics, critic_state, batch.actions)
-        critic_loss = (q - target).square().mean()
+        critic_loss = mean((q - target).square(), mask)
 
         # policy: alpha * log pi(a|s) - min Q(s, a); temperature: up while the entropy is below its target
         action, log_prob = tanh_gaussian(gaussian, generator)
         with frozen(self.critics):
             policy_q = self.q_values(self.critics, critic_state.detach(), action).amin(0)
-        actor_loss = soft_policy_loss(alpha, log_prob, policy_q)
-        alpha_loss = temperature_loss(self.log_alpha, log_prob, self.target_entropy)
+        actor_loss = soft_policy_loss(alpha, log_prob, policy_q, mask)
+        alpha_loss = temperature_loss(self.log_alpha, log_prob, self.target_entropy, mask)
 
         self.descend(critic=critic_loss, actor=actor_loss, alpha=alpha_loss)
         polyak(self.critics, self.target_critics, self.tau)
@@ -119,8 +127,8 @@ class SAC(LatentAgent):
             "loss/critic": critic_loss,
             "loss/actor": actor_loss,
             "loss/alpha": alpha_loss,
-            "value/q": q.mean(),
-            "value/target": target.mean(),
-            "policy/entropy": -log_prob.mean(),
+            "value/q": mean(q, mask),
+            "value/target": mean(target, mask),
+            "policy/entropy": -mean(log_prob, mask),
             "policy/alpha": alpha,
         }

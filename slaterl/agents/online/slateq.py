@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from slaterl.agents.losses import bootstrap
+from slaterl.agents.losses import bootstrap, continuing_turns
 from slaterl.agents.online.dqn import DQN
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.bounds import Fraction, Positive, Widths
@@ -127,7 +127,8 @@ class SlateQ(DQN):
                 following = self.best_slate(self.training_slates, relevance, next_values)
             odds = self.env.click_odds(relevance.gather(2, following), self.env.item_topic[following])
             next_value = (odds * next_values.gather(2, following)).sum(2)
-            target = bootstrap(clicks.new_ones(clicks.shape[:2]), next_value, self.gamma)
+            target = bootstrap(clicks.new_ones(clicks.shape[:2]), next_value, self.gamma, continuing_turns(batch))
+        clicks = clicks.where(batch.mask.unsqueeze(2), 0.0)
         if self.credit == "first_click":
             clicks = clicks * (clicks.cumsum(2) == 1)
         q = self.critic(state).gather(2, shown)

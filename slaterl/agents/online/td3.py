@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.base import LatentAgent
-from slaterl.agents.losses import bootstrap, smoothed
+from slaterl.agents.losses import bootstrap, continuing_turns, mean, smoothed, valid_turns
 from slaterl.beliefs.base import Belief, states_of
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
@@ -87,6 +87,7 @@ class TD3(LatentAgent):
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of the critics, and every policy_delay-th time also one of policy and targets."""
         assert batch.actions is not None
+        mask = valid_turns(batch)
         # One scan computes both beliefs, and each loss trains its own belief.
         critic_state, actor_state = states_of([self.critic_belief, self.actor_belief], batch)
 
@@ -95,16 +96,16 @@ class TD3(LatentAgent):
             next_action = self.target_actor(actor_state[:, 1:]).tanh()
             next_action = smoothed(next_action, self.target_noise, self.noise_clip, self.generators["update"])
             next_q = self.q_values(self.target_critics, critic_state[:, 1:], next_action).amin(0)
-            target = bootstrap(batch.rewards, next_q, self.gamma)
+            target = bootstrap(batch.rewards, next_q, self.gamma, continuing_turns(batch))
         q = self.q_values(self.critics, critic_state, batch.actions)
-        losses = {"critic": (q - target).square().mean()}
+        losses = {"critic": mean((q - target).square(), mask)}
 
         # policy: -Q1(s, pi(s))
         policy_turn = self.step % self.policy_delay == 0
         if policy_turn:
             action = self.actor(actor_state).tanh()
             with frozen(self.critics):
-                losses["actor"] = -self.q_values(self.critics, critic_state.detach(), action)[0].mean()
+                losses["actor"] = -mean(self.q_values(self.critics, critic_state.detach(), action)[0], mask)
             self.actor_loss.copy_(losses["actor"].detach())
 
         self.descend(**losses)
@@ -114,6 +115,6 @@ class TD3(LatentAgent):
         return {
             "loss/critic": losses["critic"],
             "loss/actor": self.actor_loss.clone(),
-            "value/q": q.mean(),
-            "value/target": target.mean(),
+            "value/q": mean(q, mask),
+            "value/target": mean(target, mask),
         }

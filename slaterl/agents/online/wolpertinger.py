@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from slaterl.agents.heuristics import EpsilonOracle
-from slaterl.agents.losses import bootstrap, soft_policy_loss, temperature_loss
+from slaterl.agents.losses import (
+    bootstrap,
+    continuing_turns,
+    mean,
+    soft_policy_loss,
+    temperature_loss,
+    valid_turns,
+)
 from slaterl.agents.online.sac import SAC
 from slaterl.beliefs.base import Belief, JoinedBeliefs, states_of
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
@@ -108,6 +115,7 @@ class Wolpertinger(SAC):
 
         As in SAC, but the critics read the shown slates, and the target reads the refined slate.
         """
+        mask, continuing = valid_turns(batch), continuing_turns(batch)
         generator, alpha = self.generators["update"], self.log_alpha.detach().exp()
         critic_state, actor_state = states_of([self.critic_belief, self.actor_belief], batch)  # [B, H, state]
         gaussian = self.actor(actor_state)  # [B, H, 2A]
@@ -117,16 +125,16 @@ class Wolpertinger(SAC):
             proto_items, next_log_prob = tanh_gaussian(gaussian[:, 1:], generator)
             next_action = self.ranker.action_of(self.refine(critic_state[:, 1:], proto_items))
             next_q = self.q_values(self.target_critics, critic_state[:, 1:], next_action).amin(0)
-            target = bootstrap(batch.rewards, next_q - alpha * next_log_prob, self.gamma)
+            target = bootstrap(batch.rewards, next_q - alpha * next_log_prob, self.gamma, continuing)
         q = self.q_values(self.critics, critic_state, self.ranker.action_of(batch.slates[:, 1:]))
-        critic_loss = (q - target).square().mean()
+        critic_loss = mean((q - target).square(), mask)
 
         # policy: alpha * log pi(a|s) - min Q(s, a) of the proto-items; temperature as in SAC
         action, log_prob = tanh_gaussian(gaussian, generator)
         with frozen(self.critics):
             policy_q = self.q_values(self.critics, critic_state.detach(), action).amin(0)
-        actor_loss = soft_policy_loss(alpha, log_prob, policy_q)
-        alpha_loss = temperature_loss(self.log_alpha, log_prob, self.target_entropy)
+        actor_loss = soft_policy_loss(alpha, log_prob, policy_q, mask)
+        alpha_loss = temperature_loss(self.log_alpha, log_prob, self.target_entropy, mask)
 
         self.descend(critic=critic_loss, actor=actor_loss, alpha=alpha_loss)
         polyak(self.critics, self.target_critics, self.tau)
@@ -134,9 +142,9 @@ class Wolpertinger(SAC):
             "loss/critic": critic_loss,
             "loss/actor": actor_loss,
             "loss/alpha": alpha_loss,
-            "value/q": q.mean(),
-            "value/target": target.mean(),
-            "policy/entropy": -log_prob.mean(),
+            "value/q": mean(q, mask),
+            "value/target": mean(target, mask),
+            "policy/entropy": -mean(log_prob, mask),
             "policy/alpha": alpha,
         }
 

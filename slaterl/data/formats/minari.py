@@ -24,16 +24,16 @@ from slaterl.runs.files import fingerprint_of, first_line
 DESCRIPTION = (
     "Slate recommendation, written by slaterl. An observation is a slate and its clicks; reset returns observation 0. "
     "Action t is the slate of observation t + 1, and its reward is the number of clicks there. The horizon is part of "
-    "the task: each episode ends with a termination."
+    "the task: each episode ends with a termination, or with a truncation where a log was cut."
 )
 
 
 def export(data: Trajectories, metadata: dict[str, Any], dataset_id: str, num_items: int) -> Path:
     """Write a dataset for `minari.load_dataset(dataset_id)`. An error leaves nothing behind.
 
-    An episode has observations {"slate": [H+1, S], "clicks": [H+1, S]}, actions [H, S] (the slates of frames 1..H)
-    and rewards [H]. It ends with a termination, as in slaterl/TopicRec-v0. policy_id is exported; latent actions and
-    hidden state are not.
+    An episode of H turns has observations {"slate": [H+1, S], "clicks": [H+1, S]}, actions [H, S] (the slates of
+    frames 1..H) and rewards [H]. It ends with a termination, as in slaterl/TopicRec-v0, or with a truncation where the
+    log was cut. policy_id is exported; latent actions and hidden state are not.
 
     Args:
         metadata: plain values, stored as JSON text in the dataset's metadata under `slaterl`.
@@ -134,18 +134,20 @@ def _write(folder: Path, data: Trajectories, num_items: int, header: dict[str, A
     slates = data.slates.cpu().to(smallest_int(num_items + 1)).numpy()  # the type must also hold num_items itself
     clicks = data.clicks.cpu().to(torch.int8).numpy()
     rewards = data.rewards.cpu().numpy()
-    ends = np.arange(rewards.shape[1]) == rewards.shape[1] - 1
+    lengths = data.mask.sum(1).tolist()
+    truncated = [False] * len(data) if data.truncated is None else data.truncated.tolist()
     slots = slates.shape[2]
     items = spaces.MultiDiscrete([num_items] * slots, dtype=slates.dtype.type)
 
     def episodes() -> Iterator[EpisodeBuffer]:
-        for i in range(len(slates)):
+        for i, (length, cut) in enumerate(zip(lengths, truncated, strict=True)):
+            ends = np.arange(length) == length - 1
             yield EpisodeBuffer(
-                observations={"slate": slates[i], "clicks": clicks[i]},
-                actions=slates[i, 1:],
-                rewards=rewards[i],
-                terminations=ends,
-                truncations=np.zeros_like(ends),
+                observations={"slate": slates[i, : length + 1], "clicks": clicks[i, : length + 1]},
+                actions=slates[i, 1 : length + 1],
+                rewards=rewards[i, :length],
+                terminations=ends & (not cut),
+                truncations=ends & cut,
             )
 
     folder.mkdir(parents=True)
