@@ -668,6 +668,17 @@ def test_cal_ql_pushes_nothing_below_the_returns_of_the_data() -> None:
     assert slopes[CalQL] == 0 < slopes[CQL]
 
 
+def test_cal_ql_has_no_bound_where_the_log_was_cut() -> None:
+    """The return to go of such a session is unknown. It would be too small where a part of it is missing."""
+    agent, batch = tiny(CalQL), tiny_trajectories(2)
+    batch.lengths, batch.truncated = torch.tensor([TURNS, 3]), torch.tensor([False, True])
+    turns = agent.turns(batch)
+    q = torch.full((2, 4, *turns.reward.shape), -50.0)
+    read = agent.own_values(q, turns, torch.arange(TURNS + 1))
+    assert (read[:, :, 1] == -50).all()
+    torch.testing.assert_close(read[1, 3, 0, :TURNS], torch.tensor(to_go_of(batch)[0], dtype=torch.float32))
+
+
 @pytest.mark.parametrize("kind", [CQL, CalQL])
 def test_sac_starts_from_conservative_agents(kind: type[OfflineAgent]) -> None:
     given, agent = tiny(kind), tiny_sac(seed=7, q_hidden=[16, 9])

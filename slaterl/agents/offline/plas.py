@@ -22,15 +22,15 @@ from slaterl.rankers.base import Ranker
 
 
 class PLAS(OfflineActorCritic):
-    """A conditional VAE of the data's actions, and then a policy that chooses what the VAE decodes (algorithm 1).
+    """A conditional VAE of the data's actions, and then a policy that chooses what the VAE decodes.
 
     The first updates of a run train the VAE with a belief of its own. Both are frozen then, and the others learn.
-    The policy minimises -Q1(s, dec(s, z)), z = max_latent * tanh(mu(s)) (section 4). The prior of the VAE is a standard
-    normal, so every such z decodes to an action like the data's.
+    The policy minimises -Q1(s, dec(s, z)), z = max_latent * tanh(mu(s)). The prior of the VAE is a standard normal, so
+    the decoder has seen such z.
 
     Critics learn y = r + gamma * V(s'). V mixes them at the target policy's action: lam * min Q' + (1 - lam) * max Q'.
 
-    Section 4 also has a perturbation of the decoded action. The authors leave it out by default, and so does this.
+    The paper also has a perturbation of the decoded action. The authors' code leaves it out by default, as this does.
 
     Args:
         weight_of_min: lam.
