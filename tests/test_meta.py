@@ -50,7 +50,8 @@ def check_serves(policy: Policy, env: Env, deterministic: bool, hidden: bool = F
 @pytest.mark.parametrize(("agent", "ranker", "more"), CASES)
 def test_learns_and_acts(agent: str, ranker: str | None, more: str) -> None:
     built, env = map(to_meta, build(settings(agent, ranker, SHORT, *more.split())))
-    updates = getattr(built, "policy_delay", 1) + 1  # so that a policy rests once, and learns once
+    # so that a policy rests once, and learns once
+    updates = max(getattr(built, "policy_delay", 1), getattr(built, "vae_updates", 0)) + 1
     with OnMeta():
         data: OfflineData | OnlineData
         if built.LEARNS_FROM == "dataset":

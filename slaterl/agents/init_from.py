@@ -32,6 +32,11 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
     networks = {key for key in own if not key.startswith("ranker.")}
     if not any(key.startswith("actor.") for key in networks & set(given)):
         raise UserError(f"init_from={source}: agent={name} has no policy that this agent can start from")
+    if "vae" in _parts(given) - _parts(own):
+        raise UserError(
+            f"init_from={source}: the policy of agent={name} acts through its VAE, which no online agent has; "
+            "start from another agent, such as td3_bc or cal_ql"
+        )
     if isinstance(agent, LatentAgent) and _shape(given, "ranker.center") == _shape(own, "ranker.center"):
         there, here = (_gives(where, agent.ranker.action_dim) for where in (given, own))
         if there != here and _shape(given, "actor.0.weight")[1:] == _shape(own, "actor.0.weight")[1:]:

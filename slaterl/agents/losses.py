@@ -118,6 +118,15 @@ def discounted_to_go(reward: Tensor, gamma: float) -> Tensor:
     return reward @ (gamma ** ahead.clamp(min=0).to(reward.dtype) * (ahead >= 0))
 
 
+def soft_minimum(q: Tensor, weight_of_min: float) -> Tensor:
+    """Return weight * min_i Q_i + (1 - weight) * max_i Q_i [...] of critics [num_critics, ...].
+
+    Soft clipped double Q-learning (BCQ, arXiv 1812.02900, algorithm 1).
+    """
+    low, high = q.aminmax(dim=0)
+    return weight_of_min * low + (1 - weight_of_min) * high
+
+
 def smoothed(action: Tensor, noise: float, clip: float, generator: torch.Generator) -> Tensor:
     """Smooth a target policy's actions [..., A]: clip(a + clip(noise * N(0, 1), -clip, clip), -1, 1).
 

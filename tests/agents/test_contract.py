@@ -84,6 +84,7 @@ VARIANTS = [
     ("bc", "agent.policy=gaussian agent.top_fraction=0.5"),
     ("slate_bc", "agent.unique=true agent.turns=2"),
     ("cql", "agent.threshold=1.0"),
+    ("plas", "agent.vae_share=0.1"),
     ("decision_transformer", "agent.heads=2 agent.context=3 agent.target_return=5"),
 ]
 
@@ -278,6 +279,7 @@ def test_a_turn_has_not_seen_what_it_is_to_choose(agent: str, ranker: str | None
         """Return the input of the first network in an update, [B, H, state]."""
         seen.clear()
         built_now = copy.deepcopy(built)
+        built_now.step = 1000  # late enough for every part to learn
         built_now.update(with_actions(batch, built_now.ranker) if isinstance(built_now, OfflineAgent) else batch)
         return next(given for given in seen if given.shape[1] == env.episode_length)
 

@@ -15,14 +15,18 @@ import torch
 from omegaconf import OmegaConf
 from scipy.special import erf
 
+from slaterl.agents.init_from import start_from
+from slaterl.agents.offline.action_vae import ActionVAE
 from slaterl.agents.offline.actor_critic import Turns
 from slaterl.agents.offline.awac import AWAC
 from slaterl.agents.offline.base import OfflineAgent, with_actions
 from slaterl.agents.offline.bc import BC
-from slaterl.agents.offline.bcq import BCQ, ActionVAE
+from slaterl.agents.offline.bcq import BCQ
+from slaterl.agents.offline.cal_ql import CalQL
 from slaterl.agents.offline.cql import CQL
 from slaterl.agents.offline.decision_transformer import Context, DecisionTransformer
 from slaterl.agents.offline.iql import IQL
+from slaterl.agents.offline.plas import PLAS
 from slaterl.agents.offline.rebrac import ReBRAC
 from slaterl.agents.offline.sac_n import EDAC, SACN
 from slaterl.agents.offline.td3_bc import TD3BC
@@ -30,6 +34,7 @@ from slaterl.beliefs.base import states_of
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
+from slaterl.errors import UserError
 from slaterl.evaluation.fqe import policy_actions
 from slaterl.networks import EDGE, log_prob_of
 from slaterl.paths import CONF
@@ -38,7 +43,19 @@ from slaterl.seeds import seeded_weights, stream
 from tests.agents.derivations import assert_gradients, assert_named, drift, parameters_of, returns_of, rewards_of
 from tests.agents.test_latent_agents import states
 from tests.agents.test_sac import policy
-from tests.helpers import ITEMS, LATENT, SLOTS, TURNS, Array, arrays, copy_of, tiny_env, tiny_gems, tiny_trajectories
+from tests.helpers import (
+    ITEMS,
+    LATENT,
+    SLOTS,
+    TURNS,
+    Array,
+    arrays,
+    copy_of,
+    tiny_env,
+    tiny_gems,
+    tiny_sac,
+    tiny_trajectories,
+)
 
 BATCH, GAMMA, SCALE = 3, 0.8, 0.5
 CRITIC, ACTOR = ("critics", "critic_belief"), ("actor", "actor_belief")
@@ -54,10 +71,13 @@ SETTINGS: dict[type, dict[str, Any]] = {
     AWAC: dict(PLAIN, temperature=0.03),
     IQL: dict(PLAIN, expectile=0.7, beta=8.0, decay_steps=100),
     CQL: dict(ENTROPY, **PLAIN, conservatism=5.0, threshold=None, actions=4, turns=3),
+    CalQL: dict(ENTROPY, **PLAIN, conservatism=5.0, threshold=None, actions=4, turns=3),
     SACN: dict(SOFT, **PLAIN, num_critics=3),
     EDAC: dict(SOFT, **PLAIN, num_critics=3, eta=2.0, turns=3),
     BCQ: dict(candidates=4, acting_candidates=5, weight_of_min=0.75, phi=0.3, latent_clip=0.5, vae_hidden=[10]),
+    PLAS: dict(weight_of_min=0.75, max_latent=1.5, vae_hidden=[10], vae_lr=2e-3, vae_share=0.5, max_steps=2),
 }
+BY_THE_FIRST = (TD3BC, BCQ, IQL, PLAS)  # the policy's critic; the others read the minimum
 LEARNERS = [kind for kind in SETTINGS if kind not in (BC, EDAC)]
 
 
@@ -84,7 +104,11 @@ def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
             agent.critics.members[0][-1].bias.add_(0.45)
         if kind is IQL:
             agent.value[-1].bias.sub_(1.4)
+        if kind is CalQL:  # some values are above the returns, and some below
+            for member in agent.critics.members:
+                member[-1].bias.add_(1.5)
     drift(*(getattr(agent, name) for name in ("target_critics", "target_actor") if hasattr(agent, name)))
+    agent.step = 2  # policies with a delay learn, and PLAS has its VAE
     return agent
 
 
@@ -288,20 +312,58 @@ class OfCQL(OfEntropy):
         """Log of the mean of exp Q over 4 actions of each kind - Q of the data's action. The actions are constants."""
         state = states(weights, "critic", self.batch)
         here = np.broadcast_to(state[:, self.turns], (4, len(self.batch), 3, state.shape[-1]))
-        values = np.concatenate([critics(weights, "critics", here, action) for action in self.draws], axis=1)
+        uniform, *own = (critics(weights, "critics", here, action) for action in self.draws)
+        values = np.concatenate([uniform, *map(self.own_values, own)], axis=1)
         spread = np.log(np.exp(values).mean(1))
         return float((spread - self.q(weights)[:, :, self.turns]).mean())
+
+    def own_values(self, q: Array) -> Array:
+        return q
 
     def further_loss(self, weights: dict[str, Array]) -> float:
         return 5.0 * self.penalty(weights)
 
 
-class OfBCQ(Derivation):
-    def decoded(self, weights: dict[str, Array], state: Array, latent: Array) -> Array:
-        return np.tanh(network(weights, "vae.decoder.", np.concatenate([state, latent], axis=-1)))
+class OfCalQL(OfCQL):
+    def own_values(self, q: Array) -> Array:
+        """max(Q, return to go of the data) at the policy's actions, not at uniform ones."""
+        to_go = to_go_of(self.batch)[:, self.turns]
+        self.bounded = (q < to_go).mean()
+        return np.maximum(q, to_go)
 
-    def moved(self, actor: Array, decoded: Array) -> Array:
-        return (decoded + 0.3 * np.tanh(actor)).clip(-1, 1)
+
+def decoded(weights: dict[str, Array], state: Array, latent: Array) -> Array:
+    return np.tanh(network(weights, "vae.decoder.", np.concatenate([state, latent], axis=-1)))
+
+
+def vae_loss(weights: dict[str, Array], state: Array, action: Array, noise: Array) -> float:
+    """Minus the evidence lower bound of a decoder with the deviation 0.05, times 2 * 0.05^2 / A."""
+    mean, log_std = np.split(network(weights, "vae.encoder.", np.concatenate([state, action], axis=-1)), 2, axis=-1)
+    std = np.exp(log_std.clip(-4, 15))
+    kl = (mean**2 + std**2 - 1 - 2 * np.log(std)) / 2
+    errors = decoded(weights, state, mean + std * noise) - action
+    return float(((errors**2 / (2 * 0.05**2)).sum(-1) + kl.sum(-1)).mean() * 2 * 0.05**2 / LATENT)
+
+
+class OfPLAS(Derivation):
+    """The critics and the policy, when the VAE is trained. The VAE and its belief are constants."""
+
+    def next_value(self) -> Array:
+        """0.75 * min + 0.25 * max of Q' at the target policy's action."""
+        self.vae_state = states(self.before, "vae", self.batch)
+        latent = 1.5 * np.tanh(network(self.before, "target_actor.", self.actor_state[:, 1:]))
+        action = decoded(self.before, self.vae_state[:, 1:], latent)
+        q = critics(self.before, "target_critics", self.critic_state[:, 1:], action)
+        return 0.75 * q.min(0) + 0.25 * q.max(0)
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        latent = 1.5 * np.tanh(network(weights, "actor.", states(weights, "actor", self.batch)))
+        return -float(self.own_q(decoded(self.before, self.vae_state, latent))[0].mean())
+
+
+class OfBCQ(Derivation):
+    def moved(self, actor: Array, proposal: Array) -> Array:
+        return (proposal + 0.3 * np.tanh(actor)).clip(-1, 1)
 
     def next_value(self) -> Array:
         """max over 4 candidates of 0.75 * min + 0.25 * max of Q'."""
@@ -309,24 +371,17 @@ class OfBCQ(Derivation):
         actor_state, critic_state = (
             np.broadcast_to(state[:, 1:], (4, *state[:, 1:].shape)) for state in (self.actor_state, self.critic_state)
         )
-        decoded = self.decoded(self.before, actor_state, latent)
-        xi = network(self.before, "target_actor.", np.concatenate([actor_state, decoded], axis=-1))
-        q = critics(self.before, "target_critics", critic_state, self.moved(xi, decoded))
+        proposal = decoded(self.before, actor_state, latent)
+        xi = network(self.before, "target_actor.", np.concatenate([actor_state, proposal], axis=-1))
+        q = critics(self.before, "target_critics", critic_state, self.moved(xi, proposal))
         return (0.75 * q.min(0) + 0.25 * q.max(0)).max(0)
 
     def prepare(self) -> None:
         self.noise, latent = (self.draw(*self.shape[:2], 2 * LATENT) for _ in range(2))
-        self.proposal = self.decoded(self.before, self.actor_state, latent.clip(-0.5, 0.5))
+        self.proposal = decoded(self.before, self.actor_state, latent.clip(-0.5, 0.5))
 
     def vae_loss(self, weights: dict[str, Array]) -> float:
-        state = states(weights, "actor", self.batch)
-        code = network(weights, "vae.encoder.", np.concatenate([state, self.action], axis=-1))
-        mean, log_std = np.split(code, 2, axis=-1)
-        std = np.exp(log_std.clip(-4, 15))
-        decoded = self.decoded(weights, state, mean + std * self.noise)
-        kl = (mean**2 + std**2 - 1 - 2 * np.log(std)) / 2
-        bound = ((decoded - self.action) ** 2 / (2 * 0.05**2)).sum(-1) + kl.sum(-1)  # minus the evidence lower bound
-        return float(bound.mean() * 2 * 0.05**2 / LATENT)
+        return vae_loss(weights, states(weights, "actor", self.batch), self.action, self.noise)
 
     def climb(self, weights: dict[str, Array]) -> float:
         """-Q1 of the moved proposals. The proposals and the state are constants."""
@@ -343,15 +398,16 @@ DERIVATIONS: dict[type, Callable[[Any, Trajectories], Any]] = {
     AWAC: OfAWAC,
     IQL: OfIQL,
     CQL: OfCQL,
+    CalQL: OfCalQL,
     SACN: OfSACN,
     BCQ: OfBCQ,
+    PLAS: OfPLAS,
 }
 
 
 def updated(kind: type[OfflineAgent], **changes: Any) -> tuple[Any, Any, dict[str, float]]:
     """Update policy and critics of an agent once. Return the agent, its derivation, and its terms."""
     agent, batch = tiny(kind, **changes), tiny_trajectories(BATCH)
-    agent.step = 2
     expected = DERIVATIONS[kind](agent, batch)
     return agent, expected, {name: value.item() for name, value in agent.update(batch).items()}
 
@@ -387,7 +443,7 @@ def test_the_gap_is_of_values_by_the_same_critics(kind: type[OfflineAgent]) -> N
     agent.beyond_data = lambda action, mask: seen.append(action) or beyond_data(action, mask)
     terms = agent.update(batch)
     of_data, of_policy = (expected.own_q(action.double().numpy()) for action in (batch.actions, *seen))
-    by = (lambda q: q[0]) if kind in (TD3BC, BCQ, IQL) else (lambda q: q.min(0))
+    by = (lambda q: q[0]) if kind in BY_THE_FIRST else (lambda q: q.min(0))
     assert terms["value/q_data"].item() == pytest.approx(by(of_data).mean(), rel=1e-4)
     assert terms["value/q_policy"].item() == pytest.approx(by(of_policy).mean(), rel=1e-4)
     assert terms["value/gap"] == terms["value/q_policy"] - terms["value/q_data"]
@@ -512,6 +568,8 @@ def test_log_probability_of_recorded_actions_depends_on_them() -> None:
             )
         ),
         (BCQ, {"latent_clip": 0}),
+        *((PLAS, wrong) for wrong in ({"vae_share": 1.5}, {"max_latent": 0}, {"vae_lr": 0}, {"max_steps": 0})),
+        (CalQL, {"conservatism": 0}),
         *((DecisionTransformer, wrong) for wrong in ({"context": 0}, {"weight_decay": -1.0}, {"target_return": 0})),
     ],
 )
@@ -539,6 +597,109 @@ def test_bcq_stays_within_the_range_of_actions() -> None:
     assert agent.vae.decode(state[:, :5], agent.acting_latents[:1].expand(40, -1)).abs().max() <= 1
 
 
+def test_plas_first_trains_the_vae_and_its_belief_alone() -> None:
+    """In the first updates nothing else moves, and the VAE reads no belief but its own."""
+    agent, batch = tiny(PLAS), tiny_trajectories(BATCH)
+    assert batch.actions is not None
+    before, action = arrays(agent), batch.actions.double().numpy()
+    noise = torch.randn(*action.shape[:2], 2 * LATENT, generator=copy_of(agent.generators["update"])).double().numpy()
+
+    def loss(weights: dict[str, Array]) -> float:
+        return vae_loss(weights, states(weights, "vae", batch), action, noise)
+
+    agent.step = 1  # of 2 updates, half of which are the VAE's
+    terms = agent.update(batch)
+    assert terms["loss/vae"].item() == pytest.approx(loss(before), rel=1e-4)
+    assert_gradients(agent, before, loss, parameters_of(agent, "vae", "vae_belief"))
+    assert {name: value.item() for name, value in terms.items() if value != 0} == {"loss/vae": terms["loss/vae"].item()}
+    moved = {name.split(".")[0] for name, value in arrays(agent).items() if (value != before[name]).any()}
+    assert moved == {"vae", "vae_belief"}
+
+
+def test_plas_then_keeps_the_vae_and_its_belief() -> None:
+    """No gradient reaches them, and they stay the same to the bit, also with what Adam remembers of their updates."""
+    agent, batch = tiny(PLAS), tiny_trajectories(BATCH)
+    for agent.step in (1, 2, 3):
+        before = arrays(agent)
+        agent.update(batch)
+    for name in parameters_of(agent, "vae", "vae_belief"):
+        assert agent.get_parameter(name).grad is None, name
+        assert agent.get_parameter(name).requires_grad, name  # a resumed run has the same optimisers
+    moved = {name.split(".")[0] for name, value in arrays(agent).items() if (value != before[name]).any()}
+    assert moved == {"actor", "target_actor", "actor_belief", "critics", "target_critics", "critic_belief", "of_policy"}
+
+
+def test_plas_acts_by_what_the_vae_decodes() -> None:
+    """Each of the two beliefs matters, and the latents stay within their bound."""
+    agent, state = tiny(PLAS), torch.randn(40, 10, generator=stream(0, "states"))
+    action, seen = agent.action(state, None), []
+    assert action.shape == (40, LATENT) and action.abs().max() <= 1
+    for half in (slice(0, 5), slice(5, 10)):
+        other = state.clone()
+        other[:, half] += 1
+        assert (agent.action(other, None) != action).any(1).all()
+    with torch.no_grad():
+        agent.actor[-1].weight.mul_(1000)
+    decode = agent.vae.decode
+    agent.vae.decode = lambda state, latent: seen.append(latent) or decode(state, latent)
+    agent.action(state, None)
+    assert seen[0].abs().max().item() == pytest.approx(1.5, rel=1e-4)
+
+
+def test_cal_ql_bounds_some_values_and_not_all() -> None:
+    """Otherwise the tests above would pass without the bound, or with nothing but the bound."""
+    _, expected, _ = updated(CalQL)
+    expected.further_loss(expected.before)
+    assert 0.1 < expected.bounded < 0.9
+
+
+def test_cal_ql_pushes_nothing_below_the_returns_of_the_data() -> None:
+    """With all values far below the returns, the policy's actions add no gradient, and in CQL they do."""
+    slopes = {}
+    for kind in (CQL, CalQL):
+        agent, batch = tiny(kind), tiny_trajectories(BATCH)
+        with torch.no_grad():
+            for member in agent.critics.members:
+                member[-1].bias.sub_(50)
+        turns = agent.turns(batch)
+        own = agent.q_values(agent.critics, turns.critic_state, agent.sample(turns.actor_state)[0].detach())
+        read = agent.own_values(own.unsqueeze(1), turns, torch.arange(TURNS))
+        slopes[kind] = torch.autograd.grad(read.sum(), own)[0].abs().sum().item()
+    assert slopes[CalQL] == 0 < slopes[CQL]
+
+
+def test_cal_ql_has_no_bound_where_the_log_was_cut() -> None:
+    """The return to go of such a session is unknown. It would be too small where a part of it is missing."""
+    agent, batch = tiny(CalQL), tiny_trajectories(2)
+    batch.lengths, batch.truncated = torch.tensor([TURNS, 3]), torch.tensor([False, True])
+    turns = agent.turns(batch)
+    q = torch.full((2, 4, *turns.reward.shape), -50.0)
+    read = agent.own_values(q, turns, torch.arange(TURNS + 1))
+    assert (read[:, :, 1] == -50).all()
+    torch.testing.assert_close(read[1, 3, 0, :TURNS], torch.tensor(to_go_of(batch)[0], dtype=torch.float32))
+
+
+@pytest.mark.parametrize("kind", [CQL, CalQL])
+def test_sac_starts_from_conservative_agents(kind: type[OfflineAgent]) -> None:
+    given, agent = tiny(kind), tiny_sac(seed=7, q_hidden=[16, 9])
+    start_from(agent, checkpoint_of(given, "given"), "given.ckpt")
+    learned = given.state_dict()
+    shared = {name for name in agent.state_dict() if not name.startswith("ranker.")}
+    assert shared <= set(learned)
+    assert all(torch.equal(agent.state_dict()[name], learned[name]) for name in shared)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(PLAS, "plas"), (BCQ, "bcq")])
+def test_no_online_agent_starts_from_a_policy_in_the_space_of_a_vae(kind: type[OfflineAgent], name: str) -> None:
+    """The policy of PLAS has as many outputs as SAC's, but they are latents."""
+    with pytest.raises(UserError, match=f"given.ckpt: the policy of agent={name} acts through its VAE"):
+        start_from(tiny_sac(q_hidden=[16, 9]), checkpoint_of(tiny(kind), name), "given.ckpt")
+
+
+def checkpoint_of(agent: OfflineAgent, name: str) -> dict[str, Any]:
+    return {"learner": {"module": agent.state_dict()}, "config": {"agent": {"name": name}}}
+
+
 @pytest.mark.parametrize("kind", LEARNERS)
 @pytest.mark.parametrize("tau", [0.1, 1.0])
 def test_targets_move_by_tau(kind: type[OfflineAgent], tau: float) -> None:
@@ -554,7 +715,8 @@ def test_targets_move_by_tau(kind: type[OfflineAgent], tau: float) -> None:
 @pytest.mark.parametrize("kind", list(SETTINGS))
 def test_states_while_acting_are_those_of_training(kind: type[OfflineAgent]) -> None:
     agent, batch = tiny(kind), tiny_trajectories(BATCH)
-    beliefs = [agent.actor_belief, agent.critic_belief] if kind is BCQ else [agent.actor_belief]
+    others = {BCQ: ["critic_belief"], PLAS: ["vae_belief"]}.get(kind, [])
+    beliefs = [agent.actor_belief, *(getattr(agent, name) for name in others)]
     with torch.no_grad():
         trained = torch.cat(list(states_of(beliefs, batch)), dim=-1)
         state = agent.acting_belief.initial_state(BATCH)
@@ -573,7 +735,7 @@ def to_go_of(data: Trajectories) -> Array:
 def test_q_is_compared_with_the_return_to_go(kind: type[OfflineAgent]) -> None:
     """Entropy that a target promises is no overestimation: it is subtracted as well."""
     _, expected, terms = updated(kind)
-    by = (lambda q: q[0]) if kind in (TD3BC, BCQ, IQL) else (lambda q: q.min(0))
+    by = (lambda q: q[0]) if kind in BY_THE_FIRST else (lambda q: q.min(0))
     paid = SCALE * rewards_of(expected.batch)
     if kind is SACN:
         paid[:, :-1] += GAMMA * expected.bonus

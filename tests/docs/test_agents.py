@@ -34,8 +34,9 @@ PAGES = {
         "ReBRAC": ["rebrac"],
         "IQL": ["iql"],
         "AWAC": ["awac"],
-        "CQL": ["cql"],
+        "CQL and Cal-QL": ["cql", "cal_ql"],
         "BCQ": ["bcq"],
+        "PLAS": ["plas"],
         "SAC-N and EDAC": ["edac"],
     },
 }

@@ -29,7 +29,7 @@ from tests.helpers import compose_config
 
 ONLINE = ["sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger"]
 OFFLINE = [
-    "bc", "slate_bc", "pct_bc", "td3_bc", "rebrac", "iql", "awac", "cql", "bcq", "sac_n", "edac",
+    "bc", "slate_bc", "pct_bc", "td3_bc", "rebrac", "iql", "awac", "cql", "cal_ql", "bcq", "plas", "sac_n", "edac",
     "decision_transformer",
 ]  # fmt: skip
 HEURISTICS = ["random", "short_term_oracle", "epsilon_oracle", "constant_slate"]

@@ -112,6 +112,16 @@ class CQL(OfflineActorCritic):
             draws = [2 * torch.rand(shape, generator=generator, device=states.device) - 1]
             for actor_state in (some.actor_state, at(turns.actor_state, chosen + 1)):  # pi(s), pi(s')
                 draws.append(self.sample(actor_state.expand(self.draws, -1, -1, -1))[0])
-        values = torch.cat([self.q_values(self.critics, states, action) for action in draws], dim=1)
+        uniform, *own = (self.q_values(self.critics, states, action) for action in draws)
+        values = torch.cat([uniform, *(self.own_values(q, turns, chosen) for q in own)], dim=1)
         largest = values.logsumexp(1) - math.log(values.shape[1])  # [num_critics, B, T]
         return some.mean(largest - at(q, chosen, users=1))
+
+    def own_values(self, q: Tensor, turns: Turns, chosen: Tensor) -> Tensor:
+        """Return what the penalty reads at the policy's actions: Q itself.
+
+        Args:
+            q: values [num_critics, n, B, T] of the policy's actions.
+            chosen: numbers of the turns, [T] or [B, T].
+        """
+        return q

@@ -62,7 +62,7 @@ class SACN(OfflineActorCritic):
         # critics: y = r + gamma * (min Q'(s', a') - alpha * log pi(a'|s'))
         target, bonus = self.soft_target(turns)
         q = self.q_values(self.critics, turns.critic_state, turns.action)
-        critic_loss = turns.mean((q - target).square())
+        critic_loss = turns.mean((q - target).square()) + self.diversity(turns)
 
         # policy: alpha * log pi(a|s) - min Q(s, a); temperature: towards an entropy of -A
         action, log_prob = self.sample(turns.actor_state)
@@ -86,6 +86,10 @@ class SACN(OfflineActorCritic):
         next_q = self.q_values(self.target_critics, turns.critic_state[:, 1:], next_action).amin(0)
         bonus = -self.log_alpha.exp() * next_log_prob * self.entropy_in_target
         return turns.target(next_q + bonus, self.gamma), bonus
+
+    def diversity(self, turns: Turns) -> Tensor | float:
+        """Return what the critics minimise besides their errors: nothing."""
+        return 0.0
 
 
 class EDAC(SACN):
@@ -115,31 +119,10 @@ class EDAC(SACN):
         )  # fmt: skip
         self.eta, self.turns_drawn = eta, turns
 
-    def update(self, batch: Trajectories) -> dict[str, Tensor]:
-        """Take one step of critics, policy, temperature and targets on B whole trajectories."""
-        turns, alpha = self.turns(batch), self.log_alpha.detach().exp()
-
-        # critics: the loss of SAC-N plus the cosines. It is a mean over critics, so the cosines are divided by N, too.
-        target, bonus = self.soft_target(turns)
-        q = self.q_values(self.critics, turns.critic_state, turns.action)
+    def diversity(self, turns: Turns) -> Tensor:
         count = len(self.critics.members)
-        cosines = self.cosines(turns)
-        critic_loss = turns.mean((q - target).square()) + self.eta * cosines / (count - 1) / count
-
-        # policy: alpha * log pi(a|s) - min Q(s, a); temperature: towards an entropy of -A
-        action, log_prob = self.sample(turns.actor_state)
-        with frozen(self.critics):
-            policy_q = self.q_values(self.critics, turns.critic_state.detach(), action).amin(0)
-        actor_loss = soft_policy_loss(alpha, log_prob, policy_q, turns.valid)
-        alpha_loss = temperature_loss(self.log_alpha, log_prob, -self.action_dim, turns.valid)
-
-        self.descend(critic=critic_loss, actor=actor_loss, alpha=alpha_loss)
-        polyak(self.critics, self.target_critics, self.tau)
-        self.record_policy(actor_loss, action, policy_q, turns)
-        return {
-            **self.terms(critic_loss, target, q, q_data=q.amin(0), turns=turns, bonus=bonus),
-            **self.entropy_terms(alpha, log_prob, turns),
-        }
+        # The loss is a mean over critics, so the cosines are divided by N, too.
+        return self.eta * self.cosines(turns) / (count - 1) / count
 
     def cosines(self, turns: Turns) -> Tensor:
         """Return the sum over pairs i != j of cos(dQ_i/da, dQ_j/da), averaged over some states of the data."""
