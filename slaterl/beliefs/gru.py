@@ -56,6 +56,7 @@ class GRUBelief(Belief):
 
     @classmethod
     def read(cls, beliefs: Sequence[GRUBelief], batch: Trajectories) -> Tensor:  # type: ignore[override] # see states_of
+        batch = batch.blanked()  # so that not even the order of the sums in a gradient depends on padding
         return unroll(beliefs, batch.slates[:, :-1], batch.clicks[:, :-1])
 
     def forward(self, slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:

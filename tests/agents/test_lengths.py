@@ -18,14 +18,16 @@ from torch.overrides import TorchFunctionMode
 from slaterl.agents.base import Agent
 from slaterl.agents.losses import bootstrap, complete_turns, continuing_turns, draw_turns, mean, percentile, valid_turns
 from slaterl.agents.offline.base import OfflineAgent
+from slaterl.agents.offline.bc import BC
 from slaterl.beliefs.base import states_of
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.paths import CONF
 from slaterl.seeds import stream
 from tests.agents.test_contract import VARIANTS, build, learners, same, serve, settings
+from tests.agents.test_offline_agents import tiny
 from tests.agents.test_sac import gradients
-from tests.helpers import tiny_trajectories
+from tests.helpers import ITEMS, tiny_trajectories
 from tests.meta import META, OnMeta, check_learns, to_meta
 
 LENGTHS = [7, 3, 1, 5, 2, 4]
@@ -49,7 +51,7 @@ def garbled(data: Trajectories, num_items: int, seed: int) -> Trajectories:
     """Write anything into the padding of every column."""
     generator, mask, columns = stream(seed, "garbage"), data.mask, data.columns()
     frames = torch.cat([torch.ones(len(data), 1, dtype=torch.bool), mask], dim=1)
-    for name in set(columns) - {"policy_id", "lengths", "truncated"}:
+    for name in sorted(set(columns) - {"policy_id", "lengths", "truncated"}):
         column = columns[name].clone()
         there = frames if name in ("slates", "clicks") else mask
         high = {"slates": num_items, "clicks": 2}.get(name)
@@ -195,11 +197,22 @@ def test_no_update_waits_for_lengths(agent: str, more: str) -> None:
 def test_states_of_sessions_do_not_see_the_padding(belief: str) -> None:
     built, env = build(settings("sac", None, f"belief={belief}"))
     data = with_lengths(served(built, env), LENGTHS)
-    (own,) = states_of([built.actor_belief], data)
-    (other,) = states_of([built.actor_belief], garbled(data, env.num_items, 0))
-    mask = data.mask
-    assert torch.equal(own[mask], other[mask])
-    assert not torch.equal(own, other)
+    own, other = (states_of([built.actor_belief], garbled(data, env.num_items, seed))[0] for seed in (0, 1))
+    assert torch.equal(own[data.mask], other[data.mask])
+    (shorter,) = states_of([built.actor_belief], cut(data, 4))
+    first = data.mask[:, :4]
+    torch.testing.assert_close(shorter[first], own[:, :4][first])
+
+
+def test_not_even_sums_over_many_frames_depend_on_the_padding() -> None:
+    """With many frames the GRU sums its gradients in the order of the items, those of the padding among them."""
+    data = with_lengths(tiny_trajectories(60), [1 + i % 6 for i in range(60)])
+    states = []
+    for seed in range(6):
+        agent = tiny(BC)
+        agent.update(garbled(data, ITEMS, seed))
+        states.append(agent.learner_state())
+    assert all(same(state, states[0]) for state in states)
 
 
 # --- the pieces, by hand

@@ -15,7 +15,7 @@ from slaterl.data import card, card_page
 from slaterl.data.dependence import explained_by_history
 from slaterl.data.trajectories import Trajectories
 from slaterl.evaluation.dataset_card import most_frequent_slate
-from slaterl.evaluation.fqe import fitted_q_evaluation
+from slaterl.evaluation.fqe import FittedQ, Recorded, fitted_q_evaluation
 from slaterl.rankers.matrix_factorization import ClickData, MatrixFactorization
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.seeds import stream
@@ -23,6 +23,7 @@ from tests.agents.test_contract import same
 from tests.agents.test_lengths import cut, garbled, with_lengths
 from tests.agents.test_offline_agents import tiny
 from tests.helpers import ITEMS, same_columns, tiny_gems, tiny_trajectories
+from tests.meta import META, OnMeta, check_learns, to_meta
 
 COUNT = 240
 UNKNOWN = dict.fromkeys(card.ANCHORS)
@@ -193,3 +194,34 @@ def test_minari_episodes_have_their_own_lengths(tmp_path: Path, monkeypatch: pyt
         ends = [turn == LENGTHS[i] - 1 for turn in range(LENGTHS[i])]
         assert episode.truncations.tolist() == [end and i % 2 == 1 for end in ends]
         assert episode.terminations.tolist() == [end and i % 2 == 0 for end in ends]
+
+
+def test_fitted_q_ends_where_sessions_end() -> None:
+    """m = (r + gamma * w' * m') / w by hand: sessions of 1 and 3 turns, and one of 2 turns that the log cut."""
+    data = with_lengths(tiny_trajectories(3, turns=3), [1, 3, 2], [False, False, True]).with_room()
+    own = 2 * torch.rand(data.actions.shape, generator=stream(0, "own")) - 1
+    ensemble = FittedQ(data, num_items=ITEMS, members=2, hidden=8, discount=0.9, lr=1e-3, tau=0.1)
+    weights = torch.tensor([[1.0, 2, 3], [2, 0, 1]])
+    with torch.no_grad():
+        states = ensemble.states(data)
+        here, ahead = (ensemble.values(ensemble.heads, states, action) for action in (data.actions, own))
+    left, rewards, errors = ([1], [3, 2, 1], [4, 3, 2]), data.rewards, []
+    for member in range(2):
+        for user, length in enumerate([1, 3, 2]):
+            for turn in range(length):
+                w, following = (sum(0.9**k for k in range(n)) for n in (left[user][turn], left[user][turn] - 1))
+                target = (rewards[user, turn] + 0.9 * following * ahead[member, user, turn + 1 if following else 0]) / w
+                errors.append(weights[member, user] * (here[member, user, turn] - target) ** 2)
+    loss = ensemble.update(Recorded(data, own, weights))["loss/critic"]
+    assert len(errors) == 12 and loss.item() == pytest.approx(float(sum(errors)) / 12, rel=1e-4)
+
+
+@pytest.mark.parametrize("truncated", [False, [True, False, True]])
+def test_fitted_q_does_not_wait_for_lengths(truncated: Any) -> None:
+    data = with_lengths(tiny_trajectories(3), [1, 6, 2], truncated).with_room()
+    ensemble = FittedQ(data, num_items=ITEMS, members=2, hidden=8, discount=0.9, lr=1e-3, tau=0.1)
+    ensemble, data = to_meta(ensemble), to_meta(data)
+    with OnMeta():
+        batch = Recorded(data, data.actions, torch.ones(2, 3, device=META))
+        check_learns(ensemble, [batch, batch])
+        assert ensemble.reward(data, data.actions).shape == (2, 3)
