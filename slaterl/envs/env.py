@@ -24,6 +24,7 @@ class Env:
         name: names the environment in folders and tables.
         fingerprint: 16 hex digits. Item ids mean the same in two environments with the same fingerprint.
         first_slate: [S], frame 0 for imported data without one; by default the items 0..S-1.
+        simulates: whether it has `reset` and `step`. The environment of a log has neither.
         reward_is_clicks: whether the reward of a turn is its number of clicks. If not, trajectories record rewards.
         fills_oracle_slots: whether `step` can fill slots with the best items for each user.
         hidden_columns: names of the fields of `hidden`; None if the environment does not reveal its users' state.
@@ -37,6 +38,7 @@ class Env:
     slate_size and episode_length.
     """
 
+    simulates: bool = True
     reward_is_clicks: bool = True
     fills_oracle_slots: bool = False
     hidden_columns: tuple[str, ...] | None = None
