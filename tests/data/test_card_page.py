@@ -37,7 +37,7 @@ def test_markdown_holds_the_numbers() -> None:
     first = text.split("\n\n## ")[0]
     assert first.startswith("# tiny on nothing\n\n3 trajectories of 2 turns by good (2), bad (noise 0.3) (1); ")
     assert "slates of 2 out of 5 items" in first
-    assert "mean 1.7, standard deviation 1.5, normalised score 13.3" in first
+    assert "mean 1.7 ± 1.7 (95 %), standard deviation 1.5, normalised score 13.3" in first
     assert [line[15:] for line in first.splitlines() if line.startswith("- **Warning:** ")] == found["warnings"]
     assert "](card.png)" in first
 

@@ -1,8 +1,8 @@
 """Read trajectories from files that slaterl did not write.
 
 Each reader turns its source into `Rows`. This module picks the reader, and adds frame 0 if the source has none.
-A new file format is one module with a function like `npz.read`, and one line in `READERS`. Logs in CSV or Parquet, whose
-sizes and items are their own, have a reader of their own in `logs.py`.
+A new file format is one module with a function like `npz.read`, and one line in `READERS`. Logs in CSV or Parquet have
+their own sizes and items, and `logs.py` reads them.
 """
 
 from __future__ import annotations
