@@ -24,7 +24,7 @@ class Env:
         name: names the environment in folders and tables.
         fingerprint: 16 hex digits. Item ids mean the same in two environments with the same fingerprint.
         first_slate: [S], frame 0 for imported data without one; by default the items 0..S-1.
-        simulates: whether it has `reset` and `step`. The environment of a log has neither.
+        simulates: whether it can be acted in. The environment of a log cannot.
         reward_is_clicks: whether the reward of a turn is its number of clicks. If not, trajectories record rewards.
         fills_oracle_slots: whether `step` can fill slots with the best items for each user.
         hidden_columns: names of the fields of `hidden`; None if the environment does not reveal its users' state.

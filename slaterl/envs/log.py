@@ -6,11 +6,16 @@ import torch
 
 from slaterl.bounds import Count
 from slaterl.envs.env import Env
+from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
 
 
+class NoSimulatorError(UserError):
+    """A policy was to act for the users of a log."""
+
+
 class LoggedEnv(Env):
-    """The users of a log. It has no `reset` and no `step`, because nobody knows what they would have clicked.
+    """The users of a log. It cannot be acted in, because nobody knows what they would have clicked.
 
     Args:
         num_items, slate_size, episode_length: sizes of the log; None until it was read.
@@ -38,3 +43,6 @@ class LoggedEnv(Env):
             name=name, num_items=num_items, slate_size=slate_size, episode_length=episode_length, device=device
         )
         self.fingerprint = items
+
+    def reset(self, num_users: int, *, generator: torch.Generator) -> Observation:
+        raise NoSimulatorError(f"env={self.name}: a log has no simulator to act in; use offline.validation=fqe or none")

@@ -75,7 +75,7 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
             raise UserError(f"{key}: checkpoint={file} has its own; leave it out")
     state = checkpoints.load(file, "agent")
     config, step = state["config"], state["learner"]["step"]
-    if not simulates(config["env"]):
+    if not simulates(config["env"]) and "env" not in given:
         instead = "use evaluation=fqe dataset=log dataset.path=<file>"
         raise UserError(f"checkpoint={file}: learned from a log, which no simulator knows; {instead}")
     node = env_node(cfg, config["env"], given)

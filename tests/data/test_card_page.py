@@ -57,7 +57,7 @@ def test_markdown_holds_the_numbers() -> None:
     returns = rows["Returns"]
     assert returns[""] == ["all", "good", "bad (noise 0.3)"]
     assert returns["trajectories"] == ["3", "2", "1"]
-    assert (returns["mean"], returns["standard deviation"]) == (["1.7", "2.5", "0.0"], ["1.5", "0.7", "0.0"])
+    assert (returns["mean"], returns["standard deviation"]) == (["1.7", "2.5", "0.0"], ["1.5", "0.71", "0.0"])
     assert (returns["minimum"], returns["maximum"]) == (["0.0", "2.0", "0.0"], ["3.0", "3.0", "0.0"])
     assert returns["normalised score of the mean"] == ["13.3", "30.0", "-20.0"]
     items = rows["Slates and items"]
