@@ -9,6 +9,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.config.build import parameters_of, simulates
+from slaterl.data.formats.tables import PARQUET, TEXT
 from slaterl.errors import UserError
 
 SIZES = ("num_items", "slate_size", "episode_length")
@@ -26,8 +27,10 @@ def is_log(dataset: DictConfig) -> bool:
 
 
 def log_name(dataset: DictConfig) -> str:
-    """Name a log by its file or folder, without endings."""
-    return Path(dataset.path).expanduser().resolve().name.split(".")[0] or dataset.name
+    """Name a log by its file or folder, without the ending."""
+    name = Path(dataset.path).expanduser().resolve().name
+    name = name[:-3] if name.lower().endswith(".gz") else name
+    return (Path(name).stem if name.lower().endswith((*TEXT, *PARQUET)) else name) or dataset.name
 
 
 def settle_log(cfg: DictConfig, given: Iterable[str]) -> None:

@@ -128,6 +128,20 @@ def test_without_an_estimate_the_last_checkpoint_counts(tmp_path: Path, capsys: 
     assert find(None, tmp_path) == []  # a report compares returns
 
 
+def test_a_report_simulates_nobody(learned: tuple[Path, Path]) -> None:
+    run_stage(compose_config("stage=report", f"paths.root={learned[0]}"))
+    drawn = {path.stem for path in learned[0].glob("report/*/*/*.png")}
+    assert drawn and not [name for name in drawn if "per_turn" in name]
+
+
+@pytest.mark.parametrize("stage", ["stage=pretrain", "stage=mf item_embeddings=mf"])
+def test_other_stages_learn_from_the_log(learned: tuple[Path, Path], stage: str) -> None:
+    cfg = compose_config(*overrides(learned[0], learned[1], *stage.split()))
+    check_config(cfg, given={"dataset", "dataset.path", "stage"})
+    run_stage(cfg)
+    assert not (learned[0] / "log_data").exists()
+
+
 def test_few_clicks_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path, log_of(tmp_path, 100, 0.003), "stage=collect")
     result = json.loads(only(tmp_path, "collect/*/*/result.json").read_text())
@@ -177,6 +191,16 @@ def test_damaged_items_are_seen(learned: tuple[Path, Path], tmp_path: Path) -> N
         file.write_text(content)
         with pytest.raises(UserError, match=r"items.json: "):
             Vocabulary.load(dataset, metadata["items"])
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("shop.csv.gz", "shop"), ("2024.05 shop.parquet", "2024.05 shop"), ("日志.CSV", "日志"), ("parts.d", "parts.d")],
+)
+def test_runs_lie_below_the_name_of_the_file(file: str, name: str) -> None:
+    cfg = compose_config("stage=collect", "dataset=log", f"dataset.path='/data/{file}'")
+    check_config(cfg)
+    assert cfg.env.name == name
 
 
 @pytest.mark.parametrize(

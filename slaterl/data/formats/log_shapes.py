@@ -5,6 +5,7 @@ R slates with K items in all.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,14 @@ def slates_of(frame: pl.DataFrame, layout: Layout, place: Place, session: np.nda
 
 def in_order(**keys: np.ndarray) -> np.ndarray:
     """Return the order of rows by several keys; equal rows keep theirs."""
+    if all(key.dtype.kind in "iu" for key in keys.values()):
+        low = [int(key.min()) for key in keys.values()]
+        widths = [int(key.max()) - least + 1 for key, least in zip(keys.values(), low, strict=True)]
+        if math.prod(widths) < 2**63:  # one number is sorted four times as fast as three
+            packed = np.zeros(len(next(iter(keys.values()))), np.int64)
+            for key, least, width in zip(keys.values(), low, widths, strict=True):
+                packed = packed * width + (key.astype(np.int64) - least)
+            return np.argsort(packed, kind="stable")
     return pl.DataFrame(keys).select(pl.arg_sort_by(list(keys), maintain_order=True)).to_series().to_numpy()
 
 

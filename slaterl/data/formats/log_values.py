@@ -140,25 +140,26 @@ def times_of(place: Place, name: str, column: pl.Series) -> tuple[np.ndarray, fl
 
 def _dates(column: pl.Series) -> pl.Series:
     """Parse ISO 8601 and 2024/05/17; microseconds since 1970 in UTC, null where the text is no time."""
+    found = column.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False).cast(pl.Int64)
+    left = found.is_null()
+    return found.scatter(left.arg_true(), _other_dates(column.filter(left))) if left.any() else found
+
+
+def _other_dates(column: pl.Series) -> pl.Series:
+    """Parse times with T, with an offset from UTC, with slashes, without seconds or without a time of day."""
     text = column.str.strip_chars().str.replace("T", " ", literal=True).str.replace_all("/", "-", literal=True)
     text = text.str.replace(r" ?(Z|UTC)$", "")
     offset = text.str.extract(r":\d\d(?:\.\d+)? ?([+-]\d\d:?\d\d)$", 1)
     plain = text.str.replace(r"(:\d\d(?:\.\d+)?) ?[+-]\d\d:?\d\d$", "$1")
     found = plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
-    for pattern in ("%Y-%m-%d %H:%M", "%Y-%m-%d"):
-        if found.null_count():
-            more = (
-                plain.str.to_date(pattern, strict=False)
-                if pattern == "%Y-%m-%d"
-                else plain.str.to_datetime(pattern, time_unit="us", strict=False)
-            )
-            found = found.zip_with(found.is_not_null(), more.cast(pl.Datetime("us")))
-    micros = found.cast(pl.Int64)
-    if offset.null_count() == len(offset):
-        return micros
+    for more in (
+        plain.str.to_datetime("%Y-%m-%d %H:%M", time_unit="us", strict=False),
+        plain.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")),
+    ):
+        found = found.zip_with(found.is_not_null(), more)
     minutes = offset.str.slice(1, 2).cast(pl.Int64) * 60 + offset.str.slice(-2).cast(pl.Int64)
     sign = offset.str.starts_with("-").cast(pl.Int64) * -2 + 1
-    return micros - (minutes * sign * 60_000_000).fill_null(0)
+    return found.cast(pl.Int64) - (minutes * sign * 60_000_000).fill_null(0)
 
 
 def zero_or_one(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
