@@ -126,6 +126,7 @@ SHAPES: dict[str, Callable[[Path], Path]] = {
         f, [",".join([*(p := row.split(","))[:3], str(int(p[3]) + 1), p[4]]) for row in long_rows()]
     ),
     "lists": lists,
+    "shuffled lists": lambda f: text(f, *((r := lists(f).read_text().splitlines())[:1] + r[4:] + r[1:4])),
     "other brackets": lambda f: lists(f, lambda row: row.replace(", ", " ").replace("[", "(").replace("]", ")")),
     "semicolons": lambda f: lists(f, lambda row: row.replace(", ", ";").replace("[", "").replace("]", "")),
     "quoted ids": lambda f: lists(f, lambda row: row.replace("0, ", "0', '").replace("['", "[").replace("'", "")),
