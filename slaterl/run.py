@@ -80,6 +80,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     from slaterl.config.check import check_config, given_keys
     from slaterl.runs.products import find_or_make
     from slaterl.runtime import prepare, warn_without_amx
+    from slaterl.stages.logged import sized
     from slaterl.training.logger_settings import check_loggers
 
     check_loggers(cfg)
@@ -93,7 +94,7 @@ def run_stage(cfg: DictConfig) -> float | None:
     product = get_object(cfg.stage["_target_"])(cfg)
     if product is None:  # stage=status makes nothing
         return None
-    run = find_or_make(product)
+    run = find_or_make(sized(product, cfg))
     if cfg.paths.kept and cfg.stage.name in ("online", "offline", "evaluate"):
         from slaterl.report.keep import keep_run  # here, because it imports pandas
 

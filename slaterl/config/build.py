@@ -121,6 +121,8 @@ def env_spec(node: DictConfig | Mapping[str, Any], env: Env | None = None) -> di
         env: the built environment; if None, only the catalogue is built.
     """
     settings = plain(node)
+    if not simulates(settings):
+        return {"_target_": settings["_target_"]}  # its sizes and items are those of the dataset
     part = catalogue_argument(settings)
     if part is None:
         return settings
@@ -128,6 +130,11 @@ def env_spec(node: DictConfig | Mapping[str, Any], env: Env | None = None) -> di
         return {**settings, part: env.fingerprint}
     files = tuple(_state_of(value) for value in settings[part].values() if isinstance(value, str))
     return {**settings, part: _fingerprint_of(json.dumps(settings[part], sort_keys=True), part, files)}
+
+
+def simulates(node: Mapping[str, Any]) -> bool:
+    """Whether an `env` node is a simulator, and not the users of a log."""
+    return getattr(get_object(node["_target_"]), "simulates", True)
 
 
 def catalogue_argument(node: Mapping[str, Any]) -> str | None:

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from slaterl.config.build import AGENT_NODES, plain
 from slaterl.config.fits import check_fit
+from slaterl.config.logs import is_log, log_name
+from slaterl.data.formats import tables
 from slaterl.data.formats.read import source_fingerprint
 from slaterl.errors import UserError
 from slaterl.paths import CONF
@@ -47,6 +49,9 @@ def dataset_spec(dataset: DictConfig) -> tuple[str, dict[str, Any]]:
         UserError: a file does not exist.
     """
     settings = plain(dataset)
+    if is_log(dataset):
+        source = settings.pop("path")
+        return f"{dataset.name}-{log_name(dataset)}", {"dataset": settings, "file": tables.fingerprint(source)}
     if dataset.name == "file":
         source = settings.pop("path")
         name = Path(source.removeprefix("minari:")).stem.replace("/", "-")

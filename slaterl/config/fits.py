@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from slaterl.config.build import compares_items, parameters_of, plain
+from slaterl.config.build import compares_items, parameters_of, plain, simulates
 from slaterl.errors import UserError
 
 # settings that only some stages read, and a hint for users who give them to another stage
@@ -56,6 +56,8 @@ def check_protocol(cfg: DictConfig) -> None:
         raise UserError(f"capacity={cfg.capacity}: must be at least batch_size={cfg.batch_size}")
     if cfg.validation.by == "sampled" and cfg.stage.name == "offline" and cfg.offline.validation == "fqe":
         raise UserError("validation.by=sampled: offline.validation=fqe estimates only the return without exploration")
+    if cfg.offline.validation == "none" and cfg.stage.name == "offline" and simulates(cfg.env):
+        raise UserError("offline.validation=none: only dataset=log has no simulator to test in; leave it out")
     if cfg.pretrain.min_delta and cfg.pretrain.patience is None:
         raise UserError(f"pretrain.min_delta={cfg.pretrain.min_delta}: nothing stops early; set pretrain.patience, too")
 
@@ -102,7 +104,8 @@ def check_fit(cfg: DictConfig) -> None:
         raise UserError(f"agent={agent} learns in the simulator; use stage=online, or an offline agent such as td3_bc")
     if stage == "online" and learns_from != "simulator":
         raise UserError(f"agent={agent} learns from a dataset; use stage=offline, or an online agent such as sac")
-    if cfg.env.get("episode_length", target.MIN_TURNS) < target.MIN_TURNS:
+    # the length of a log is known once it was read
+    if (cfg.env.get("episode_length") or target.MIN_TURNS) < target.MIN_TURNS:
         few = f"env.episode_length={cfg.env.episode_length}"
         raise UserError(f"{few}: agent={agent} learns from the next turn; expected at least {target.MIN_TURNS}")
     takes_ranker = "ranker" in parameters_of(target)
@@ -118,7 +121,8 @@ def check_fit(cfg: DictConfig) -> None:
         if cfg.offline.actions != "auto":
             raise UserError(f"offline.actions={cfg.offline.actions}: agent={agent} learns from slates; leave it out")
         if cfg.offline.validation == "fqe":
-            raise UserError(f"offline.validation=fqe: agent={agent} has no latent actions to value; use simulator")
+            other = "simulator" if simulates(cfg.env) else "none"
+            raise UserError(f"offline.validation=fqe: agent={agent} has no latent actions to value; use {other}")
     if not compares_items(cfg) and cfg.item_embeddings.name != "scratch":
         learner = f"ranker={ranker}" if takes_ranker else f"agent={agent}"
         raise UserError(

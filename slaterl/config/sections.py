@@ -27,12 +27,17 @@ from slaterl.bounds import (
 
 Policy = Literal["random", "medium", "expert", "replay"]
 Estimator = Literal["simulator", "fqe"]
+Validator = Literal["simulator", "fqe", "none"]
 Labels = Literal["auto", "recorded", "encoded"]
 DatasetPath = Annotated[str, Field(description="a path, or minari:<dataset id>")]
+Column = Annotated[str | None, Field(description="the name of a column")]
+Gap = Annotated[str | None, Field(pattern=r"^\d+(\.\d+)? *[smhd]$", description="a time such as 45s, 30m, 12h or 1d")]
+Separator = Annotated[str | None, Field(min_length=1, max_length=1, description="one character")]
 AgentFile = Annotated[str, Field(description="one of the files in conf/agent")]
 RankerFile = Annotated[str, Field(description="one of the files in conf/ranker")]
 Device = Annotated[str, Field(description="auto, cpu or cuda")]
 Strings = Annotated[list[str], Field(min_length=1)]
+Columns = Annotated[str | Strings | None, Field(description="the name of a column, or a list of names")]
 Runs = Annotated[str | Strings | None, Field(description="folders, globs, or the folder of a sweep")]
 Methods = Annotated[str | Strings | None, Field(description="the name of a method in the report, or a list of names")]
 MinariId = Annotated[str | None, Field(description="the id of a Minari dataset")]
@@ -98,7 +103,7 @@ class Validation(Section):
 
 @dataclass
 class Offline(Section):
-    validation: Estimator
+    validation: Validator
     actions: Labels
     max_steps: Count
     batch_size: Count
@@ -151,6 +156,37 @@ class WeightedBehaviour(Behaviour):
 class DatasetFile(Section):
     name: Text
     path: DatasetPath
+
+
+@dataclass
+class LogColumns(Section):
+    """Names of a log's columns; None finds the usual ones."""
+
+    session: Columns
+    turn: Column
+    item: Columns
+    position: Column
+    click: Columns
+    propensity: Columns
+    slate: Column
+    clicks: Column
+    clicked: Column
+
+
+@dataclass
+class LogDataset(Section):
+    """A log of what was shown and clicked, see conf/dataset/log.yaml."""
+
+    name: Text
+    path: File
+    separator: Separator
+    columns: LogColumns
+    session_gap: Gap
+    max_turns: Count | None
+    ragged: Literal["refuse", "drop"]
+    num_items: Count | None
+    slate_size: Count | None
+    episode_length: Count | None
 
 
 @dataclass
@@ -254,6 +290,6 @@ class Configuration(OnlineProtocol):
     item_embeddings: NamedPart
     ranker: NoRanker | NamedPart
     agent: NamedPart
-    dataset: DatasetFile | CollectedDataset | MixedDataset
+    dataset: DatasetFile | LogDataset | CollectedDataset | MixedDataset
     stage: NamedPart
     logger: Any = None  # checked by slaterl.training.logger_settings

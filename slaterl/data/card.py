@@ -27,7 +27,11 @@ MAX_BINS = 40  # of the histogram
 
 
 def describe(
-    data: Trajectories, behaviours: Sequence[Mapping[str, Any]], *, num_items: int, anchors: Mapping[str, float | None]
+    data: Trajectories,
+    behaviours: Sequence[Mapping[str, Any]],
+    *,
+    num_items: int,
+    anchors: Mapping[str, float | None] | None,
 ) -> dict[str, Any]:
     """Compute the card as plain values. Frame 0 does not count, because no behaviour chose its slate.
 
@@ -39,15 +43,16 @@ def describe(
         data: N trajectories.
         behaviours: name and other plain values (noise, epsilon, ...) of each behaviour, indexed by data.policy_id.
         num_items: size of the catalogue.
-        anchors: mean returns of the policies in ANCHORS in the environment of the data; None if unknown.
+        anchors: mean returns of the policies in ANCHORS in the environment of the data, each None if unknown. None for
+            a log, which has no simulator: then the card has no anchors.
     """
     data = data.trimmed()
-    known = {name: anchors.get(name) for name in ANCHORS}
+    known = {} if anchors is None else {name: anchors.get(name) for name in ANCHORS}
     edges = _edges(data.returns)
 
     def part(chosen: Tensor | slice) -> dict[str, Any]:
         found = _part(data[chosen], num_items, edges)
-        return found | {"normalised_score": _score(found["returns"]["mean"], known)}
+        return found | ({"normalised_score": _score(found["returns"]["mean"], known)} if known else {})
 
     whole = part(slice(None))
     ids = torch.zeros(len(data), dtype=torch.int16) if data.policy_id is None else data.policy_id
@@ -160,11 +165,22 @@ def _concentration(slates: Tensor, num_items: int) -> dict[str, Any]:
 
 
 def _score(value: float | None, anchors: Mapping[str, float | None]) -> float | None:
-    return normalised(value, anchors["random"], anchors["expert"])
+    return normalised(value, anchors.get("random"), anchors.get("expert"))
 
 
 def _warnings(card: Mapping[str, Any]) -> list[str]:
     """Return warnings to read before training on the data."""
+    found = _of_anchors(card) if card["anchors"] else []
+    for part in card["behaviours"]:
+        if part["items"]["shown"] < 2 * card["slate_size"] and part["slates"]["count"] > 1:
+            few = f"shows only {part['items']['shown']} different items in slates of {card['slate_size']}"
+            found.append(f"{label_of(part)} {few}: almost no variety to learn from.")
+        found += _one_slate(part, card["num_items"])
+    return found
+
+
+def _of_anchors(card: Mapping[str, Any]) -> list[str]:
+    """Return warnings about the data next to the policies in ANCHORS."""
     random, constant, frequent, oracle, expert = (card["anchors"][name]["return"] for name in ANCHORS)
     score, mean = card["anchors"]["constant_slate"]["normalised_score"], card["returns"]["mean"]
     found = []
@@ -186,11 +202,6 @@ def _warnings(card: Mapping[str, Any]) -> list[str]:
         found.append(f"A constant slate is better than the data: {beaten}. Compare learned policies with it.")
     if random is not None and mean < random:
         found.append(f"The mean return of the data, {mean:.1f}, is below the return of random slates, {random:.1f}.")
-    for part in card["behaviours"]:
-        if part["items"]["shown"] < 2 * card["slate_size"] and part["slates"]["count"] > 1:
-            few = f"shows only {part['items']['shown']} different items in slates of {card['slate_size']}"
-            found.append(f"{label_of(part)} {few}: almost no variety to learn from.")
-        found += _one_slate(part, card["num_items"])
     return found
 
 

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from tabulate import tabulate
 
+from slaterl.console import with_interval
 from slaterl.data.card import ANCHORS, label_of
+from slaterl.data.score import half_width
 from slaterl.runs.files import whole_file
 
 MEASURES = {
@@ -37,7 +39,7 @@ def as_markdown(card: Mapping[str, Any], picture: str | None = "card.png") -> st
         card: the result of `describe`.
         picture: path of the figure written by `draw`, relative to the page; None leaves it out.
     """
-    parts, returns, score = card["behaviours"], card["returns"], card["normalised_score"]
+    parts, returns, score = card["behaviours"], card["returns"], card.get("normalised_score")
     shown = [card, *parts] if len(parts) > 1 else parts
     names = [label_of(part) if "name" in part else "all" for part in shown]
 
@@ -52,16 +54,17 @@ def as_markdown(card: Mapping[str, Any], picture: str | None = "card.png") -> st
     frequent = card["anchors"].get("most_frequent_slate", {"return": None})["return"]
     reached.append(("**this dataset**", returns["mean"], score))
     reached.sort(key=lambda row: (row[1] is None, row[1]))
+    compared = _table(["", "mean return", "normalised score"], [(who, _number(a), _number(b)) for who, a, b in reached])
+    mean = with_interval(returns["mean"], half_width(returns["std"], card["trajectories"]))
+    scored = f", normalised score {_number(score)} (random slates: 0, expert: 100)" if card["anchors"] else ""
     sections = [
         f"# {card.get('title', 'Offline dataset')}",
         f"{card['trajectories']:,} trajectories of {_turns(card)} by {makers}; slates of {card['slate_size']} "
         f"out of {card['num_items']:,} items.",
-        f"Return (clicks per trajectory): mean {returns['mean']:.1f}, standard deviation {returns['std']:.1f}, "
-        f"normalised score {_number(score)} (random slates: 0, expert: 100).",
+        f"Return (clicks per trajectory): mean {mean} (95 %), standard deviation {_number(returns['std'])}{scored}.",
         "\n".join(f"- **Warning:** {warning}" for warning in card["warnings"]),
         f"![Returns, click rates, items and clicks per turn]({picture})" if picture else "",
-        "## Comparison with reference policies in the same environment",
-        _table(["", "mean return", "normalised score"], [(who, _number(a), _number(b)) for who, a, b in reached]),
+        *(["## Comparison with reference policies in the same environment", compared] if card["anchors"] else []),
         f"Each slot's most frequent item, shown to all users in all turns, reaches {frequent / returns['mean']:.0%} "
         "of the mean return of the data."
         if frequent is not None and returns["mean"] > 0
@@ -71,6 +74,7 @@ def as_markdown(card: Mapping[str, Any], picture: str | None = "card.png") -> st
         *(["## Turns of a session", compare(_measures_of_lengths)] if "lengths" in card else []),
         "## Slates and items",
         compare(_measures_of_items),
+        *(["## Most shown items", _top(card["top_items"])] if "top_items" in card else []),
         "## Click rate by rank",
         compare(lambda part: {f"rank {i}": f"{rate:.4f}" for i, rate in enumerate(part["click_rate_by_rank"], 1)}),
         "## Mean clicks per turn",
@@ -99,7 +103,8 @@ def draw(card: Mapping[str, Any], path: Path) -> None:
         colour = colormaps["tab10" if len(parts) <= 10 else "tab20"](index % 20)
         style: dict[str, Any] = {"color": colour, "linewidth": 1.4}
         counts = part["returns"]["histogram"]
-        label = f"{label_of(part)}: {part['trajectories']:,} trajectories, mean return {part['returns']['mean']:.1f}"
+        mean = _number(part["returns"]["mean"])
+        label = f"{label_of(part)}: {part['trajectories']:,} trajectories, mean return {mean}"
         returns.stairs(counts, card["histogram_edges"], fill=True, alpha=0.25, color=colour)
         returns.stairs(counts, card["histogram_edges"], label=label, **style)
         ranks.plot(range(1, card["slate_size"] + 1), part["click_rate_by_rank"], marker="o", markersize=3, **style)
@@ -130,7 +135,7 @@ def _measures_of_returns(part: Mapping[str, Any]) -> dict[str, str]:
     return {
         "trajectories": f"{part['trajectories']:,}",
         **{measure: _number(part["returns"][name]) for name, measure in MEASURES.items()},
-        "normalised score of the mean": _number(part["normalised_score"]),
+        **({"normalised score of the mean": _number(part["normalised_score"])} if "normalised_score" in part else {}),
     }
 
 
@@ -179,7 +184,12 @@ def _mean(values: np.ndarray) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.1f}"
+    return "unknown" if value is None else with_interval(value, None)
+
+
+def _top(items: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(str(item["id"]), f"{item['shown']:,}", f"{item['clicked'] / item['shown']:.4f}") for item in items]
+    return _table(["item", "impressions", "click rate"], rows)
 
 
 def _share(value: float | None) -> str:

@@ -42,6 +42,7 @@ class Trajectories:
         lengths: [N] int32, the turns of each session, 1..H; None if all have H.
         truncated: [N] bool, whether the log was cut after the last turn, so that values bootstrap there; None if every
             session ended because its user left or its turns were over.
+        propensity: [N, H, S] float32, the probability with which a log's policy showed each item; None if unknown.
     """
 
     slates: Tensor
@@ -52,6 +53,7 @@ class Trajectories:
     reward: Tensor | None = None
     lengths: Tensor | None = None
     truncated: Tensor | None = None
+    propensity: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.slates)
@@ -128,6 +130,7 @@ class Trajectories:
         """Return the present columns by name; hidden columns as `hidden.<name>`."""
         named = {"slates": self.slates, "clicks": self.clicks, "actions": self.actions, "policy_id": self.policy_id}
         named |= {"reward": self.reward, "lengths": self.lengths, "truncated": self.truncated}
+        named |= {"propensity": self.propensity}
         named |= {f"hidden.{name}": column for name, column in self.hidden.items()}
         return {name: column for name, column in named.items() if column is not None}
 

@@ -25,6 +25,7 @@ class Env:
         name: names the environment in folders and tables.
         fingerprint: 16 hex digits. Item ids mean the same in two environments with the same fingerprint.
         first_slate: [S], frame 0 for imported data without one; by default the items 0..S-1.
+        simulates: whether it can be acted in. The environment of a log cannot.
         reward_is_clicks: whether the reward of a turn is its number of clicks. If not, trajectories record rewards.
         ends_early: whether users can leave before `episode_length` turns; `step` then says who left. The others go on,
             and `step` still gets slates for all B users. What it answers for those who left is ignored.
@@ -40,6 +41,7 @@ class Env:
     slate_size and episode_length.
     """
 
+    simulates: bool = True
     reward_is_clicks: bool = True
     ends_early: bool = False
     fills_oracle_slots: bool = False

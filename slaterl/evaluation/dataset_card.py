@@ -45,19 +45,19 @@ def write_card(
     folder: Path,
     data: Trajectories,
     behaviours: Sequence[Mapping[str, Any]],
-    returns: Mapping[str, float | None],
+    returns: Mapping[str, float | None] | None,
     *,
     num_items: int,
     warnings: Sequence[str],
-    **about: str,
+    **about: Any,
 ) -> None:
     """Write card.json, card.md and card.png, and show the warnings to the user.
 
     Args:
         behaviours: name and other plain values of each behaviour that data.policy_id counts.
-        returns: see reference_returns.
+        returns: see reference_returns; None for a log, which has no simulator.
         warnings: more warnings for the card.
-        about: title and checksum.
+        about: title and checksum; top_items of a log, see Vocabulary.most_shown.
     """
     described = card.describe(data, behaviours, num_items=num_items, anchors=returns)
     described["warnings"] += warnings

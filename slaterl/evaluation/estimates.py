@@ -14,7 +14,7 @@ from scipy import stats
 from slaterl.agents.base import Agent, BeliefPolicy, LatentAgent
 from slaterl.agents.loading import load_policy
 from slaterl.config.build import plain, simulator
-from slaterl.console import note, progress, table
+from slaterl.console import note, progress, table, with_interval
 from slaterl.data import trajectories
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
@@ -85,7 +85,7 @@ def _agent(file: Path, env: Env) -> tuple[str, int, LatentAgent]:
 def _make(
     cfg: DictConfig, env: Env, run: Run, dataset: Run, agents: Mapping[Path, tuple[str, int, LatentAgent]]
 ) -> dict[str, Any]:
-    simulated = cfg.dataset.name != "file"
+    simulated = env.simulates and cfg.dataset.name != "file"
     recorded, metadata = trajectories.load(dataset.path / trajectories.FILE, num_items=env.num_items)
     recorded = recorded.to(env.device)
     rows: list[dict[str, Any]] = []
@@ -142,9 +142,10 @@ def _show(run: Run) -> None:
     result = run.result()
     rows = []
     for row in result["checkpoints"]:
-        shown = "" if row["simulated"] is None else f"{row['simulated']:.1f} ± {row['simulated_interval']:.1f}"
-        rows.append([row["checkpoint"], f"{row['step']:,}", f"{row['estimate']:.1f} ± {row['interval']:.1f}", shown])
-    title = f"fitted Q evaluation on {result['dataset']} data (mean return {result['dataset_return']:.1f})"
+        shown = "" if row["simulated"] is None else with_interval(row["simulated"], row["simulated_interval"])
+        rows.append([row["checkpoint"], f"{row['step']:,}", with_interval(row["estimate"], row["interval"]), shown])
+    mean = with_interval(result["dataset_return"], None)
+    title = f"fitted Q evaluation on {result['dataset']} data (mean return {mean})"
     table(title, ["checkpoint", "step", "estimate", "simulator"], rows)
     if result["rank_correlation"] is not None:
         note(f"rank correlation of estimate and simulator over the checkpoints: {result['rank_correlation']:.2f}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from slaterl.console import table
+from slaterl.console import table, with_interval
 
 
 def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
@@ -30,7 +30,7 @@ def show_result(title: str, tested: str, result: Mapping[str, Any]) -> None:
     for prefix, label in labels.items():
         if prefix + "return" not in result:
             continue
-        val = f"{result['val_return']:.1f}" if prefix == "test_" and "val_return" in result else ""
+        val = with_interval(result["val_return"], None) if prefix == "test_" and "val_return" in result else ""
         returned = [_return(result, prefix, way) for way in ("", *ways)]
         measured = [_number(name, result[prefix + name]) for name in own]
         rows.append([label, val, *returned, *measured, f"{result[prefix + 'distinct_items']:,}"])
@@ -42,7 +42,7 @@ def _return(result: Mapping[str, Any], prefix: str, way: str) -> str:
     """Format a return with its interval; empty for a policy that does not act in this way."""
     if f"{prefix}return{way}" not in result:
         return ""
-    return f"{result[f'{prefix}return{way}']:.1f} ± {result[f'{prefix}interval{way}']:.1f}"
+    return with_interval(result[f"{prefix}return{way}"], result[f"{prefix}interval{way}"])
 
 
 def _number(name: str, value: float) -> str:

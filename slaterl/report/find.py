@@ -78,6 +78,8 @@ def _of_run(path: Path) -> Record | None:
         return record
     try:
         found = replace(record, result=read_json(path / "result.json"))
+        if found.result.get("test_return", 0) is None:
+            return None  # it was not tested: offline.validation=none
         _check_result(found)
     except _DAMAGED as error:
         return _damaged(record, path / "result.json", error)

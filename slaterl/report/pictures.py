@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from slaterl.console import note
+from slaterl.envs.log import NoSimulatorError
 from slaterl.errors import UserError
 from slaterl.report import figures, tables
 from slaterl.report.episodes import Episodes, TopicEpisodes, watch
@@ -86,6 +87,8 @@ def best_episodes(runs: pd.DataFrame, users: int) -> dict[str, Episodes]:
             continue
         try:
             found[str(method)] = watch(best["path"] / "best.ckpt", users, seed)
+        except NoSimulatorError:  # the users of a log, whom nobody can simulate
+            continue
         except UserError as error:  # a damaged file must not cost the tables of all other runs
             note(f"no pictures of the episodes of {method}: {error}")
     return found

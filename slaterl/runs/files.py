@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error}); remove its folder to make it again") from error
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], indent: int | None = 2) -> None:
     """Write a JSON file whole or not at all. Raises UserError if it cannot be written."""
     with deferred():  # a run that is interrupted twice must not stay "running"
-        write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+        write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,7 +66,17 @@ def write_text(path: Path, text: str) -> None:
 
 def fingerprint_of(path: Path) -> str:
     """Return 16 hex digits that change with any byte of the file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):  # logs can be larger than the memory
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of_files(folder: Path, files: Iterable[Path]) -> str:
+    """Return 16 hex digits that change with any byte or name of these files below a folder."""
+    lines = [f"{path.relative_to(folder)} {fingerprint_of(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def first_line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from slaterl.config.build import (
     simulator,
 )
 from slaterl.config.fits import is_gems
-from slaterl.console import note, progress
+from slaterl.console import note, progress, with_interval
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.constant_slate import best_constant_slate
@@ -38,6 +38,7 @@ from slaterl.training.curves import plot_curves
 from slaterl.training.fit import Data, Schedule, fit
 from slaterl.training.loggers import make_loggers
 
+LAST = "val/step"  # the score of offline.validation=none: the last checkpoint is the best
 CONSTANT_SLATE_ROUNDS = 60  # at scale=demo 14 to 25 s on one core
 
 Test = Callable[[LoadedPolicy], dict[str, Any]]
@@ -168,13 +169,14 @@ def train(
         schedule=schedule,
         validate=validate,
         validated=validated,
-        score="val/return_sampled" if by_sampled else "val/return",
+        score=LAST if LAST in validated else "val/return_sampled" if by_sampled else "val/return",
         maximise=True,
         loggers=make_loggers(cfg, run),
         title=f"{cfg.agent.name} on {env.name}",
     )
     best = load_policy(run.path / "best.ckpt", env.device)
-    plot_curves(run.path / "curves.png", run.path / "metrics.csv", ["val/return", *data.measures, *agent.TERMS])
+    measured = [name for name in ("val/return",) if name in validated]
+    plot_curves(run.path / "curves.png", run.path / "metrics.csv", [*measured, *data.measures, *agent.TERMS])
     return {
         "agent": cfg.agent.name,
         "ranker": cfg.ranker.name,
@@ -183,7 +185,7 @@ def train(
         "seed": cfg.seed,
         "ranker_seed": cfg.ranker_seed,
         # a run of an older version that is resumed has no record of its best validation
-        "val_return": outcome["best_metrics"].get("val/return", outcome["best_score"]),
+        "val_return": None if LAST in validated else outcome["best_metrics"].get("val/return", outcome["best_score"]),
         **({"val_return_sampled": outcome["best_metrics"].get("val/return_sampled")} if explores(best.policy) else {}),
         "best_step": outcome["best_step"],
         **test(best),
@@ -224,7 +226,10 @@ def show_agent(run: Run) -> None:
     parts = [part for part in (result["agent"], result["ranker"], result["compared_by"]) if part and part != "none"]
     title = f"{' + '.join(parts)} on {result['env']}, seed {result['seed']}"
     if result["test_users"] is None:
-        shown = f"{result['test_return']:.1f} ± {result['test_interval']:.1f}"
+        if result["test_return"] is None:
+            note(f"{title}: the last checkpoint (step {result['best_step']:,}), not tested: offline.validation=none")
+            return
+        shown = with_interval(result["test_return"], result["test_interval"])
         note(f"{title}: best (step {result['best_step']:,}) by fitted Q evaluation: {shown}")
         return
     show_result(title, f"best (step {result['best_step']:,})", result)

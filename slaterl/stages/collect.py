@@ -19,7 +19,8 @@ from slaterl.config.dataset import (
     needs_online_run,
     online_cfg,
 )
-from slaterl.console import note
+from slaterl.config.logs import is_log
+from slaterl.console import note, with_interval
 from slaterl.data import trajectories
 from slaterl.errors import UserError
 from slaterl.evaluation.dataset_card import reference_returns, write_card
@@ -27,10 +28,13 @@ from slaterl.evaluation.medium import medium_checkpoint
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run, versions
 from slaterl.stages.imported import import_dataset
+from slaterl.stages.logged import logged
 
 
 def collect(cfg: DictConfig) -> Product:
     """Return the dataset. It starts from the online run of its policies, unless it is random or a file."""
+    if is_log(cfg.dataset):
+        return logged(cfg)
     dataset, root = cfg.dataset, Path(cfg.paths.root)
     name, spec = dataset_spec(dataset)
     spec |= {"env": env_spec(cfg.env), **precision_spec(cfg)}
@@ -111,5 +115,6 @@ def collect(cfg: DictConfig) -> Product:
 
 def _show(run: Run) -> None:
     result = run.result()
-    note(f"{result['trajectories']:,} trajectories, return {result['return_mean']:.1f} ± {result['return_std']:.1f}")
+    returned = with_interval(result["return_mean"], result["return_std"])
+    note(f"{result['trajectories']:,} trajectories, return {returned} (standard deviation)")
     note(f"card: {run.path / 'card.md'}")

@@ -17,6 +17,7 @@ from slaterl.config.build import (
     precision_spec,
     resolve_device,
     settings_of,
+    simulates,
 )
 from slaterl.config.check import given_keys
 from slaterl.envs.env import Env
@@ -74,6 +75,9 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
             raise UserError(f"{key}: checkpoint={file} has its own; leave it out")
     state = checkpoints.load(file, "agent")
     config, step = state["config"], state["learner"]["step"]
+    if not simulates(config["env"]) and "env" not in given:
+        instead = "use evaluation=fqe dataset=log dataset.path=<file>"
+        raise UserError(f"checkpoint={file}: learned from a log, which no simulator knows; {instead}")
     node = env_node(cfg, config["env"], given)
     spec, items = env_spec_elsewhere(cfg, node, config)
     seed = cfg.seed if "seed" in given else config["evaluation"]["seed"]

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from omegaconf import DictConfig
 
 from slaterl.agents.base import LatentAgent
-from slaterl.agents.loading import LoadedPolicy
 from slaterl.agents.offline.labels import labelled
 from slaterl.agents.offline.recorded import OfflineData
 from slaterl.config.build import plain, validation_spec
 from slaterl.config.dataset import is_foreign, online_cfg
 from slaterl.console import note
 from slaterl.data import trajectories
-from slaterl.data.score import normalised
-from slaterl.evaluation.evaluate import evaluate_both, measure_names
-from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
 from slaterl.runs.products import Make, Product, product_of
-from slaterl.seeds import stream, stream_seed
-from slaterl.stages.agent import agent_inputs, agent_run, begin_agent, give_inputs, in_simulator, provenance, show_agent
+from slaterl.seeds import stream
+from slaterl.stages.agent import agent_inputs, agent_run, begin_agent, give_inputs, provenance, show_agent
 from slaterl.stages.agent import train as train_agent
+from slaterl.stages.judge import judge_of
 from slaterl.training.fit import Schedule
 
 
@@ -39,7 +35,7 @@ def offline(cfg: DictConfig) -> Product:
 
         def make() -> dict[str, Any]:
             give_inputs(agent, inputs)
-            if is_foreign(cfg.dataset) and not by_fqe:
+            if is_foreign(cfg.dataset) and env.simulates and not by_fqe:
                 note(f"validating and testing on {env.name}; for a log from elsewhere use offline.validation=fqe")
             recorded, metadata = trajectories.load(dataset.run.path / trajectories.FILE, num_items=env.num_items)
             taken = None
@@ -61,33 +57,10 @@ def offline(cfg: DictConfig) -> Product:
                 save_every_n_steps=protocol["save_every_n_steps"],
             )
             about = dataset.run.result()
-            low, high = about["random_return"], _expert_return(cfg)
-            policy, served = agent.policy(), in_simulator(env, protocol["test_users"], cfg.seed)
-            measured = [f"val/{name}" for name in measure_names(env, None if by_fqe else policy)]
-
-            def estimated(learned: LatentAgent, name: str) -> Estimate:
-                settings = plain(cfg.fqe) | {"seed": stream_seed(cfg.seed, f"fqe of the {name}")}
-                # On all trajectories, because on the best ones, which pct_bc learns from, every policy would look good.
-                return fitted_q_evaluation(learned, recorded, num_items=env.num_items, **settings)
-
-            def validate() -> dict[str, float]:
-                if by_fqe:
-                    measures = dict.fromkeys(measured, math.nan)
-                    estimate = estimated(agent, "validation")
-                    measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
-                else:
-                    measures = evaluate_both(policy, env, protocol["val_users"], cfg.seed, "validation", "val/")
-                score = normalised(measures["val/return"], low, high)
-                return {**measures, "val/normalised": math.nan if score is None else score}
-
-            def test(best: LoadedPolicy) -> dict[str, Any]:
-                if not by_fqe:
-                    return served(best)
-                estimate = estimated(best.policy.agent, "test")  # type: ignore[attr-defined]
-                return {"test_users": None, "test_return": estimate.mean_return, "test_interval": estimate.interval}
-
-            users, validated = protocol["test_users"], [*measured, "val/normalised"]
-            result = train_agent(cfg, run, env, agent, data, schedule, users, validate, validated, test)
+            low, high = about.get("random_return"), _expert_return(cfg)
+            judge = judge_of(cfg, env, agent, recorded, low, high)
+            users = protocol["test_users"]
+            result = train_agent(cfg, run, env, agent, data, schedule, users, *judge)
             return {
                 **result,
                 **provenance(inputs),
@@ -109,7 +82,7 @@ def offline(cfg: DictConfig) -> Product:
 
 def _expert_return(cfg: DictConfig) -> float | None:
     """Return the test return of the online run that collects expert data; None if it is unfinished or unknown."""
-    if cfg.dataset.name == "file":
+    if "run" not in cfg.dataset:
         return None
     run = product_of(online_cfg(cfg), "online").run
     return run.result()["test_return"] if run.finished else None

@@ -37,7 +37,7 @@ def test_markdown_holds_the_numbers() -> None:
     first = text.split("\n\n## ")[0]
     assert first.startswith("# tiny on nothing\n\n3 trajectories of 2 turns by good (2), bad (noise 0.3) (1); ")
     assert "slates of 2 out of 5 items" in first
-    assert "mean 1.7, standard deviation 1.5, normalised score 13.3" in first
+    assert "mean 1.7 ± 1.7 (95 %), standard deviation 1.5, normalised score 13.3" in first
     assert [line[15:] for line in first.splitlines() if line.startswith("- **Warning:** ")] == found["warnings"]
     assert "](card.png)" in first
 
@@ -57,7 +57,7 @@ def test_markdown_holds_the_numbers() -> None:
     returns = rows["Returns"]
     assert returns[""] == ["all", "good", "bad (noise 0.3)"]
     assert returns["trajectories"] == ["3", "2", "1"]
-    assert (returns["mean"], returns["standard deviation"]) == (["1.7", "2.5", "0.0"], ["1.5", "0.7", "0.0"])
+    assert (returns["mean"], returns["standard deviation"]) == (["1.7", "2.5", "0.0"], ["1.5", "0.71", "0.0"])
     assert (returns["minimum"], returns["maximum"]) == (["0.0", "2.0", "0.0"], ["3.0", "3.0", "0.0"])
     assert returns["normalised score of the mean"] == ["13.3", "30.0", "-20.0"]
     items = rows["Slates and items"]

@@ -42,7 +42,7 @@ def files_of(group: str) -> list[str]:
 
 def named() -> list[list[str]]:
     """Overrides of one command for each product that is named."""
-    main = [[f"env={env}"] for env in files_of("env")]
+    main = [[f"env={env}"] for env in files_of("env") if env != "log"]  # that is no simulator
     main += [[f"scale={scale}"] for scale in files_of("scale")] + [
         [f"params={params}"] for params in files_of("params")
     ]

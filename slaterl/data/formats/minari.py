@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import tempfile
@@ -19,7 +18,7 @@ from slaterl.data.formats.checks import require_package
 from slaterl.data.formats.rows import Rows, rows_of_sessions
 from slaterl.data.trajectories import Trajectories, check_ids, smallest_int
 from slaterl.errors import UserError
-from slaterl.runs.files import fingerprint_of, first_line
+from slaterl.runs.files import fingerprint_of_files, first_line
 
 DESCRIPTION = (
     "Slate recommendation, written by slaterl. An observation is a slate and its clicks; reset returns observation 0. "
@@ -218,8 +217,7 @@ def fingerprint(dataset_id: str) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
         raise UserError(f"{where}: no such dataset in {get_dataset_path()}")
-    lines = [f"{path.relative_to(folder)} {fingerprint_of(path)}" for path in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return fingerprint_of_files(folder, files)
 
 
 def _minari(where: str) -> Any:

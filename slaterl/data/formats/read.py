@@ -1,7 +1,8 @@
 """Read trajectories from files that slaterl did not write.
 
 Each reader turns its source into `Rows`. This module picks the reader, and adds frame 0 if the source has none.
-A new file format is one module with a function like `csv.read`, and one line in `READERS`.
+A new file format is one module with a function like `npz.read`, and one line in `READERS`. Logs in CSV or Parquet have
+their own sizes and items, and `logs.py` reads them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slaterl.data.formats import csv, minari, npz, parquet, published
+from slaterl.data.formats import minari, npz, published
 from slaterl.data.formats.rows import Rows, by_session
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
@@ -23,8 +24,6 @@ from slaterl.runs.files import fingerprint_of
 READERS: dict[str, Callable[[Path, int], Rows]] = {
     "npz": npz.read,
     "pt": published.read,
-    "parquet": parquet.read,
-    "csv": csv.read,
 }
 
 # values of `frame_0`, stored with the dataset
@@ -43,8 +42,6 @@ def read(
     - `.npz`, in the layout of D4RL: `slates` and `clicks` [N*H, S], `episode_ids` and `timesteps` [N*H].
     - `.pt` of the published code: {session: {"slate": [H, S], "clicks": [H, S]}}, starting with the first action. If
       every session has H + 1 rows, row 0 is the frame that reset returns.
-    - `.parquet`, `.csv`: one row per turn with `session_id`, `turn`, `slate` and `clicks`. Slate and clicks are lists
-      in Parquet, and text such as "[3, 14, 15]" or "3 14 15" in CSV. Other columns are ignored.
 
     Sessions keep the order of their first appearance, and their rows may be interleaved. The turns of a session count
     up by one from any number. Messages count rows from 0, without a header.
@@ -75,9 +72,8 @@ def read(
         file = Path(path).expanduser()
         kind, source = file.suffix.lower().removeprefix("."), file.name
         if kind not in READERS:
-            *others, last = (f".{suffix}" for suffix in READERS)
-            expected = f"minari:<dataset id>, or a file ending in {', '.join(others)} or {last}"
-            raise UserError(f"{path}: unknown format; expected {expected}")
+            expected = f"minari:<dataset id>, or a file ending in {', '.join(f'.{suffix}' for suffix in READERS)}"
+            raise UserError(f"{path}: unknown format; expected {expected}; dataset=log reads CSV and Parquet")
         if not file.exists():
             raise UserError(f"{path}: no such file")
         rows = READERS[kind](file, slate_size)

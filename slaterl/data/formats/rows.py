@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -185,26 +184,6 @@ def _check_counts(rows: Rows, names: np.ndarray, counts: np.ndarray, lengths: li
         (i,) = first_true(counts != counts[0])
         found = f"found {counts[i]} turns, but session {names[0]} has {counts[0]}; expected the same number in all"
         raise UserError(f"{rows.where}: {rows.fields[1]} of session {names[i]}: {found}")
-
-
-def check_list_lengths(
-    file: Path,
-    field: str,
-    lengths: np.ndarray,
-    slate_size: int,
-    sessions: np.ndarray,
-    turns: np.ndarray,
-    start: int = 0,
-) -> None:
-    """Raise UserError at the first list that does not have slate_size values.
-
-    `lengths` describe the rows from `start` on; `sessions` and `turns` describe all rows.
-    """
-    wrong = lengths != slate_size
-    if wrong.any():
-        (i,) = first_true(wrong)
-        place = place_of(sessions, turns, start + i)
-        raise UserError(f"{file}: {field} of {place}: found {lengths[i]} values, expected {slate_size}")
 
 
 def place_of(sessions: np.ndarray, turns: np.ndarray, row: int, numbered: bool = True) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tests.helpers import ITEMS, SLOTS, TURNS, tiny_trajectories
 
 FIRST = torch.tensor([7, 3, 20, 11])
 SESSIONS = [40, 7, 12]  # in this order of appearance
-TABLES = ["npz", "parquet", "csv"]
+TABLES = ["npz"]
 FORMATS = [*TABLES, "pt"]
 LOG = {"sessions": "session_id", "turns": "turn", "slates": "slate", "clicks": "clicks"}
 FIELDS = {kind: LOG for kind in FORMATS}
@@ -44,17 +43,6 @@ def write(folder: Path, kind: str, rows: Log, leave_out: str = "") -> Path:
     columns = {FIELDS[kind][name]: column for name, column in rows.items() if name != leave_out}
     if kind == "npz":
         np.savez(path, **columns)
-    elif kind == "parquet":
-        pa = pytest.importorskip("pyarrow")
-        from pyarrow import parquet
-
-        parquet.write_table(pa.table({name: pa.array(list(column)) for name, column in columns.items()}), path)
-    elif kind == "csv":
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            for row in zip(*columns.values(), strict=True):
-                writer.writerow([value.tolist() if np.ndim(value) else value for value in row])
     else:
         here = {name: rows["sessions"] == name for name in dict.fromkeys(rows["sessions"].tolist())}
         fields = {"slate": "slates", "clicks": "clicks"}

@@ -22,7 +22,7 @@ def test_sessions_may_be_interleaved_and_begin_at_any_turn(tmp_path: Path, kind:
     assert torch.equal(data.slates[:, 1:], tiny_trajectories(3).slates[:, 1:])
 
 
-@pytest.mark.parametrize("kind", ["npz", "parquet", "csv"])
+@pytest.mark.parametrize("kind", TABLES)
 def test_sessions_may_have_names(tmp_path: Path, kind: str) -> None:
     names = np.repeat(["7", "07", "007"], TURNS)
     data, _ = load(write(tmp_path, kind, log() | {"sessions": names}))
@@ -124,19 +124,8 @@ def test_the_frame_of_reset_is_only_expected_in_pt(tmp_path: Path, kind: str) ->
     assert "session 40: found 7 turns, expected 6" in message(write(tmp_path, kind, log(frame_0=True)))
 
 
-@pytest.mark.parametrize("kind", ["npz", "parquet"])
+@pytest.mark.parametrize("kind", TABLES)
 def test_a_session_without_an_id(tmp_path: Path, kind: str) -> None:
     rows = log()
     change("sessions", 8, np.nan)(rows)
     assert f"{FIELDS[kind]['sessions']} of row 8: empty" in message(write(tmp_path, kind, rows))
-
-
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-@pytest.mark.parametrize("field", ["slates", "clicks"])
-@pytest.mark.parametrize("length", [0, 3, 5])
-def test_ragged_lists(tmp_path: Path, kind: str, field: str, length: int) -> None:
-    rows = log()
-    rows[field] = list(rows[field])
-    rows[field][8] = np.zeros(length, dtype=np.int64)
-    text = message(write(tmp_path, kind, rows))
-    assert f"{FIELDS[kind][field]} of session 7, turn 2 (row 8): found {length} values, expected 4" in text
