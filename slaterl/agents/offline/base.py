@@ -22,6 +22,7 @@ from slaterl.seeds import stream
 MakeBelief = Callable[[], Belief]
 
 CALIBRATED_ON = 20_000  # slates
+LEAST_MATCH = 0.5  # of labels, see Calibration
 DEVIATIONS = 2.5  # half-width of the agent's action box, in standard deviations of the data
 LEAST_DEVIATION = 0.01  # of an action in the ranker's own box, where data hardly vary
 
@@ -133,6 +134,11 @@ def with_labels(data: Trajectories, ranker: Ranker) -> Trajectories:
         f"labels read back: a Gaussian fitted to them shows {calibration.match_before:.0%} of the items that the data "
         f"show, slot by slot; calibrated, {calibration.match:.0%}"
     )
+    if calibration.match < LEAST_MATCH:
+        note(
+            "warning: this is less than half, so a Gaussian policy through this ranker cannot imitate the data; "
+            "agent=slate_bc can"
+        )
     actions = [
         ranker.to_action(read_latents(ranker, part) @ calibration.weight + calibration.bias)
         for part in slates.split(25_600)
