@@ -27,6 +27,7 @@ SUPPLIED: Mapping[str, tuple[str, ...]] = {
     "item_embeddings": ("num_items", "env"),
     "ranker": ("num_items", "slate_size", "item_embeddings"),
     "agent": ("num_items", "slate_size", "env", "generator", "belief", "ranker", "item_embeddings"),
+    "user_model": ("num_items", "slate_size", "leaves"),
     "stage": ("cfg",),
 }
 

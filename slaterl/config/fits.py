@@ -13,8 +13,8 @@ from slaterl.errors import UserError
 # settings that only some stages read, and a hint for users who give them to another stage
 _READERS = {
     "dataset": (
-        {"collect", "offline", "export", "benchmark"},
-        "stage=collect, stage=offline and stage=export do; others need logged_data.source=dataset or evaluation=fqe",
+        {"collect", "offline", "user_model", "export", "benchmark"},
+        "collect, offline, user_model and export do; other stages need logged_data.source=dataset or evaluation=fqe",
     ),
     "validation": ({"online", "offline"}, "stage=online and stage=offline do; datasets take runs of the default"),
     "constant_slate_users": ({"online"}, "stage=online does"),

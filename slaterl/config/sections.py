@@ -121,6 +121,19 @@ class FQE(Section):
 
 
 @dataclass
+class UserTraining(Section):
+    seed: Whole
+    members: Several
+    lr: Positive
+    batch_size: Count
+    max_steps: Count
+    val_every_n_steps: Count
+    patience: Count
+    holdout: Holdout
+    covered: Count
+
+
+@dataclass
 class OnlineRun(Section):
     """The online run that a dataset takes its policies from."""
 
@@ -239,6 +252,7 @@ class Configuration(OnlineProtocol):
     validation: Validation
     offline: Offline
     fqe: FQE
+    user_training: UserTraining
     benchmark: Benchmark
     report: Report
     export: Export
@@ -252,5 +266,6 @@ class Configuration(OnlineProtocol):
     ranker: NoRanker | NamedPart
     agent: NamedPart
     dataset: DatasetFile | CollectedDataset | MixedDataset
+    user_model: NamedPart
     stage: NamedPart
     logger: Any = None  # checked by slaterl.training.logger_settings

@@ -227,7 +227,7 @@ def test_counts(key: str, value: Any) -> None:
 @pytest.mark.parametrize("key", COUNTS)
 def test_counts_that_are_zero(key: str) -> None:
     cfg = config(**{key.replace(".", "__"): 0})
-    if key in ("random_steps", "seed", "ranker_seed", "logged_data.seed"):
+    if key in ("random_steps", "seed", "ranker_seed", "logged_data.seed", "user_training.seed"):
         if key == "random_steps":  # the first batch needs more than one round then
             cfg.num_envs = cfg.batch_size
         check(cfg)
