@@ -31,6 +31,7 @@ class ClickModel(nn.Module):
     With v_s the embedding of the item in slot s, u = W h, and * the product of two vectors entry by entry:
 
         z_s = Z [v_s, u * v_s] + rank vector_s
+
         logit_s = rank_s + item_s + <u, v_s> + <w, relu(z_s + sum_j softmax_j(<Q z_s, z_j> / sqrt A) V z_j)>
 
     The GRU reads the sum of the clicked items' embeddings, the sum of all shown ones, and the click of each slot.

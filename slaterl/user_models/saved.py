@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,19 @@ def load_user_model(path: Path, device: torch.device) -> UserModel:
         members.append(member.to(device).requires_grad_(False).eval())
     slates, clicks = state["first_slates"].to(device), state["first_clicks"].to(device)
     return UserModel(members, slates, clicks, Coverage(**state["coverage"]), state["least"], config)
+
+
+def sizes_of(file: str) -> dict[str, Any]:
+    """Return num_items, slate_size, episode_length and the fingerprint of the items of a user model's file.
+
+    Raises:
+        UserError: see `load_user_model`.
+    """
+    path = Path(file).expanduser()
+    when = path.stat().st_mtime_ns if path.is_file() else 0
+    return _config_of(path, when)
+
+
+@lru_cache(maxsize=8)
+def _config_of(path: Path, when: int) -> dict[str, Any]:
+    return checkpoints.load(path, "user_model")["config"]

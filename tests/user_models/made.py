@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from slaterl.data.trajectories import Trajectories
 from slaterl.seeds import seeded_weights, stream
 from slaterl.user_models.click_model import ClickModel
-from tests.helpers import ITEMS, SLOTS, tiny_trajectories
+from slaterl.user_models.coverage import coverage_of
+from slaterl.user_models.saved import save_user_model
+from tests.helpers import ITEMS, SLOTS, TURNS, tiny_trajectories
 
+NODE = {"_target_": "slaterl.user_models.click_model.ClickModel", "item_dim": 3, "hidden_dim": 5, "slot_dim": 4}
 TOY_ITEMS, TOY_SLOTS, TOY_TURNS = 6, 2, 8
 
 
@@ -66,3 +71,13 @@ def toy_log(count: int, seed: int = 0) -> Trajectories:
     return Trajectories(
         slates.to(torch.uint8), clicks.to(torch.uint8), lengths=lengths.int(), truncated=lengths == TOY_TURNS
     )
+
+
+def save_tiny_user_model(path: Path, members: int = 3) -> Path:
+    """A file with untrained members, as stage=user_model writes it."""
+    data = tiny_sessions()
+    sizes = {"num_items": ITEMS, "slate_size": SLOTS, "leaves": True}
+    config = {"user_model": NODE, "items": "0123456789abcdef", "episode_length": TURNS, **sizes}
+    learned = [tiny_member(seed) for seed in range(members)]
+    save_user_model(path, learned, data, coverage_of(data, ITEMS, 2), 2, config, stream(0, "first"))
+    return path
