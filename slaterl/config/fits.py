@@ -14,9 +14,11 @@ from slaterl.errors import UserError
 _READERS = {
     "dataset": (
         {"collect", "offline", "user_model", "export", "benchmark"},
-        "collect, offline, user_model and export do; other stages need logged_data.source=dataset or evaluation=fqe",
+        "collect, offline, user_model, export do; others need logged_data.source=dataset or evaluation=user_model",
     ),
     "validation": ({"online", "offline"}, "stage=online and stage=offline do; datasets take runs of the default"),
+    "user_model": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
+    "user_training": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
     "constant_slate_users": ({"online"}, "stage=online does"),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),
@@ -30,7 +32,7 @@ def check_readers(cfg: DictConfig, given: Iterable[str]) -> None:
 
     Usually `stage=` was forgotten, and the default stage would run for hours.
     """
-    with_dataset = cfg.logged_data.source == "dataset" or cfg.evaluation == "fqe"
+    with_dataset = cfg.logged_data.source == "dataset" or cfg.evaluation != "simulator"
     # some jobs of a sweep over these settings read the dataset
     with_dataset = with_dataset or not {"logged_data.source", "evaluation"}.isdisjoint(given)
     for key in sorted(given):
@@ -54,8 +56,9 @@ def check_protocol(cfg: DictConfig) -> None:
         )
     if cfg.capacity < cfg.batch_size:
         raise UserError(f"capacity={cfg.capacity}: must be at least batch_size={cfg.batch_size}")
-    if cfg.validation.by == "sampled" and cfg.stage.name == "offline" and cfg.offline.validation == "fqe":
-        raise UserError("validation.by=sampled: offline.validation=fqe estimates only the return without exploration")
+    by = cfg.offline.validation
+    if cfg.validation.by == "sampled" and cfg.stage.name == "offline" and by != "simulator":
+        raise UserError(f"validation.by=sampled: offline.validation={by} estimates only the return without exploration")
     if cfg.pretrain.min_delta and cfg.pretrain.patience is None:
         raise UserError(f"pretrain.min_delta={cfg.pretrain.min_delta}: nothing stops early; set pretrain.patience, too")
 

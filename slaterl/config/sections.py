@@ -26,7 +26,7 @@ from slaterl.bounds import (
 )
 
 Policy = Literal["random", "medium", "expert", "replay"]
-Estimator = Literal["simulator", "fqe"]
+Estimator = Literal["simulator", "fqe", "user_model"]
 Labels = Literal["auto", "recorded", "encoded"]
 DatasetPath = Annotated[str, Field(description="a path, or minari:<dataset id>")]
 AgentFile = Annotated[str, Field(description="one of the files in conf/agent")]

@@ -225,7 +225,10 @@ def show_agent(run: Run) -> None:
     title = f"{' + '.join(parts)} on {result['env']}, seed {result['seed']}"
     if result["test_users"] is None:
         shown = f"{result['test_return']:.1f} ± {result['test_interval']:.1f}"
-        note(f"{title}: best (step {result['best_step']:,}) by fitted Q evaluation: {shown}")
+        by = "the user model" if "test_members" in result else "fitted Q evaluation"
+        note(f"{title}: best (step {result['best_step']:,}) by {by}: {shown}")
+        if result.get("test_warning"):
+            note(f"warning: {result['test_warning']}")
         return
     show_result(title, f"best (step {result['best_step']:,})", result)
     turns = f"{result['turns']:,} turns and " if "turns" in result else ""

@@ -17,11 +17,11 @@ from slaterl.console import note
 from slaterl.data import trajectories
 from slaterl.data.score import normalised
 from slaterl.evaluation.evaluate import evaluate_both, measure_names
-from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
 from slaterl.runs.products import Make, Product, product_of
-from slaterl.seeds import stream, stream_seed
+from slaterl.seeds import stream
 from slaterl.stages.agent import agent_inputs, agent_run, begin_agent, give_inputs, in_simulator, provenance, show_agent
 from slaterl.stages.agent import train as train_agent
+from slaterl.stages.estimated import estimator
 from slaterl.training.fit import Schedule
 
 
@@ -29,8 +29,10 @@ def offline(cfg: DictConfig) -> Product:
     """Return the trained and tested agent. It starts from its dataset, and from its ranker or item embeddings."""
     dataset, inputs = product_of(cfg, "collect"), agent_inputs(cfg)
     protocol = plain(cfg.offline)
-    by_fqe = protocol["validation"] == "fqe"
+    by_fqe, in_env = protocol["validation"] == "fqe", protocol["validation"] == "simulator"
     spec = {"dataset": dataset.run.digest, "protocol": {**protocol, **({"fqe": plain(cfg.fqe)} if by_fqe else {})}}
+    users_of = {"user_model": product_of(cfg, "user_model")} if protocol["validation"] == "user_model" else {}
+    spec |= {name: product.run.digest for name, product in users_of.items()}
     spec |= validation_spec(cfg)
     run = agent_run(cfg, "offline", cfg.dataset.name, inputs, spec)
 
@@ -39,8 +41,10 @@ def offline(cfg: DictConfig) -> Product:
 
         def make() -> dict[str, Any]:
             give_inputs(agent, inputs)
-            if is_foreign(cfg.dataset) and not by_fqe:
-                note(f"validating and testing on {env.name}; for a log from elsewhere use offline.validation=fqe")
+            if is_foreign(cfg.dataset) and in_env:
+                note(
+                    f"validating and testing on {env.name}; for a log from elsewhere use offline.validation=user_model"
+                )
             recorded, metadata = trajectories.load(dataset.run.path / trajectories.FILE, num_items=env.num_items)
             taken = None
             if isinstance(agent, LatentAgent):
@@ -63,28 +67,25 @@ def offline(cfg: DictConfig) -> Product:
             about = dataset.run.result()
             low, high = about["random_return"], _expert_return(cfg)
             policy, served = agent.policy(), in_simulator(env, protocol["test_users"], cfg.seed)
-            measured = [f"val/{name}" for name in measure_names(env, None if by_fqe else policy)]
+            measured = [f"val/{name}" for name in measure_names(env, policy if in_env else None)]
 
-            def estimated(learned: LatentAgent, name: str) -> Estimate:
-                settings = plain(cfg.fqe) | {"seed": stream_seed(cfg.seed, f"fqe of the {name}")}
-                # On all trajectories, because on the best ones, which pct_bc learns from, every policy would look good.
-                return fitted_q_evaluation(learned, recorded, num_items=env.num_items, **settings)
+            estimated = None if in_env else estimator(cfg, env, recorded, users_of)
 
             def validate() -> dict[str, float]:
-                if by_fqe:
-                    measures = dict.fromkeys(measured, math.nan)
-                    estimate = estimated(agent, "validation")
-                    measures |= {"val/return": estimate.mean_return, "val/interval": estimate.interval}
-                else:
+                if estimated is None:
                     measures = evaluate_both(policy, env, protocol["val_users"], cfg.seed, "validation", "val/")
+                else:
+                    estimate = estimated(agent, "validation", protocol["val_users"])
+                    measures = dict.fromkeys(measured, math.nan)
+                    measures |= {"val/return": estimate["return"], "val/interval": estimate["interval"]}
                 score = normalised(measures["val/return"], low, high)
                 return {**measures, "val/normalised": math.nan if score is None else score}
 
             def test(best: LoadedPolicy) -> dict[str, Any]:
-                if not by_fqe:
+                if estimated is None:
                     return served(best)
-                estimate = estimated(best.policy.agent, "test")  # type: ignore[attr-defined]
-                return {"test_users": None, "test_return": estimate.mean_return, "test_interval": estimate.interval}
+                found = estimated(best.policy.agent, "test", protocol["test_users"])  # type: ignore[attr-defined]
+                return {"test_users": None, **{f"test_{name}": value for name, value in found.items()}}
 
             users, validated = protocol["test_users"], [*measured, "val/normalised"]
             result = train_agent(cfg, run, env, agent, data, schedule, users, validate, validated, test)
@@ -103,7 +104,7 @@ def offline(cfg: DictConfig) -> Product:
 
         return make
 
-    return Product(run, cfg, begin, {"dataset": dataset, **inputs}, show_agent)
+    return Product(run, cfg, begin, {"dataset": dataset, **inputs, **users_of}, show_agent)
 
 
 def _expert_return(cfg: DictConfig) -> float | None:

@@ -96,6 +96,40 @@ def test_kill_9(point: str, finished: Path, tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
+def test_offline_agents_are_chosen_and_tested_by_it(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one without latent actions, which fitted Q evaluation cannot value; then stage=evaluate on its folder."""
+    here = [*LEARN[1:], f"paths.root={finished.parents[2]}"]
+    train = [*here, "stage=offline", "agent=slate_bc", "ranker=none", "offline.validation=user_model"]
+    cfg = compose_config(*train)
+    run_stage(cfg)
+    run = product_of(cfg, "offline").run
+    result = told(run.path)
+    assert result["test_users"] is None and len(result["test_members"]) == 2
+    assert result["test_return"] == pytest.approx(sum(result["test_members"]) / 2)
+    assert "by the user model" in capsys.readouterr().err
+    validated = [row for row in result["rows"] if row["val/return"]]
+    assert len(validated) == 3 and float(validated[0]["val/interval"]) > 0
+    name = product_of(compose_config(*train, "user_training.seed=1"), "offline").run.path.name
+    assert name != run.path.name, "another user model chooses other checkpoints"
+
+    judge = compose_config(*here, "stage=evaluate", "evaluation=user_model", f"checkpoint={run.path}")
+    run_stage(judge)
+    rows = product_of(judge, "evaluate").run.result()["checkpoints"]
+    assert [row["checkpoint"] for row in rows] == ["step6.ckpt", "step12.ckpt", "best.ckpt"]
+    assert rows[-1]["estimate"] == result["test_return"], "the same users"
+    assert all(row["simulated"] is not None and row["warning"] for row in rows)
+
+
+def test_heuristics_are_estimated(finished: Path) -> None:
+    here = [*LEARN[1:], f"paths.root={finished.parents[2]}", "stage=evaluate", "evaluation=user_model", "ranker=none"]
+    cfg = compose_config(*here, "agent=random")
+    run_stage(cfg)
+    (row,) = product_of(cfg, "evaluate").run.result()["checkpoints"]
+    assert row["agent"] == "random" and row["estimate"] > 0 and 0 <= row["covered_pairs"] <= row["covered_cells"] <= 1
+    with pytest.raises(UserError, match="agent=sac learns, so evaluating it needs checkpoint=<path>"):
+        product_of(compose_config(*here[:-1], "agent=sac"), "evaluate")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
