@@ -37,11 +37,9 @@ def baselines(training: Trajectories, slates: Tensor, num_items: int) -> dict[st
     items, ranks = shown.long(), torch.arange(shown.shape[1], device=shown.device)
     by_rank = clicks.double().mean(0)
     cells, count = (items * len(ranks) + ranks).flatten(), num_items * len(ranks)
-    clicked = torch.zeros(count, dtype=torch.float64, device=shown.device).index_add_(
-        0, cells, clicks.flatten().double()
-    )
-    impressions = cells.bincount(minlength=count)
-    by_both = (clicked.view(-1, len(ranks)) + PRIOR * by_rank) / (impressions.view(-1, len(ranks)) + PRIOR)
+    clicked = cells.bincount(clicks.flatten().double(), minlength=count).view(-1, len(ranks))
+    impressions = cells.bincount(minlength=count).view(-1, len(ranks))
+    by_both = (clicked + PRIOR * by_rank) / (impressions + PRIOR)
     return {
         "overall": by_rank.mean().expand(slates.shape),
         "rank": by_rank.expand(slates.shape),
