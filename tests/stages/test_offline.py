@@ -337,7 +337,7 @@ def test_estimates_while_training_are_of_all_the_data(home: Path, monkeypatch: p
         sizes.append(len(data))
         return Estimate(1.0, 0.5, 2, 0.1)
 
-    monkeypatch.setattr("slaterl.stages.offline.fitted_q_evaluation", estimate)
+    monkeypatch.setattr("slaterl.stages.estimated.fitted_q_evaluation", estimate)
     source = ["dataset=mixed", "dataset.hidden=true"]
     make(home, "stage=offline", "agent=pct_bc", *source, "offline.validation=fqe")
     assert set(sizes) == {20}
