@@ -14,7 +14,7 @@ from slaterl.errors import UserError
 _READERS = {
     "dataset": (
         {"collect", "offline", "user_model", "export", "benchmark"},
-        "collect, offline, user_model, export do; others need logged_data.source=dataset or evaluation=user_model",
+        "stage=collect, stage=offline and user_model do; others need logged_data.source=dataset or evaluation=fqe",
     ),
     "validation": ({"online", "offline"}, "stage=online and stage=offline do; datasets take runs of the default"),
     "user_model": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
