@@ -26,8 +26,8 @@ from slaterl.bounds import (
 )
 
 Policy = Literal["random", "medium", "expert", "replay"]
-Estimator = Literal["simulator", "fqe"]
-Validator = Literal["simulator", "fqe", "none"]
+Estimator = Literal["simulator", "fqe", "user_model"]
+Validator = Literal["simulator", "fqe", "user_model", "none"]
 Labels = Literal["auto", "recorded", "encoded"]
 DatasetPath = Annotated[str, Field(description="a path, or minari:<dataset id>")]
 Column = Annotated[str | None, Field(description="the name of a column")]
@@ -123,6 +123,19 @@ class FQE(Section):
     hidden: Count
     lr: Positive
     tau: Share
+
+
+@dataclass
+class UserTraining(Section):
+    seed: Whole
+    members: Several
+    lr: Positive
+    batch_size: Count
+    max_steps: Count
+    val_every_n_steps: Count
+    patience: Count
+    holdout: Holdout
+    covered: Count
 
 
 @dataclass
@@ -278,6 +291,7 @@ class Configuration(OnlineProtocol):
     validation: Validation
     offline: Offline
     fqe: FQE
+    user_training: UserTraining
     benchmark: Benchmark
     report: Report
     export: Export
@@ -291,5 +305,6 @@ class Configuration(OnlineProtocol):
     ranker: NoRanker | NamedPart
     agent: NamedPart
     dataset: DatasetFile | LogDataset | CollectedDataset | MixedDataset
+    user_model: NamedPart
     stage: NamedPart
     logger: Any = None  # checked by slaterl.training.logger_settings

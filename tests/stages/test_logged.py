@@ -209,7 +209,7 @@ def test_runs_lie_below_the_name_of_the_file(file: str, name: str) -> None:
         ("stage=online", "stage=online: dataset=log has no simulator to act in; train with stage=offline"),
         ("stage=log_data", "stage=log_data: dataset=log has no simulator to act in; stage=collect reads it"),
         ("stage=benchmark", "stage=benchmark: dataset=log has no simulator to act in"),
-        ("stage=evaluate", "stage=evaluate: dataset=log has no simulator to act in; use evaluation=fqe"),
+        ("stage=evaluate", "stage=evaluate: dataset=log has no simulator to act in; use evaluation=user_model"),
         ("stage=collect env=focused_topdown", "env=focused_topdown: dataset=log comes from no simulator; leave out"),
         ("stage=collect dataset.session_gap=soon", "dataset.session_gap=soon: expected a time such as 45s, 30m"),
         ("stage=collect dataset.ragged=keep", "dataset.ragged=keep: expected refuse or drop"),
