@@ -15,10 +15,10 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.rollout import Policy, rollout
 from slaterl.runs.run import Run
 from slaterl.seeds import stream
-from slaterl.user_models.coverage import Coverage, cell_keys, covered
+from slaterl.user_models.coverage import cell_keys, covered
 from slaterl.user_models.env import LearnedEnv
 from slaterl.user_models.quality import shown_turns
-from slaterl.user_models.saved import FILE, sizes_of
+from slaterl.user_models.saved import FILE, UserModel, sizes_of
 
 ENOUGH_CELLS, ENOUGH_PAIRS = 0.9, 0.5  # with smaller shares seen, an estimate comes with a warning
 NAMED = 3  # unseen items that a warning names
@@ -55,7 +55,7 @@ class Members:
 
     def __init__(self, file: Path, members: int, device: torch.device) -> None:
         about = sizes_of(str(file))
-        sizes = {name: about[name] for name in ("num_items", "slate_size", "episode_length", "items")}
+        sizes = {name: about[name] for name in ("num_items", "slate_size", "episode_length", "items", "leaves")}
         common: dict[str, Any] = {"name": "learned", "user_model": str(file), "penalty": 0.0, "device": device, **sizes}
         self.envs = [LearnedEnv(member=member, **common) for member in range(members)]
 
@@ -84,7 +84,7 @@ class Members:
             interval=interval,
             members=[data.returns.mean().item() for data in served],
             **share,
-            warning=_warning(share, model.coverage, served[0], num_items, model.least),
+            warning=_warning(share, model, served[0], num_items),
         )
 
 
@@ -100,16 +100,16 @@ def mean_and_interval(returns: Tensor) -> tuple[float, float]:
     return means.mean().item(), float(stats.t.ppf(0.975, count - 1)) * math.sqrt(variance)
 
 
-def _warning(share: dict[str, float], coverage: Coverage, data: Trajectories, num_items: int, least: int) -> str | None:
-    told = []
+def _warning(share: dict[str, float], model: UserModel, data: Trajectories, num_items: int) -> str | None:
+    told, ids = [], model.config["item_ids"] or range(num_items)
     if share["covered_cells"] < ENOUGH_CELLS:
         keys = cell_keys(shown_turns(data)[0].cpu(), num_items).flatten()
-        cells, counts = keys[~torch.isin(keys, coverage.cells)].unique(return_counts=True)
+        cells, counts = keys[~torch.isin(keys, model.coverage.cells)].unique(return_counts=True)
         most = counts.sort(descending=True, stable=True).indices[:NAMED].tolist()
-        named = ", ".join(f"item {cells[i] % num_items} at rank {cells[i] // num_items + 1}" for i in most)
+        named = ", ".join(f"item {ids[cells[i] % num_items]} at rank {cells[i] // num_items + 1}" for i in most)
         told.append(f"{1 - share['covered_cells']:.0%} of the items at their ranks (most of all {named})")
     if share["covered_pairs"] < ENOUGH_PAIRS:
         told.append(f"{1 - share['covered_pairs']:.0%} of the pairs of items in a slate")
     if not told:
         return None
-    return f"of what this policy shows, the data have shown fewer than {least} times: {'; '.join(told)}"
+    return f"of what this policy shows, the data have shown fewer than {model.least} times: {'; '.join(told)}"

@@ -77,7 +77,7 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
     state = checkpoints.load(file, "agent")
     config, step = state["config"], state["learner"]["step"]
     if not simulates(config["env"]) and "env" not in given:
-        instead = "use evaluation=fqe dataset=log dataset.path=<file>"
+        instead = "use evaluation=user_model dataset=log dataset.path=<file>"
         raise UserError(f"checkpoint={file}: learned from a log, which no simulator knows; {instead}")
     node = env_node(cfg, config["env"], given)
     spec, items = env_spec_elsewhere(cfg, node, config)

@@ -9,8 +9,10 @@ from omegaconf import DictConfig
 
 from slaterl.config.build import plain, precision_spec, resolve_device, settings_of, simulator
 from slaterl.config.dataset import source_of_dataset
+from slaterl.config.logs import is_log
 from slaterl.console import note
 from slaterl.data import trajectories
+from slaterl.data.vocabulary import Vocabulary
 from slaterl.errors import UserError
 from slaterl.runs.files import write_text
 from slaterl.runs.products import Make, Product, product_of
@@ -71,6 +73,9 @@ def user_model(cfg: DictConfig) -> Product:
             learner.start_at(sessions.training)
             config = {"user_model": plain(cfg.user_model), "items": env.fingerprint, **sizes}
             config |= {"episode_length": env.episode_length, "dataset": dataset.run.digest}
+            config["item_ids"] = (
+                list(Vocabulary.load(dataset.run.path, env.fingerprint).ids) if is_log(cfg.dataset) else None
+            )
             outcome = fit(
                 learner,
                 sessions,

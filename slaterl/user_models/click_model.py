@@ -82,6 +82,12 @@ class ClickModel(nn.Module):
         """Return the logits [...] of leaving, in states [..., hidden] that have read the last turn."""
         return None if self.leaving is None else self.leaving(state).squeeze(-1)
 
+    def leave_chances(self, state: Tensor) -> Tensor:
+        """Return the probabilities [...] of leaving, in states [..., hidden]; of a model whose users may leave."""
+        logits = self.leave_logits(state)
+        assert logits is not None
+        return logits.sigmoid()
+
     def forward(self, data: Trajectories) -> Logits:
         """Predict every turn of B sessions in one pass. Turn t reads the frames 0..t and the slate of frame t + 1."""
         items = self._embedded(data.slates)  # [B, H + 1, S, E]

@@ -19,12 +19,14 @@ from slaterl.user_models.saved import UserModel, load_user_model
 class LearnedEnv(Env):
     """Users of a trained ensemble. Each user clicks by one member, which is drawn at reset.
 
-    All members read what the user sees. A first frame is one of the data's.
+    All members read what the user sees. A first frame is one of the data's. Where the data have sessions of different
+    lengths, users leave with the probability that their member predicts after each turn.
 
     Args:
         user_model: file that stage=user_model wrote. It is read at the first reset, so that a checkpoint of an agent
             can act without it.
         items: fingerprint of the items in the data.
+        leaves: whether users may leave before `episode_length` turns, as in the file.
         member: the only member that all users belong to; null draws one for each user.
         penalty: what a turn pays less for each click of the members' disagreement. It is the standard deviation
             over the members of the number of clicks that they expect (MOPO, arXiv 2005.13239, equation 6). Above 0,
@@ -35,11 +37,18 @@ class LearnedEnv(Env):
     file_arguments = ("user_model",)
 
     def __init__(
-        self, *, user_model: File, items: Text, member: Whole | None, penalty: NonNegative, **common: Any
+        self,
+        *,
+        user_model: File,
+        items: Text,
+        leaves: bool,
+        member: Whole | None,
+        penalty: NonNegative,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         self.file, self.member, self.penalty = Path(user_model).expanduser(), member, penalty
-        self.fingerprint = items
+        self.fingerprint, self.ends_early = items, leaves
         self.reward_is_clicks = penalty == 0
 
     @cached_property
@@ -50,8 +59,9 @@ class LearnedEnv(Env):
             UserError: the file cannot be read, is of other sizes, or has no such member.
         """
         model = load_user_model(self.file, self.device)
-        for name in ("num_items", "slate_size", "items"):
-            own = self.fingerprint if name == "items" else getattr(self, name)
+        own_name = {"items": "fingerprint", "leaves": "ends_early"}
+        for name in ("num_items", "slate_size", "items", "leaves"):
+            own = getattr(self, own_name.get(name, name))
             if model.config[name] != own:
                 raise UserError(f"env.{name}={own}: env.user_model={self.file} has {model.config[name]}")
         if self.member is not None and self.member >= len(model.members):
@@ -68,7 +78,7 @@ class LearnedEnv(Env):
         chosen = self._draw(len(model.first_slates), num_users)
         return self._read(Observation(model.first_slates[chosen].long(), model.first_clicks[chosen].bool()))
 
-    def step(self, slate: Tensor, *, oracle_slots: Tensor | None = None) -> tuple[Observation, Tensor, bool]:
+    def step(self, slate: Tensor, *, oracle_slots: Tensor | None = None) -> tuple[Observation, Tensor, bool | Tensor]:
         self.turn += 1
         pairs = zip(self.members, self.states, strict=True)
         chances = torch.stack([member.click_logits(state, slate) for member, state in pairs]).sigmoid()  # [K, B, S]
@@ -77,8 +87,13 @@ class LearnedEnv(Env):
         rewards = clicks.sum(1, dtype=torch.float32)
         if self.penalty and len(self.members) > 1:
             rewards -= self.penalty * chances.sum(2).std(0)
-        # Users leave here once episodes may end early: each member's leave_logits give the probability after its step.
-        return self._read(Observation(slate, clicks)), rewards, self.turn == self.episode_length
+        observation = self._read(Observation(slate, clicks))
+        if not self.ends_early:
+            return observation, rewards, self.turn == self.episode_length
+        pairs = zip(self.members, self.states, strict=True)
+        leaving = torch.stack([member.leave_chances(state) for member, state in pairs])[self.belongs, self.everyone]
+        left = torch.rand(leaving.shape, generator=self.generator, device=self.device) < leaving
+        return observation, rewards, left
 
     def _draw(self, below: int, count: int) -> Tensor:
         return torch.randint(below, (count,), generator=self.generator, device=self.device)

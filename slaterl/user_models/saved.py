@@ -32,7 +32,7 @@ class UserModel:
         members: the K models, frozen.
         first_slates, first_clicks: [F, S] first frames of sessions in the data.
         coverage: what the data have seen at least `least` times.
-        config: the node `user_model`, the sizes, and the fingerprint of the items.
+        config: the node `user_model`, the sizes, the fingerprint of the items, and `item_ids`, a log's own ids or None.
     """
 
     members: list[ClickModel]

@@ -50,7 +50,8 @@ def test_every_member_serves_the_policy(file: Path) -> None:
     found = Members(file, 3, CPU).estimate(policy, 59, seed=1, name="test")
     for number, mean in enumerate(found.members):
         common = dict(name="learned", num_items=ITEMS, slate_size=SLOTS, episode_length=TURNS)
-        env = LearnedEnv(user_model=str(file), items="0123456789abcdef", member=number, penalty=0.0, **common)
+        own = dict(items="0123456789abcdef", leaves=True, member=number, penalty=0.0)
+        env = LearnedEnv(user_model=str(file), **own, **common)
         users = stream(1, f"test users of member {number}")
         assert rollout(policy, env, 20, generator=users, deterministic=True).returns.mean().item() == mean
     assert len(set(found.members)) == 3 and found.mean_return == pytest.approx(np.mean(found.members))

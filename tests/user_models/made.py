@@ -77,7 +77,7 @@ def save_tiny_user_model(path: Path, members: int = 3) -> Path:
     """A file with untrained members, as stage=user_model writes it."""
     data = tiny_sessions()
     sizes = {"num_items": ITEMS, "slate_size": SLOTS, "leaves": True}
-    config = {"user_model": NODE, "items": "0123456789abcdef", "episode_length": TURNS, **sizes}
+    config = {"user_model": NODE, "items": "0123456789abcdef", "episode_length": TURNS, "item_ids": None, **sizes}
     learned = [tiny_member(seed) for seed in range(members)]
     save_user_model(path, learned, data, coverage_of(data, ITEMS, 2), 2, config, stream(0, "first"))
     return path

@@ -31,7 +31,8 @@ def file(tmp_path: Path) -> Path:
 
 def learned_env(file: Path, **changes: Any) -> LearnedEnv:
     sizes: dict[str, Any] = dict(name="learned", num_items=ITEMS, slate_size=SLOTS, episode_length=TURNS)
-    settings: dict[str, Any] = dict(user_model=str(file), items="0123456789abcdef", member=None, penalty=0.0, **sizes)
+    settings: dict[str, Any] = dict(user_model=str(file), items="0123456789abcdef", leaves=True, member=None)
+    settings |= {"penalty": 0.0, **sizes}
     return LearnedEnv(**(settings | changes))
 
 
@@ -49,16 +50,21 @@ def test_clicks_and_rewards_by_the_members(file: Path, penalty: float) -> None:
     torch.randint(7, (USERS,), generator=generator)
     assert set(belongs.tolist()) == {0, 1, 2}
     with torch.no_grad():
-        chances = torch.stack([tiny_member(seed)(data).clicks.sigmoid() for seed in range(3)])  # [3, B, H, S]
+        predicted = [tiny_member(seed)(data) for seed in range(3)]
+    chances = torch.stack([logits.clicks.sigmoid() for logits in predicted])  # [3, B, H, S]
+    leaving = torch.stack([logits.leaving.sigmoid() for logits in predicted])  # [3, B, H]
+    everyone, present, lengths = torch.arange(USERS), torch.ones(USERS, dtype=torch.bool), torch.zeros(USERS)
     for turn in range(TURNS):
-        own = torch.stack([chances[member, user, turn] for user, member in enumerate(belongs)])
-        drawn = torch.rand(USERS, SLOTS, generator=generator) < own
-        assert torch.equal(data.clicks[:, turn + 1].bool(), drawn)
+        lengths += present
+        drawn = torch.rand(USERS, SLOTS, generator=generator) < chances[belongs, everyone, turn]
+        assert torch.equal(data.clicks[present, turn + 1].bool(), drawn[present])
+        present = present & ~(torch.rand(USERS, generator=generator) < leaving[belongs, everyone, turn])
+    assert torch.equal(data.lengths.float(), lengths) and len(lengths.unique()) > 2
     clicks = data.clicks[:, 1:].sum(2).float()
     if penalty:
         expected = chances.sum(3)  # [3, B, H]
         spread = ((expected - expected.mean(0)).square().sum(0) / 2).sqrt()
-        torch.testing.assert_close(data.reward, clicks - 2 * spread)
+        torch.testing.assert_close(data.rewards, (clicks - 2 * spread) * data.mask)
     else:
         assert data.reward is None and torch.equal(data.rewards, clicks)
     assert env.reward_is_clicks == (penalty == 0)
@@ -85,6 +91,7 @@ def test_one_member(file: Path, tmp_path: Path) -> None:
         ({"member": 3}, "env.member=3: env.user_model={} has 3 members"),
         ({"num_items": 40}, "env.num_items=40: env.user_model={} has 30"),
         ({"slate_size": 3}, "env.slate_size=3: env.user_model={} has 4"),
+        ({"leaves": False}, "env.leaves=False: env.user_model={} has True"),
         ({"items": "other"}, "env.items=other: env.user_model={} has 0123456789abcdef"),
     ],
 )
