@@ -223,11 +223,12 @@ def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
     found = []
     for start in range(0, len(data), 512):
         part = data[start : start + 512]
-        state = agent.acting_belief.initial_state(len(part))
+        belief = agent.acting_belief
+        memory = belief.initial_state(len(part))
         turns = []
         for slate, clicks in zip(part.slates[:, :-1].unbind(1), part.clicks[:, :-1].unbind(1), strict=True):
-            state = agent.acting_belief.step(Observation(slate.long(), clicks), state)
-            slate = agent.ranker.rank(agent.ranker.to_latent(agent.action(state, None)))
+            memory = belief.step(Observation(slate.long(), clicks), memory)
+            slate = agent.ranker.rank(agent.ranker.to_latent(agent.action(belief.state_of(memory), None)))
             turns.append(agent.ranker.action_of(slate))
         found.append(torch.stack(turns, dim=1))
     return torch.cat(found)

@@ -74,6 +74,9 @@ PAIRS = [
     for ranker in (RANKERS if acts_through_a_ranker(agent) else [None])
 ]
 pairs = pytest.mark.parametrize(("agent", "ranker"), PAIRS)
+BELIEFS = [
+    f"belief={file.stem}" for file in sorted((CONF / "belief").glob("*.yaml")) if file.stem not in ("gru", "none")
+]
 # settings other than an agent's defaults
 VARIANTS = [
     ("slateq", "agent.serving=greedy agent.training=greedy env.diversity_penalty=3 env.diversity_threshold=2"),
@@ -86,6 +89,8 @@ VARIANTS = [
     ("cql", "agent.threshold=1.0"),
     ("decision_transformer", "agent.heads=2 agent.context=3 agent.target_return=5"),
 ]
+# agents that read one belief, two in one pass, and two joined while they act
+WITH_BELIEFS = [(agent, belief) for agent in ("slate_bc", "sac", "td3_bc", "bcq") for belief in BELIEFS]
 
 
 def build(cfg: DictConfig) -> tuple[Agent, TopicRec]:
@@ -144,13 +149,19 @@ class Stopped(Exception):
     """Raised in the middle of training."""
 
 
-@pairs
+@pytest.mark.parametrize(
+    ("agent", "ranker", "more"),
+    [
+        *((agent, ranker, "") for agent, ranker in PAIRS),
+        *((agent, None, belief) for agent, belief in WITH_BELIEFS if agent != "bcq"),
+    ],
+)
 def test_trains_resumes_and_is_evaluated_from_its_checkpoint(
-    agent: str, ranker: str | None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: str, ranker: str | None, more: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slaterl.stages.agent.plot_curves", lambda *given: None)  # a second each
     through = copy_home(inputs, tmp_path / "through")
-    run_stage(settings(agent, ranker, f"paths.root={through}"))
+    run_stage(settings(agent, ranker, *more.split(), f"paths.root={through}"))
     stage, steps = stage_of(agent), {"online": 34, "offline": 11}[stage_of(agent)]
     (folder,) = (file.parent for file in through.glob(f"{stage}/*/*/result.json"))
     result, rows, last = outcome(folder)
@@ -169,14 +180,14 @@ def test_trains_resumes_and_is_evaluated_from_its_checkpoint(
             raise Stopped
         return update(self, batch)
 
-    cfg = settings(agent, ranker, f"paths.root={disturbed}")
+    cfg = settings(agent, ranker, *more.split(), f"paths.root={disturbed}")
     monkeypatch.setattr(target, "update", stopping)
     with pytest.raises(Stopped):
         run_stage(cfg)
     monkeypatch.setattr(target, "update", update)
     (other,) = (file.parent for file in disturbed.glob(f"{stage}/*/*/last.ckpt"))
     assert 0 < checkpoints.load(other / "last.ckpt", "agent")["learner"]["step"] < steps
-    run_stage(settings(agent, ranker, f"paths.root={disturbed}"))
+    run_stage(settings(agent, ranker, *more.split(), f"paths.root={disturbed}"))
     assert same(outcome(other), (result, rows, last))
 
     alone = tmp_path / "alone" / "some.ckpt"
@@ -221,7 +232,7 @@ def test_every_parameter_learns_or_rests(agent: str, ranker: str | None) -> None
     learns(settings(agent, ranker))
 
 
-@pytest.mark.parametrize(("agent", "more"), VARIANTS)
+@pytest.mark.parametrize(("agent", "more"), VARIANTS + WITH_BELIEFS)
 def test_variants_learn(agent: str, more: str) -> None:
     learns(settings(agent, None, *more.split()))
 
