@@ -81,8 +81,8 @@ class LRUBelief(EmbeddedFrames):
 class LinearRecurrence(nn.Module):
     """x_t = lambda * x_{t-1} + gamma * B u_t and y_t = Re(C x_t) + D * u_t, then glu(W gelu(y_t)).
 
-    lambda = exp(-exp(nu_log) + i exp(theta_log)) keeps |lambda| below 1 (section 3.3), and gamma, which starts at
-    sqrt(1 - |lambda|^2), makes all units about equally large (section 3.4). Initialisation as in appendix A.
+    lambda = exp(-exp(nu_log) + i exp(theta_log)) keeps |lambda| below 1 (section 3.3). gamma starts at
+    sqrt(1 - |lambda|^2), which makes all units about equally large (section 3.4). Initialisation as in appendix A.
 
     Args:
         width: of u and y, and the number N of complex units x.

@@ -50,8 +50,8 @@ def lstm_scan(gates: Tensor, start: Tensor, start_cell: Tensor, weight_hh: Tenso
 def _scan(gates: Tensor, start: Tensor, start_cell: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute c_t = f * c_{t-1} + i * g and h_t = o * tanh(c_t), with i, f, o = sigmoid(...) and g = tanh(...).
 
-    As in the GRU, the number of operations determines the cost, so that they write into fixed buffers. Returns states
-    and cells [T, B, H] and the activated gates [T, B, 4H].
+    As in the GRU, the number of operations determines the cost, so they write into fixed buffers. Returns states and
+    cells [T, B, H] and the activated gates [T, B, 4H].
     """
     hidden_dim = start.shape[1]
     states, cells = (gates.new_empty(*gates.shape[:2], hidden_dim) for _ in range(2))

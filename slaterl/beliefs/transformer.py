@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,9 +17,8 @@ from slaterl.errors import UserError
 class TransformerBelief(EmbeddedFrames):
     """Layers of attention over the embedded frames, with a layer norm at the end.
 
-    In each layer a frame attends to itself and the K - 1 frames before it. So a cache of K keys and values per layer is
-    all that acting needs, and L layers see L * (K - 1) frames back. The memory is the state, the cache, and the number
-    of frames so far.
+    In each layer a frame attends to itself and the K - 1 frames before it. So L layers see L * (K - 1) frames back.
+    The memory is the state, a cache of K keys and values for each layer, and the number of frames so far.
 
     Args:
         item_dim: width of the item embeddings.
@@ -102,9 +100,10 @@ class AttentionLayer(nn.Module):
 
     def attend(self, queries: Tensor, pairs: Tensor, bias: Tensor) -> Tensor:
         """Let queries [B, T, W] attend to pairs [B, U, 2W] with biases [(B,) heads, T, U]. Returns [B, T, W]."""
+        queries = queries * (self.heads / queries.shape[2]) ** 0.5
         q = queries.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, heads, T, W / heads]
         k, v = pairs.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        weight = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3]) + bias).softmax(3)
+        weight = (q @ k.transpose(2, 3) + bias).softmax(3)
         return self.joined((weight @ v).transpose(1, 2).flatten(2))
 
     def after(self, hidden: Tensor, attended: Tensor) -> Tensor:

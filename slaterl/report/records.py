@@ -61,8 +61,8 @@ def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         parts.append(ranker)
     if result.get("compared_by"):
         parts.append(result["compared_by"])
-    if result.get("belief") == "none":
-        parts.append("oracle state")
+    if result.get("belief", "gru") != "gru":
+        parts.append({"none": "oracle state"}.get(result["belief"], result["belief"]))
     if result.get("test_users", 0) is None:
         parts.append("estimated by FQE")
     return " + ".join(parts)

@@ -75,7 +75,7 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
     parts = [cfg.agent.name]
     parts += [cfg.ranker.name] if "_target_" in cfg.ranker else []
     parts += [cfg.item_embeddings.name] if compares_items(cfg) else []
-    parts += ["oracle-state"] if cfg.belief.name == "none" else []
+    parts += [{"none": "oracle-state"}.get(cfg.belief.name, cfg.belief.name)] if cfg.belief.name != "gru" else []
     parts += [name] if name else []
     spec = {
         "env": env_spec(cfg.env),
