@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -20,10 +20,12 @@ class Belief(nn.Module):
     Attributes:
         state_dim: width of a state.
         sees_hidden: whether it reads the simulator's hidden state instead of observations.
+        shared: whether the actor reads the critics' belief, see `for_actor_and_critics`.
     """
 
     state_dim: int
     sees_hidden: ClassVar[bool] = False
+    shared: bool = False
 
     @property
     def memory_dim(self) -> int:
@@ -48,9 +50,51 @@ class Belief(nn.Module):
         raise NotImplementedError
 
 
-def states_of(beliefs: Sequence[Belief], batch: Trajectories) -> Tensor:
-    """Return the states of n beliefs of one class, [n, B, H, state]. The state at turn t has not seen the slate a_t."""
-    return type(beliefs[0]).read(beliefs, batch)
+class DetachedBelief(Belief):
+    """Another network's belief, read without a gradient. It has no parameters of its own."""
+
+    def __init__(self, source: Belief) -> None:
+        super().__init__()
+        self._source = [source]  # in a list, because its parameters belong to the other network
+        self.state_dim = source.state_dim
+
+    @property
+    def source(self) -> Belief:
+        return self._source[0]
+
+    @property
+    def memory_dim(self) -> int:
+        return self.source.memory_dim
+
+    def initial_state(self, num_users: int) -> Tensor:
+        return self.source.initial_state(num_users)
+
+    def step(self, observation: Observation | PrivilegedObservation, memory: Tensor) -> Tensor:
+        return self.source.step(observation, memory)
+
+
+def for_actor_and_critics(first: Belief, make: Callable[[], Belief]) -> tuple[Belief, Belief]:
+    """Return the beliefs of actor and critics: the first and a second one, which `make` makes.
+
+    If the first is to be shared, it is the critics', whose losses train it. The actor reads it without a gradient.
+    """
+    return (DetachedBelief(first), first) if first.shared else (first, make())
+
+
+def shares_beliefs(agent: nn.Module) -> bool:
+    """Return whether a network of the agent reads another's belief."""
+    return any(isinstance(part, DetachedBelief) for part in agent.modules())
+
+
+def states_of(beliefs: Sequence[Belief], batch: Trajectories) -> tuple[Tensor, ...]:
+    """Return the states [B, H, state] of n beliefs of one class. The state at turn t has not seen the slate a_t."""
+    sources = [belief.source if isinstance(belief, DetachedBelief) else belief for belief in beliefs]
+    read = list(dict.fromkeys(sources))  # each once
+    states = dict(zip(read, type(read[0]).read(read, batch).unbind(), strict=True))
+    return tuple(
+        states[source].detach() if isinstance(belief, DetachedBelief) else states[source]
+        for belief, source in zip(beliefs, sources, strict=True)
+    )
 
 
 class JoinedBeliefs:

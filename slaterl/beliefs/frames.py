@@ -27,6 +27,7 @@ class FrameBelief(Belief):
 
     Args:
         item_dim: E, width of the item embeddings (initialised from N(0, 1), learned).
+        shared: see Belief.
 
     Attributes:
         weight_ih, bias_ih: the first layer, weight_ih x + bias_ih, [O, S * (E + 1)] and [O]. A subclass makes them.
@@ -35,9 +36,9 @@ class FrameBelief(Belief):
     weight_ih: nn.Parameter
     bias_ih: nn.Parameter
 
-    def __init__(self, num_items: int, item_dim: int, state_dim: int) -> None:
+    def __init__(self, num_items: int, item_dim: int, state_dim: int, shared: bool) -> None:
         super().__init__()
-        self.state_dim = state_dim
+        self.state_dim, self.shared = state_dim, shared
         self.item_embeddings = nn.Parameter(torch.randn(num_items, item_dim))
 
     def initial_state(self, num_users: int) -> Tensor:
@@ -75,8 +76,8 @@ class EmbeddedFrames(FrameBelief):
         width: W, of an embedding.
     """
 
-    def __init__(self, num_items: int, slate_size: int, item_dim: int, width: int) -> None:
-        super().__init__(num_items, item_dim, width)
+    def __init__(self, num_items: int, slate_size: int, item_dim: int, width: int, shared: bool) -> None:
+        super().__init__(num_items, item_dim, width, shared)
         inputs = slate_size * (item_dim + 1)
         bound = 1 / math.sqrt(inputs)  # as in torch.nn.Linear
         self.weight_ih, self.bias_ih = uniform(bound, width, inputs), uniform(bound, width)

@@ -30,6 +30,7 @@ class LRUBelief(EmbeddedFrames):
         hidden_dim: W, width of the embedded frames and of the state, and number of complex units in a layer.
         layers: number of layers.
         min_radius, max_radius: range of |lambda| at the start. A unit with |lambda| = 0.99 remembers 100 turns.
+        shared: see Belief.
 
     Raises:
         UserError: min_radius is not below max_radius.
@@ -47,10 +48,11 @@ class LRUBelief(EmbeddedFrames):
         layers: Count,
         min_radius: Discount,
         max_radius: Discount,
+        shared: bool = False,
     ) -> None:
         if min_radius >= max_radius:
             raise UserError(f"belief.min_radius={min_radius}: must be below belief.max_radius={max_radius}")
-        super().__init__(num_items, slate_size, item_dim, hidden_dim)
+        super().__init__(num_items, slate_size, item_dim, hidden_dim, shared)
         self.layers = nn.ModuleList(LinearRecurrence(hidden_dim, min_radius, max_radius) for _ in range(layers))  # type: ignore[assignment] # it is a sequence
         self.norm = nn.LayerNorm(hidden_dim)
 

@@ -19,10 +19,13 @@ class MeanBelief(EmbeddedFrames):
         item_dim: width of the item embeddings.
         hidden_dim: width of the embedded frames, and so of the state.
         decay: 1 is the plain mean; below 1, frames further back count less.
+        shared: see Belief.
     """
 
-    def __init__(self, *, num_items: int, slate_size: int, item_dim: Count, hidden_dim: Count, decay: Share) -> None:
-        super().__init__(num_items, slate_size, item_dim, hidden_dim)
+    def __init__(
+        self, *, num_items: int, slate_size: int, item_dim: Count, hidden_dim: Count, decay: Share, shared: bool = False
+    ) -> None:
+        super().__init__(num_items, slate_size, item_dim, hidden_dim, shared)
         self.decay = decay
 
     @property

@@ -21,12 +21,15 @@ class RecurrentBelief(FrameBelief):
     Args:
         item_dim: E, width of the item embeddings (initialised from N(0, 1), learned).
         hidden_dim: H, width of the state.
+        shared: see Belief.
     """
 
     GATES: ClassVar[int]
 
-    def __init__(self, *, num_items: int, slate_size: int, item_dim: Count, hidden_dim: Count) -> None:
-        super().__init__(num_items, item_dim, hidden_dim)
+    def __init__(
+        self, *, num_items: int, slate_size: int, item_dim: Count, hidden_dim: Count, shared: bool = False
+    ) -> None:
+        super().__init__(num_items, item_dim, hidden_dim, shared)
         bound = 1 / math.sqrt(hidden_dim)
         self.weight_ih = uniform(bound, self.GATES * hidden_dim, slate_size * (item_dim + 1))
         self.weight_hh = uniform(bound, self.GATES * hidden_dim, hidden_dim)

@@ -25,6 +25,7 @@ class TransformerBelief(EmbeddedFrames):
         hidden_dim: W, width of the embedded frames and of the state.
         layers, heads: L, and attention heads in a layer.
         context: K, in frames.
+        shared: see Belief.
 
     Raises:
         UserError: hidden_dim is not a multiple of heads.
@@ -42,10 +43,11 @@ class TransformerBelief(EmbeddedFrames):
         layers: Count,
         heads: Count,
         context: Count,
+        shared: bool = False,
     ) -> None:
         if hidden_dim % heads:
             raise UserError(f"belief.hidden_dim={hidden_dim}: must be a multiple of belief.heads={heads}")
-        super().__init__(num_items, slate_size, item_dim, hidden_dim)
+        super().__init__(num_items, slate_size, item_dim, hidden_dim, shared)
         self.context = context
         self.layers = nn.ModuleList(AttentionLayer(hidden_dim, heads, context) for _ in range(layers))  # type: ignore[assignment] # it is a sequence
         self.norm = nn.LayerNorm(hidden_dim)

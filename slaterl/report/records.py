@@ -119,6 +119,8 @@ def settings_of(record: Record) -> dict[str, Any]:
         file = Path(record.result["checkpoint"])
         return {"checkpoint": f"{file.parent.name}/{file.name}", **precision}
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
+    if "belief" in parts:
+        parts["belief"] = {"shared": False, **parts["belief"]}  # older runs had no such setting
     parts |= precision
     if record.result.get("compared_by"):
         parts["item_embeddings"] = record.config["item_embeddings"]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from slaterl.beliefs import frames
-from slaterl.beliefs.base import JoinedBeliefs, states_of
+from slaterl.beliefs.base import JoinedBeliefs, for_actor_and_critics, states_of
 from slaterl.beliefs.frames import FrameBelief
 from slaterl.beliefs.lru import linear_scan
 from slaterl.beliefs.lstm import lstm_scan
@@ -99,16 +99,16 @@ def test_it_matters_which_item_was_clicked(name: str, changes: dict[str, Any], b
 def test_several_beliefs_at_once_are_each_alone(name: str, changes: dict[str, Any], batch: Trajectories) -> None:
     several = [built(name, changes, seed) for seed in range(2)]
     parameters = [parameter for belief in several for parameter in belief.parameters()]
-    together = states_of(several, batch)
+    together = torch.stack(states_of(several, batch))
     weights = torch.randn(together.shape, generator=stream(1, "cotangent"), dtype=torch.float64)
-    alone = torch.cat([states_of([belief], batch) for belief in several])
+    alone = torch.stack([states_of([belief], batch)[0] for belief in several])
     assert not torch.allclose(alone[0], alone[1])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-14)
     found, expected = (torch.autograd.grad((states * weights).sum(), parameters) for states in (together, alone))
     assert all(part.any() for part in found)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(states_of(several, batch), together, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(torch.stack(states_of(several, batch)), together, rtol=1e-12, atol=1e-14)
 
     joined = JoinedBeliefs(several)
     memory = joined.initial_state(BATCH)
@@ -142,6 +142,26 @@ def test_gradients(name: str, changes: dict[str, Any], frames_per_item: int, mon
                 parameter += move * change
             ends.append(value())
     assert slope.item() == pytest.approx(((ends[0] - ends[1]) / (2 * step)).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OF_FRAMES)
+def test_a_shared_belief_is_read_once(name: str, batch: Trajectories, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = built(name, {"shared": True})
+    actor, critic = for_actor_and_critics(first, pytest.fail)
+    assert critic is first and not list(actor.parameters()) and not actor.state_dict()
+    counts, read = [], type(first).read
+    monkeypatch.setattr(type(first), "read", lambda beliefs, batch: counts.append(len(beliefs)) or read(beliefs, batch))
+    of_critic, of_actor = states_of([critic, actor], batch)
+    assert counts == [1] and torch.equal(of_critic, of_actor)
+    (alone,) = states_of([actor], batch)
+    assert not alone.requires_grad and torch.equal(alone, of_actor)
+    weights = [torch.randn(of_actor.shape, generator=stream(i, "cotangent"), dtype=torch.float64) for i in range(2)]
+    loss = (of_critic * weights[0]).sum()
+    parameters = list(first.parameters())
+    found = torch.autograd.grad(loss + (of_actor * weights[1]).sum(), parameters, retain_graph=True)
+    assert all(map(torch.equal, found, torch.autograd.grad(loss, parameters)))
+    memory = actor.step(seen(batch, 0), actor.initial_state(BATCH))
+    torch.testing.assert_close(actor.state_of(memory), of_actor[:, 0], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", OF_FRAMES)

@@ -508,6 +508,8 @@ def test_online_from_offline(home: Path) -> None:
         make(home, "agent=td3", f"init_from={start}", *sizes)
     with pytest.raises(UserError, match=r"learned with ranker.unique=false"):
         make(home, f"init_from={start}", "ranker.unique=true", *sizes)
+    with pytest.raises(UserError, match=r"init_from=.*best.ckpt: agent=cql has another belief.shared; give the same"):
+        make(home, f"init_from={start}", "belief.shared=true", *sizes)
     with pytest.raises(UserError, match="another ranker"):
         make(home, f"init_from={start}", "ranker_seed=4", *sizes)
     with pytest.raises(UserError, match=r"init_from=.*best.ckpt: .* env.boredom_threshold is 2 there, but 3 here"):
