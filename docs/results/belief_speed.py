@@ -4,7 +4,7 @@
     python docs/results/belief_speed.py td3_bc 256 --rounds 5 stage=offline
 
 Other arguments are settings. Medians are of the processor time of this process, on one core, so that other work on the
-machine counts less. Wall-clock time on an idle machine is about the same.
+machine counts less.
 """
 
 from __future__ import annotations
