@@ -29,7 +29,7 @@ from slaterl.rollout import Policy, rollout
 from slaterl.seeds import stream
 from slaterl.user_models.ensemble import Ensemble
 from slaterl.user_models.env import LearnedEnv
-from tests.agents.test_contract import PAIRS, RANKERS, VARIANTS, build, learners, serve, settings
+from tests.agents.test_contract import PAIRS, RANKERS, VARIANTS, WITH_BELIEFS, build, learners, serve, settings
 from tests.helpers import ITEMS, SLOTS, TURNS, tiny_gems, tiny_trajectories
 from tests.meta import META, OnMeta, Stream, check_learns, to_meta
 from tests.user_models.made import save_tiny_user_model, tiny_member, tiny_sessions
@@ -39,7 +39,7 @@ SHORT = "env.episode_length=5"  # each turn takes as long as any other
 OF_THE_CPU = torch.arange(2)
 CASES = [
     *((agent, ranker, "") for agent, ranker in PAIRS),
-    *((agent, None, more) for agent, more in VARIANTS),
+    *((agent, None, more) for agent, more in VARIANTS + WITH_BELIEFS),
     *(("sac", ranker, "ranker.unique=true") for ranker in RANKERS if ranker != "top_k"),  # whose slates never repeat
 ]
 HEURISTICS = sorted({file.stem for file in (CONF / "agent").glob("*.yaml")} - {*learners(), *learners(offline=True)})

@@ -79,10 +79,12 @@ class BeliefPolicy:
         self.sees_hidden = agent.sees_hidden
 
     def reset(self, num_users: int) -> None:
-        self.state = self.agent.acting_belief.initial_state(num_users)
+        self.memory = self.agent.acting_belief.initial_state(num_users)
 
     def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
-        self.state = self.agent.acting_belief.step(observation, self.state)
+        belief = self.agent.acting_belief
+        self.memory = belief.step(observation, self.memory)
+        self.state = belief.state_of(self.memory)
         return self.agent.decide(self.state, observation, None if deterministic else self.generator)
 
 

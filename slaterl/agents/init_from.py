@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.base import Agent, LatentAgent
+from slaterl.beliefs.base import shares_beliefs
 from slaterl.errors import UserError
 
 BOX = ("ranker.center", "ranker.half_width")
@@ -45,6 +46,8 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
                 f"init_from={source}: the policy of agent={name} returns {there}, but this agent needs {here}; "
                 f"agent={fitting} can start from it"
             )
+    if state["config"]["belief"].get("shared", False) != shares_beliefs(agent):
+        raise UserError(f"init_from={source}: agent={name} has another belief.shared; give the same")
     shared = {part for part in _parts(networks) if part in _parts(given)}
     for key in sorted(key for key in networks | set(given) if key.split(".")[0] in shared):
         shapes = [list(where[key].shape) if key in where else None for where in (given, own)]

@@ -2,128 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch import Tensor
 
-from slaterl.beliefs.base import Belief
-from slaterl.bounds import Count
-from slaterl.data.trajectories import Trajectories
+from slaterl.beliefs.recurrent import RecurrentBelief
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.layers import first_derivative_only, layers, outer, product
-
-FRAMES_PER_ITEM = 6  # measured: from here on, a table of all items' input gates is faster
+from slaterl.layers import first_derivative_only, outer, product
 
 
-class GRUBelief(Belief):
-    """Belief state h_t [B, H] after observations 0..t, with its own item embeddings.
+class GRUBelief(RecurrentBelief):
+    """Belief state h_t [B, H] after observations 0..t, as of torch.nn.GRU. Its memory is the state."""
 
-    The input of turn t is the item embedding and the click of each slot, S * (E + 1) numbers. Equations, parameter
-    names, shapes and initialisation match torch.nn.GRU.
+    GATES: ClassVar = 3  # reset, update, new
 
-    Args:
-        item_dim: E, width of the item embeddings (initialised from N(0, 1), learned).
-        hidden_dim: H, width of the state.
-    """
+    def step(self, observation: Observation | PrivilegedObservation, memory: Tensor) -> Tensor:
+        inputs = self.inputs_of(observation)
+        return torch.gru_cell(inputs, memory, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
 
-    def __init__(self, *, num_items: int, slate_size: int, item_dim: Count, hidden_dim: Count) -> None:
-        super().__init__()
-        self.state_dim = hidden_dim
-        bound = 1 / math.sqrt(hidden_dim)
-
-        def uniform(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-
-        self.item_embeddings = nn.Parameter(torch.randn(num_items, item_dim))
-        self.weight_ih = uniform(3 * hidden_dim, slate_size * (item_dim + 1))
-        self.weight_hh = uniform(3 * hidden_dim, hidden_dim)
-        self.bias_ih = uniform(3 * hidden_dim)
-        self.bias_hh = uniform(3 * hidden_dim)
-
-    def initial_state(self, num_users: int) -> Tensor:
-        """Return the state [B, H] before the first observation."""
-        return self.weight_hh.new_zeros(num_users, self.state_dim)
-
-    def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
-        items = self.item_embeddings.index_select(0, observation.slate.reshape(-1).long())
-        items = items.view(*observation.slate.shape, -1)  # [B, S, E]
-        inputs = torch.cat([items, observation.clicks.unsqueeze(2).to(items.dtype)], dim=2).flatten(1)
-        return torch.gru_cell(inputs, state, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-
-    @classmethod
-    def read(cls, beliefs: Sequence[GRUBelief], batch: Trajectories) -> Tensor:  # type: ignore[override] # see states_of
-        batch = batch.blanked()  # so that not even the order of the sums in a gradient depends on padding
-        return unroll(beliefs, batch.slates[:, :-1], batch.clicks[:, :-1])
-
-    def forward(self, slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
-        """Return the states [B, T, H] after each of T frames of B trajectories (slates and clicks [B, T, S])."""
-        return unroll([self], slates, clicks, state)[0]
-
-    @property
-    def weights_by_slot(self) -> tuple[Tensor, Tensor]:
-        """The input weights of the items [3H, S, E] and of the clicks [3H, S]."""
-        by_slot = self.weight_ih.unflatten(1, (-1, self.item_embeddings.shape[1] + 1))
-        return by_slot[..., :-1], by_slot[..., -1]
-
-
-def unroll(beliefs: Sequence[GRUBelief], slates: Tensor, clicks: Tensor, state: Tensor | None = None) -> Tensor:
-    """Return the states of n beliefs of one size over the same frames, [n, B, T, H], in one scan.
-
-    n GRUs of H units are one GRU of n * H units with block-diagonal recurrent weights. The cost of a scan depends on
-    the number of its operations and hardly on their size, so two beliefs take as long as one.
-
-    Args:
-        slates, clicks: [B, T, S].
-        state: [B, H] to start from; zeros if not given.
-    """
-    count, hidden_dim = len(beliefs), beliefs[0].state_dim
-    weights = [belief.weight_hh.unflatten(0, (3, hidden_dim)) for belief in beliefs]
-    weight_hh = torch.cat([torch.block_diag(*(weight[gate] for weight in weights)) for gate in range(3)])
-    bias_hh = _side_by_side([belief.bias_hh for belief in beliefs])
-    if state is None:
-        state = beliefs[0].initial_state(len(slates))
-    gates = input_gates(beliefs, slates.transpose(0, 1), clicks.transpose(0, 1))
-    states = gru_scan(gates, state.repeat(1, count), weight_hh, bias_hh)
-    return states.unflatten(2, (count, hidden_dim)).permute(2, 1, 0, 3)
-
-
-def input_gates(beliefs: Sequence[GRUBelief], slates: Tensor, clicks: Tensor) -> Tensor:
-    """Return the part of the gates that depends on the input, W_ih x + b_ih, of n beliefs: [T, B, 3nH], gate by gate.
-
-    An item in a slot always adds the same 3H numbers. With many frames it pays to compute them once for each item and
-    slot, and to add rows of this table. With few frames it pays to compute only those that occur.
-
-    Args:
-        slates, clicks: [T, B, S].
-    """
-    turns, users, slots = slates.shape
-    items = slates.reshape(-1, slots).long()
-    weights = [belief.weights_by_slot for belief in beliefs]
-    num_items = len(beliefs[0].item_embeddings)
-    parts = []  # of the items and the bias
-    if len(items) >= FRAMES_PER_ITEM * num_items:
-        for belief, (of_items, _) in zip(beliefs, weights, strict=True):
-            table = belief.item_embeddings @ of_items.permute(1, 2, 0) + belief.bias_ih / slots
-            parts.append(table.flatten(0, 1))  # [S * N, 3H]
-        places = items + num_items * torch.arange(slots, device=items.device)
-        of_slates = embedding_bag(places, _side_by_side(parts, dim=1), mode="sum")
-    else:
-        for belief, (of_items, _) in zip(beliefs, weights, strict=True):
-            inputs = belief.item_embeddings.index_select(0, items.flatten()).view(len(items), -1)  # [T * B, S * E]
-            parts.append(layers([inputs], [of_items.flatten(1), belief.bias_ih]))
-        of_slates = _side_by_side(parts, dim=1)
-    clicked = clicks.reshape(-1, slots).to(of_slates.dtype)
-    of_clicks = _side_by_side([of_click for _, of_click in weights])
-    return torch.addmm(of_slates, clicked, of_clicks.t()).view(turns, users, -1)
-
-
-def _side_by_side(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Join a dimension of 3H, gate by gate: n tensors [..., 3H, ...] -> [..., 3nH, ...]."""
-    return torch.stack([part.unflatten(dim, (3, -1)) for part in parts], dim + 1).flatten(dim, dim + 2)
+    @staticmethod
+    def scan(gates: Tensor, start: Sequence[Tensor], weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
+        return gru_scan(gates, start[0], weight_hh, bias_hh)
 
 
 def gru_scan(gates: Tensor, start: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.losses import continuing_turns, mean, valid_turns
 from slaterl.agents.offline.base import with_actions
-from slaterl.beliefs.base import Belief, states_of
+from slaterl.beliefs.frames import FrameBelief
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
@@ -151,7 +151,7 @@ class FittedQ(Learner):
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         sizes = dict(num_items=num_items, slate_size=data.slates.shape[2], item_dim=20, hidden_dim=20)
-        beliefs = [GRUBelief(**sizes) for _ in range(members)]
+        beliefs = [GRUBelief(shared=False, **sizes) for _ in range(members)]
         networks = [mlp(20 + data.actions.shape[2] + 1, [hidden, hidden], 1) for _ in range(members)]
         with torch.no_grad():
             for network in networks:  # the first guess is the mean of the data
@@ -204,7 +204,7 @@ class FittedQ(Learner):
 
     def states(self, data: Trajectories) -> Tensor:
         """Return the members' states before each turn of B trajectories, [M, B, H, 20]."""
-        return states_of(cast(list[Belief], list(self.beliefs)), data)
+        return GRUBelief.read(cast(list[FrameBelief], list(self.beliefs)), data)
 
     def values(self, of: nn.ModuleList, states: Tensor, action: Tensor) -> Tensor:
         """Return m [M, B, H] at states [M, B, H, 20] and actions [B, H, A]."""
@@ -223,11 +223,12 @@ def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
     found = []
     for start in range(0, len(data), 512):
         part = data[start : start + 512]
-        state = agent.acting_belief.initial_state(len(part))
+        belief = agent.acting_belief
+        memory = belief.initial_state(len(part))
         turns = []
         for slate, clicks in zip(part.slates[:, :-1].unbind(1), part.clicks[:, :-1].unbind(1), strict=True):
-            state = agent.acting_belief.step(Observation(slate.long(), clicks), state)
-            slate = agent.ranker.rank(agent.ranker.to_latent(agent.action(state, None)))
+            memory = belief.step(Observation(slate.long(), clicks), memory)
+            slate = agent.ranker.rank(agent.ranker.to_latent(agent.action(belief.state_of(memory), None)))
             turns.append(agent.ranker.action_of(slate))
         found.append(torch.stack(turns, dim=1))
     return torch.cat(found)

@@ -67,10 +67,10 @@ def method_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         parts.append(ranker)
     if result.get("compared_by"):
         parts.append(result["compared_by"])
-    if result.get("belief") == "none":
-        parts.append("oracle state")
+    if result.get("belief", "gru") != "gru":
+        parts.append({"none": "oracle state"}.get(result["belief"], result["belief"]))
     if result.get("test_users", 0) is None:
-        parts.append("estimated by FQE")
+        parts.append("estimated by the user model" if "test_members" in result else "estimated by FQE")
     return " + ".join(parts)
 
 
@@ -125,6 +125,8 @@ def settings_of(record: Record) -> dict[str, Any]:
         file = Path(record.result["checkpoint"])
         return {"checkpoint": f"{file.parent.name}/{file.name}", **precision}
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
+    if "belief" in parts:
+        parts["belief"] = {"shared": False, **parts["belief"]}  # older runs had no such setting
     parts |= precision
     if record.result.get("compared_by"):
         parts["item_embeddings"] = record.config["item_embeddings"]

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from slaterl.agents.base import Agent
 from slaterl.agents.heuristics import ConstantSlate
 from slaterl.agents.loading import LoadedPolicy, load_policy
+from slaterl.beliefs.base import shares_beliefs
 from slaterl.config.build import (
     AGENT_NODES,
     build_agent,
@@ -76,12 +77,12 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
     parts = [cfg.agent.name]
     parts += [cfg.ranker.name] if "_target_" in cfg.ranker else []
     parts += [cfg.item_embeddings.name] if compares_items(cfg) else []
-    parts += ["oracle-state"] if cfg.belief.name == "none" else []
+    parts += [{"none": "oracle-state"}.get(cfg.belief.name, cfg.belief.name)] if cfg.belief.name != "gru" else []
     parts += [name] if name else []
     spec = {
         "env": env_spec(cfg.env),
         "agent": _learner_spec(cfg.agent, stage),
-        "belief": settings_of(cfg.belief),
+        "belief": _belief_spec(cfg.belief),
         **ranker_spec(cfg, inputs),
         **before,
         **precision_spec(cfg),
@@ -89,6 +90,11 @@ def agent_run(cfg: DictConfig, stage: str, name: str, inputs: Mapping[str, Produ
     }
     full_name = "-".join([*parts, f"seed{cfg.seed}"])
     return Run(Path(cfg.paths.root), stage, cfg.env.name, full_name, spec, products=("result.json", "best.ckpt"))
+
+
+def _belief_spec(node: DictConfig) -> dict[str, Any]:
+    """Return a belief's settings. shared=false adds nothing, so that older runs keep their names."""
+    return {key: value for key, value in settings_of(node).items() if not (key == "shared" and value is False)}
 
 
 def _learner_spec(node: DictConfig, stage: str) -> dict[str, Any]:
@@ -102,10 +108,12 @@ def begin_agent(cfg: DictConfig, inputs: Mapping[str, Product]) -> tuple[Env, An
     """Build the simulator and the untrained agent.
 
     Raises:
-        UserError: the agent cannot use the given item embeddings.
+        UserError: the agent cannot use the given item embeddings, or has no two beliefs to share one.
     """
     env = simulator(cfg)
     agent = build_agent(nodes_of(cfg), env, cfg.seed)
+    if cfg.belief.get("shared") and not (isinstance(agent, Agent) and shares_beliefs(agent)):
+        raise UserError(f"belief.shared=true: agent={cfg.agent.name} has no belief for critics; leave it out")
     if "item_embeddings" in inputs and not hasattr(_that_compares(agent), "set_items"):
         name = type(_that_compares(agent)).__name__
         raise UserError(f"item_embeddings=mf: {name} has no method set_items to load them; use ideal")

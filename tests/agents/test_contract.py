@@ -74,6 +74,9 @@ PAIRS = [
     for ranker in (RANKERS if acts_through_a_ranker(agent) else [None])
 ]
 pairs = pytest.mark.parametrize(("agent", "ranker"), PAIRS)
+BELIEFS = [
+    f"belief={file.stem}" for file in sorted((CONF / "belief").glob("*.yaml")) if file.stem not in ("gru", "none")
+]
 # settings other than an agent's defaults
 VARIANTS = [
     ("slateq", "agent.serving=greedy agent.training=greedy env.diversity_penalty=3 env.diversity_threshold=2"),
@@ -87,6 +90,10 @@ VARIANTS = [
     ("plas", "agent.vae_share=0.1"),
     ("decision_transformer", "agent.heads=2 agent.context=3 agent.target_return=5"),
 ]
+# agents that read one belief, two in one pass, and two joined while they act
+WITH_BELIEFS = [(agent, belief) for agent in ("slate_bc", "sac", "td3_bc", "bcq") for belief in BELIEFS]
+SHARED = [(agent, "belief.shared=true") for agent in ("sac", "td3", "wolpertinger", "td3_bc", "iql", "bcq")]
+WITH_BELIEFS += [*SHARED, ("sac", "belief=transformer belief.shared=true")]
 
 
 def build(cfg: DictConfig) -> tuple[Agent, TopicRec]:
@@ -145,13 +152,19 @@ class Stopped(Exception):
     """Raised in the middle of training."""
 
 
-@pairs
+@pytest.mark.parametrize(
+    ("agent", "ranker", "more"),
+    [
+        *((agent, ranker, "") for agent, ranker in PAIRS),
+        *((agent, None, belief) for agent, belief in WITH_BELIEFS if agent in ("slate_bc", "sac", "td3_bc")),
+    ],
+)
 def test_trains_resumes_and_is_evaluated_from_its_checkpoint(
-    agent: str, ranker: str | None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: str, ranker: str | None, more: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slaterl.stages.agent.plot_curves", lambda *given: None)  # a second each
     through = copy_home(inputs, tmp_path / "through")
-    run_stage(settings(agent, ranker, f"paths.root={through}"))
+    run_stage(settings(agent, ranker, *more.split(), f"paths.root={through}"))
     stage, steps = stage_of(agent), {"online": 34, "offline": 11}[stage_of(agent)]
     (folder,) = (file.parent for file in through.glob(f"{stage}/*/*/result.json"))
     result, rows, last = outcome(folder)
@@ -170,14 +183,14 @@ def test_trains_resumes_and_is_evaluated_from_its_checkpoint(
             raise Stopped
         return update(self, batch)
 
-    cfg = settings(agent, ranker, f"paths.root={disturbed}")
+    cfg = settings(agent, ranker, *more.split(), f"paths.root={disturbed}")
     monkeypatch.setattr(target, "update", stopping)
     with pytest.raises(Stopped):
         run_stage(cfg)
     monkeypatch.setattr(target, "update", update)
     (other,) = (file.parent for file in disturbed.glob(f"{stage}/*/*/last.ckpt"))
     assert 0 < checkpoints.load(other / "last.ckpt", "agent")["learner"]["step"] < steps
-    run_stage(settings(agent, ranker, f"paths.root={disturbed}"))
+    run_stage(settings(agent, ranker, *more.split(), f"paths.root={disturbed}"))
     assert same(outcome(other), (result, rows, last))
 
     alone = tmp_path / "alone" / "some.ckpt"
@@ -222,7 +235,7 @@ def test_every_parameter_learns_or_rests(agent: str, ranker: str | None) -> None
     learns(settings(agent, ranker))
 
 
-@pytest.mark.parametrize(("agent", "more"), VARIANTS)
+@pytest.mark.parametrize(("agent", "more"), VARIANTS + WITH_BELIEFS)
 def test_variants_learn(agent: str, more: str) -> None:
     learns(settings(agent, None, *more.split()))
 
@@ -237,6 +250,35 @@ def test_item_embeddings_fit_or_are_refused(agent: str, ranker: str | None, item
     elif items != "scratch":  # scratch is the default of the group, so agents that ignore it accept it
         with pytest.raises(UserError, match="leave out item_embeddings"):
             build(cfg)
+
+
+@pytest.mark.parametrize(("agent", "more"), SHARED)
+def test_only_the_critics_train_a_shared_belief(agent: str, more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, env = build(settings(agent, None, more))
+    shared = {id(parameter) for parameter in built.critic_belief.parameters()}
+    stepped = {
+        name: {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} & shared
+        for name, optimizer in built.optim.items()
+    }
+    assert {name for name, found in stepped.items() if found} == {"critic"} and stepped["critic"] == shared
+    backward: dict[str, set[int]] = {}
+
+    def watched(name: str, loss: Tensor) -> None:
+        gradients = torch.autograd.grad(
+            loss, list(built.critic_belief.parameters()), retain_graph=True, allow_unused=True
+        )
+        backward[name] = {number for number, gradient in enumerate(gradients) if gradient is not None}
+        loss.backward(retain_graph=True)  # terms read the gradients
+
+    monkeypatch.setattr(built, "minimise", watched)
+    monkeypatch.setattr(built, "descend", lambda **losses: [watched(name, loss) for name, loss in losses.items()])
+    batch = serve(built, env)
+    if isinstance(built, OfflineAgent):
+        batch = built.prepare(with_actions(batch, built.ranker))
+    built.step = 2
+    built.update(batch)
+    assert len(backward) >= 2 and len(backward["critic"]) == len(shared)
+    assert not any(found for name, found in backward.items() if name != "critic")
 
 
 @pairs
@@ -347,6 +389,7 @@ def test_on_policy_takes_each_trajectory_once(agent: str, stop: int | None) -> N
         (["agent=td3_bc"], ["agent=td3_bc learns from a dataset", "stage=offline"]),
         (["agent=sac", "stage=offline"], ["agent=sac learns in the simulator", "stage=online"]),
         (["agent=bc", "stage=offline", "belief=none"], ["belief=none", "use belief=gru"]),
+        (["agent=dqn", "belief.shared=true"], ["belief.shared=true", "agent=dqn has no belief for critics"]),
         (["agent=bc", "stage=offline", "ranker=none"], ["agent=bc acts through a ranker"]),
         (["agent=slate_bc", "stage=offline", "belief=none"], ["belief=none", "use belief=gru"]),
         (["agent=slate_bc", "stage=offline", "ranker=gems"], ["agent=slate_bc chooses the items", "use ranker=none"]),

@@ -24,7 +24,7 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.paths import CONF
 from slaterl.seeds import stream
-from tests.agents.test_contract import VARIANTS, build, learners, same, serve, settings
+from tests.agents.test_contract import VARIANTS, WITH_BELIEFS, build, learners, same, serve, settings
 from tests.agents.test_offline_agents import tiny
 from tests.agents.test_sac import gradients
 from tests.helpers import ITEMS, tiny_trajectories
@@ -33,6 +33,7 @@ from tests.meta import META, OnMeta, check_learns, to_meta
 LENGTHS = [7, 3, 1, 5, 2, 4]
 CUT = [False, True, False, True, True, False]
 AGENTS = [(agent, "") for agent in learners() + learners(offline=True)] + VARIANTS
+AGENTS += [one for one in WITH_BELIEFS if one[0] == "sac"]
 OFFLINE = [one for one in AGENTS if one[0] in learners(offline=True)]  # rollouts are never truncated
 agents = pytest.mark.parametrize(("agent", "more"), AGENTS)
 BELIEFS = sorted(file.stem for file in (CONF / "belief").glob("*.yaml"))

@@ -19,7 +19,7 @@ from slaterl.agents.init_from import start_from
 from slaterl.agents.offline.action_vae import ActionVAE
 from slaterl.agents.offline.actor_critic import Turns
 from slaterl.agents.offline.awac import AWAC
-from slaterl.agents.offline.base import OfflineAgent, with_actions
+from slaterl.agents.offline.base import OfflineAgent, with_actions, with_labels
 from slaterl.agents.offline.bc import BC
 from slaterl.agents.offline.bcq import BCQ
 from slaterl.agents.offline.cal_ql import CalQL
@@ -832,7 +832,7 @@ def test_prepare_gives_actions_of_the_fitted_box(recorded: bool) -> None:
     agent, data = tiny(BC), tiny_trajectories(50)
     assert data.actions is not None
     data.actions /= 4  # those of the helper fill the box
-    own = data.actions if recorded else with_actions(data, tiny_gems()).actions
+    own = data.actions if recorded else with_labels(data, tiny_gems()).actions
     latent = tiny_gems().to_latent(own)
     prepared = agent.prepare(data if recorded else dataclasses.replace(data, actions=None))
     torch.testing.assert_close(prepared.actions, agent.ranker.to_action(latent), rtol=1e-4, atol=1e-4)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slaterl.beliefs import gru
-from slaterl.beliefs.gru import GRUBelief, gru_scan, unroll
+from slaterl.beliefs import frames as of_frames
+from slaterl.beliefs.gru import GRUBelief, gru_scan
 from slaterl.config.build import make, plain
 from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
@@ -70,7 +70,7 @@ def test_two_beliefs_in_one_scan(frames: tuple[Tensor, Tensor]) -> None:
         sizes = dict(num_items=ITEMS, slate_size=SLOTS, item_dim=4, hidden_dim=5)
         beliefs = [GRUBelief(**sizes).double() for _ in range(2)]
     weights = torch.randn(2, BATCH, TURNS, 5, generator=stream(1, "cotangent"), dtype=torch.float64)
-    together = unroll(beliefs, *frames)
+    together = GRUBelief.unroll(beliefs, *frames)
     found = torch.autograd.grad((together * weights).sum(), [*beliefs[0].parameters(), *beliefs[1].parameters()])
     alone = torch.stack([belief(*frames) for belief in beliefs])
     expected = torch.autograd.grad((alone * weights).sum(), [*beliefs[0].parameters(), *beliefs[1].parameters()])
@@ -87,8 +87,8 @@ def test_input_gates_from_a_table_or_without(frames: tuple[Tensor, Tensor], monk
     weights = torch.randn(TURNS, BATCH, 30, generator=stream(1, "cotangent"), dtype=torch.float64)
     found = []
     for frames_per_item in (0, 10**9):
-        monkeypatch.setattr(gru, "FRAMES_PER_ITEM", frames_per_item)
-        gates = gru.input_gates(beliefs, *(part.transpose(0, 1) for part in frames))
+        monkeypatch.setattr(of_frames, "FRAMES_PER_ITEM", frames_per_item)
+        gates = of_frames.first_layers(beliefs, *(part.transpose(0, 1) for part in frames), gates=3)
         found.append([gates, *torch.autograd.grad((gates * weights).sum(), parameters)])
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
 

@@ -214,9 +214,9 @@ def test_acting_reads_what_training_reads() -> None:
 def test_several_beliefs_read_the_same() -> None:
     policy, data = watched()
     beliefs = [OracleState(env=policy.env) for _ in range(2)]
-    states = states_of(beliefs, data)
+    states = torch.stack(states_of(beliefs, data))
     assert states.shape == (2, USERS, TURNS, DIM + TOPICS)
-    assert torch.equal(states[0], states[1]) and torch.equal(states[:1], states_of(beliefs[:1], data))
+    assert torch.equal(states[0], states[1]) and torch.equal(states[0], states_of(beliefs[:1], data)[0])
     joined = JoinedBeliefs(beliefs)
     seen = PrivilegedObservation(*policy.observations[2], policy.told[2])
     both = joined.step(seen, joined.initial_state(USERS))

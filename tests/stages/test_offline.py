@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from slaterl.agents.loading import load_policy
-from slaterl.agents.offline.base import OfflineAgent, with_actions
+from slaterl.agents.offline.base import OfflineAgent, with_actions, with_labels
 from slaterl.config.build import build_env
 from slaterl.data import trajectories
 from slaterl.data.trajectories import Trajectories
@@ -461,7 +461,7 @@ def test_labels(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     make(home, *source, "offline.actions=encoded")
     assert "offline.actions" not in told(capsys)
     data, ranker = read(home, "medium"), load_policy(agent_run(home) / "best.ckpt").policy.agent.ranker  # type: ignore[attr-defined]
-    read_back = with_actions(data, ranker).actions
+    read_back = with_labels(data, ranker).actions
     assert data.actions is not None and read_back is not None and not torch.equal(data.actions, read_back)
     for actions, expected in zip(found, (data.actions, data.actions, read_back), strict=True):
         torch.testing.assert_close(actions, expected)
@@ -518,6 +518,8 @@ def test_online_from_offline(home: Path) -> None:
         make(home, "agent=td3", f"init_from={start}", *sizes)
     with pytest.raises(UserError, match=r"learned with ranker.unique=false"):
         make(home, f"init_from={start}", "ranker.unique=true", *sizes)
+    with pytest.raises(UserError, match=r"init_from=.*best.ckpt: agent=cql has another belief.shared; give the same"):
+        make(home, f"init_from={start}", "belief.shared=true", *sizes)
     with pytest.raises(UserError, match="another ranker"):
         make(home, f"init_from={start}", "ranker_seed=4", *sizes)
     with pytest.raises(UserError, match=r"init_from=.*best.ckpt: .* env.boredom_threshold is 2 there, but 3 here"):

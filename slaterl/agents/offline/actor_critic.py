@@ -20,7 +20,7 @@ from slaterl.agents.losses import (
     valid_turns,
 )
 from slaterl.agents.offline.base import MakeBelief, OfflineAgent, gradient_norm
-from slaterl.beliefs.base import states_of
+from slaterl.beliefs.base import for_actor_and_critics, states_of
 from slaterl.console import note
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import LOG_STD_MIN, Critics, tanh_gaussian, target_of
@@ -102,7 +102,7 @@ class OfflineActorCritic(OfflineAgent):
     ) -> None:
         super().__init__(ranker, belief, generator)
         self.gamma, self.reward_scale, self.tau = gamma, reward_scale, tau
-        self.critic_belief = belief()
+        self.actor_belief, self.critic_belief = for_actor_and_critics(self.actor_belief, belief)
         self.state_dim, self.action_dim = self.actor_belief.state_dim, ranker.action_dim
         self.register_buffer("mean_return", torch.tensor(torch.inf))
         self.warned = False

@@ -22,7 +22,7 @@ from slaterl.agents.losses import (
     temperature_loss,
     valid_turns,
 )
-from slaterl.beliefs.base import Belief, states_of
+from slaterl.beliefs.base import Belief, for_actor_and_critics, states_of
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import Critics, frozen, gaussian_action, mlp, polyak, tanh_gaussian, target_of
@@ -83,7 +83,7 @@ class SAC(LatentAgent):
         self.target_entropy = -target_entropy_scale * ranker.action_dim
         self.generators["update"] = generator
 
-        self.actor_belief, self.critic_belief = belief(), belief()
+        self.actor_belief, self.critic_belief = for_actor_and_critics(belief(), belief)
         state_dim = self.actor_belief.state_dim
         self.actor = mlp(state_dim, pi_hidden, 2 * ranker.action_dim)
         self.critics = Critics(num_critics, state_dim + ranker.action_dim, q_hidden, layer_norm)

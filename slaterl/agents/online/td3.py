@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.losses import bootstrap, continuing_turns, mean, smoothed, valid_turns
-from slaterl.beliefs.base import Belief, states_of
+from slaterl.beliefs.base import Belief, for_actor_and_critics, states_of
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.networks import Critics, frozen, mlp, polyak, target_of
@@ -67,7 +67,7 @@ class TD3(LatentAgent):
         self.exploration_noise, self.target_noise, self.noise_clip = exploration_noise, target_noise, noise_clip
         self.generators["update"] = generator
 
-        self.actor_belief, self.critic_belief = belief(), belief()
+        self.actor_belief, self.critic_belief = for_actor_and_critics(belief(), belief)
         state_dim = self.actor_belief.state_dim
         self.actor = mlp(state_dim, pi_hidden, ranker.action_dim)
         self.critics = Critics(2, state_dim + ranker.action_dim, q_hidden, layer_norm)
