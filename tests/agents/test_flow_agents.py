@@ -143,6 +143,46 @@ def test_diffusion_ends_in_noise_and_comes_back(steps: int) -> None:
     assert not list(diffusion.state_dict())
 
 
+# --- few steps
+
+
+def kept_by_diffusion(steps: int, deviation: float) -> float:
+    """Share of the deviation of Gaussian data that T steps with the best prediction return."""
+    diffusion, noise = Diffusion(steps), torch.randn(steps, 100_000, generator=stream(0, "noise"))
+
+    def best(x: Tensor, step: Tensor) -> Tensor:  # E[noise | x]
+        keep, spread = diffusion.keep[step], diffusion.spread[step]
+        return spread * x / ((keep * deviation) ** 2 + spread**2)
+
+    return diffusion.denoised(best, noise).std().item() / deviation
+
+
+def kept_by_flow(steps: int, deviation: float) -> float:
+    """The same share for Euler steps along the exact velocity."""
+    agent, noise = tiny(FQL, flow_steps=steps), torch.randn(50_000, LATENT, generator=stream(0, "noise"))
+
+    def exact(state: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        return x * (time * deviation**2 - (1 - time)) / ((1 - time) ** 2 + (time * deviation) ** 2)
+
+    agent.flow.forward = exact
+    return agent.flow_action(noise, noise).std().item() / deviation
+
+
+@pytest.mark.parametrize(
+    ("kept", "steps", "wide", "narrow"),
+    [
+        (kept_by_diffusion, 5, 0.55, 0.36),
+        (kept_by_diffusion, 20, 0.81, 0.71),
+        (kept_by_flow, 10, 0.85, 0.77),
+        (kept_by_flow, 20, 0.92, 0.88),
+    ],
+)
+def test_few_steps_make_narrow_policies(kept: Any, steps: int, wide: float, narrow: float) -> None:
+    """For actions that deviate by 0.4 and by 0.2. docs/agents/offline_critics.md says these numbers."""
+    assert kept(steps, 0.4) == pytest.approx(wide, abs=0.01)
+    assert kept(steps, 0.2) == pytest.approx(narrow, abs=0.01)
+
+
 # --- two modes
 
 

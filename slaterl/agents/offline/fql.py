@@ -22,10 +22,10 @@ from slaterl.rankers.base import Ranker
 class FQL(OfflineActorCritic):
     """A flow policy of the data, and a one-step policy mu(s, z), z ~ N(0, 1) (algorithm 1 of the paper).
 
-    The flow's velocity v minimises (v(s, x_t, t) - (a - x_0))^2, x_t = (1 - t) * x_0 + t * a, x_0 ~ N(0, 1).
-    Following it from z for `flow_steps` Euler steps gives flow(s, z), which is distributed as the data's
-    actions. The one-step policy minimises alpha * (mu(s, z) - flow(s, z))^2 - Q(s, mu(s, z)) / mean |Q|.
-    So no gradient goes through the steps of the flow.
+    The flow's velocity v minimises (v(s, x_t, t) - (a - x_0))^2. Here x_t = (1 - t) * x_0 + t * a and x_0 ~ N(0, 1).
+    Following it from z for `flow_steps` Euler steps gives flow(s, z), which is distributed as the data's actions.
+    The one-step policy minimises alpha * (mu(s, z) - flow(s, z))^2 - Q(s, mu(s, z)) / mean |Q|. So no gradient goes
+    through the steps of the flow.
 
     Critics learn y = r + gamma * Q'(s', mu(s', z')). Q is the mean of the critics, in targets and for the policy.
 
