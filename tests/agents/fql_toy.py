@@ -80,5 +80,5 @@ if __name__ == "__main__":
         for alpha in (0.3, 1.0, 3.0, 10.0):
             print(row(FQL, seed, alpha=alpha, flow_steps=10), flush=True)
         for eta in (1.0, 0.3, 0.1, 0.03):
-            print(row(DiffusionQL, seed, eta=eta, steps=5, candidates=50, decay_steps=100_000), flush=True)
+            print(row(DiffusionQL, seed, eta=eta, steps=5, candidates=10, decay_steps=100_000), flush=True)
         print(row(TD3BC, seed, alpha=2.5, policy_delay=2, target_noise=0.2, noise_clip=0.5), flush=True)

@@ -108,6 +108,8 @@ def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
             for member in (*agent.critics.members, *agent.target_critics.members):
                 member[-1].weight.mul_(3)
             agent.critics.members[0][-1].bias.add_(0.45)
+        if kind is DiffusionQL:
+            agent.critics.members[0][-1].bias.sub_(1.0)
         if kind is IQL:
             agent.value[-1].bias.sub_(1.4)
         if kind is CalQL:  # some values are above the returns, and some below
