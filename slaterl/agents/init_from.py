@@ -38,6 +38,12 @@ def start_from(agent: Agent, state: dict[str, Any], source: str) -> None:
             f"init_from={source}: the policy of agent={name} acts through its VAE, which no online agent has; "
             "start from another agent, such as td3_bc or cal_ql"
         )
+    if "flow" in _parts(given) - _parts(own):
+        raise UserError(
+            f"init_from={source}: the policy of agent={name} makes actions from noise; use agent=fql_online to go on"
+        )
+    if "flow" in _parts(own) - _parts(given):
+        raise UserError(f"init_from={source}: agent=fql_online goes on from agent=fql only, not from agent={name}")
     if isinstance(agent, LatentAgent) and _shape(given, "ranker.center") == _shape(own, "ranker.center"):
         there, here = (_gives(where, agent.ranker.action_dim) for where in (given, own))
         if there != here and _shape(given, "actor.0.weight")[1:] == _shape(own, "actor.0.weight")[1:]:

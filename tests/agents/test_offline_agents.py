@@ -25,6 +25,8 @@ from slaterl.agents.offline.bcq import BCQ
 from slaterl.agents.offline.cal_ql import CalQL
 from slaterl.agents.offline.cql import CQL
 from slaterl.agents.offline.decision_transformer import Context, DecisionTransformer
+from slaterl.agents.offline.diffusion_ql import DiffusionQL
+from slaterl.agents.offline.fql import FQL
 from slaterl.agents.offline.iql import IQL
 from slaterl.agents.offline.plas import PLAS
 from slaterl.agents.offline.rebrac import ReBRAC
@@ -76,8 +78,11 @@ SETTINGS: dict[type, dict[str, Any]] = {
     EDAC: dict(SOFT, **PLAIN, num_critics=3, eta=2.0, turns=3),
     BCQ: dict(candidates=4, acting_candidates=5, weight_of_min=0.75, phi=0.3, latent_clip=0.5, vae_hidden=[10]),
     PLAS: dict(weight_of_min=0.75, max_latent=1.5, vae_hidden=[10], vae_lr=2e-3, vae_share=0.5, max_steps=2),
+    FQL: dict(alpha=0.7, flow_steps=3),
+    DiffusionQL: dict(PLAIN, steps=4, eta=0.6, candidates=5, decay_steps=100),
 }
 BY_THE_FIRST = (TD3BC, BCQ, IQL, PLAS)  # the policy's critic; the others read the minimum
+BY_THE_MEAN = (FQL, DiffusionQL)
 LEARNERS = [kind for kind in SETTINGS if kind not in (BC, EDAC)]
 
 
@@ -97,11 +102,14 @@ def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
     with seeded_weights(0, "tiny offline agent"):
         agent = kind(**(settings | SETTINGS[kind] | changes))
     with torch.no_grad():
-        agent.actor[-1].weight.mul_(4)
+        if kind is not DiffusionQL:
+            agent.actor[-1].weight.mul_(4)
         if kind is not BC:  # each critic is the smaller one somewhere
             for member in (*agent.critics.members, *agent.target_critics.members):
                 member[-1].weight.mul_(3)
             agent.critics.members[0][-1].bias.add_(0.45)
+        if kind is DiffusionQL:
+            agent.critics.members[0][-1].bias.sub_(1.0)
         if kind is IQL:
             agent.value[-1].bias.sub_(1.4)
         if kind is CalQL:  # some values are above the returns, and some below
@@ -112,8 +120,23 @@ def tiny(kind: type[OfflineAgent], **changes: Any) -> Any:
     return agent
 
 
-def network(weights: dict[str, Array], prefix: str, inputs: Array) -> Array:
-    """Apply linear layers with ReLU between them, and the layer norm after each ReLU if the network has one."""
+def by(kind: type[OfflineAgent], q: Array) -> Array:
+    """Values [...] of critics [n, ...], as an agent's policy reads them."""
+    return q[0] if kind in BY_THE_FIRST else q.mean(0) if kind in BY_THE_MEAN else q.min(0)
+
+
+def relu(x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
+def mish(x: Array) -> Array:
+    return x * np.tanh(np.log1p(np.exp(x)))
+
+
+def network(
+    weights: dict[str, Array], prefix: str, inputs: Array, activation: Callable[[Array], Array] = relu
+) -> Array:
+    """Apply linear layers with an activation between them, and layer norms after it if the network has them."""
     numbers = sorted({int(name[len(prefix) :].split(".")[0]) for name in weights if name.startswith(prefix)})
     for number in numbers:
         weight, bias = (weights[f"{prefix}{number}.{name}"] for name in ("weight", "bias"))
@@ -122,7 +145,7 @@ def network(weights: dict[str, Array], prefix: str, inputs: Array) -> Array:
             inputs = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
         else:
             inputs = inputs @ weight.T + bias
-            inputs = inputs if number == numbers[-1] else np.maximum(inputs, 0)
+            inputs = inputs if number == numbers[-1] else activation(inputs)
     return inputs
 
 
@@ -392,6 +415,97 @@ class OfBCQ(Derivation):
         return self.vae_loss(weights) + self.climb(weights)
 
 
+class OfFQL(Derivation):
+    """The mean of the critics counts. The flow is a constant in the policy's loss."""
+
+    def mu(self, weights: dict[str, Array], state: Array, noise: Array) -> Array:
+        return network(weights, "actor.", np.concatenate([state, noise], axis=-1))
+
+    def next_value(self) -> Array:
+        action = self.mu(self.before, self.actor_state[:, 1:], self.draw(*self.next_shape)).clip(-1, 1)
+        return critics(self.before, "target_critics", self.critic_state[:, 1:], action).mean(0)
+
+    def prepare(self) -> None:
+        self.start = self.draw(*self.shape)
+        self.time = torch.rand(*self.shape[:2], 1, generator=self.generator).double().numpy()
+        self.noise = self.draw(*self.shape)
+
+    def flow_loss(self, weights: dict[str, Array]) -> float:
+        """Squared error of the velocity on the straight way from noise to the data's action."""
+        between = self.start + self.time * (self.action - self.start)
+        inputs = np.concatenate([states(weights, "flow", self.batch), between, self.time], axis=-1)
+        return float(((network(weights, "flow.", inputs) - (self.action - self.start)) ** 2).mean())
+
+    def flow(self) -> Array:
+        state, x = states(self.before, "flow", self.batch), self.noise
+        for time in (0, 1 / 3, 2 / 3):
+            x = x + network(self.before, "flow.", np.concatenate([state, x, 0 * x[..., :1] + time], axis=-1)) / 3
+        return x.clip(-1, 1)
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        """0.7 * squared distance to the flow - Q / mean |Q|; the distance is that before the clip."""
+        action = self.mu(weights, states(weights, "actor", self.batch), self.noise)
+        held = self.own_q(self.mu(self.before, self.actor_state, self.noise).clip(-1, 1)).mean(0)
+        q = self.own_q(action.clip(-1, 1)).mean(0)
+        return float(0.7 * ((action - self.flow()) ** 2).mean() - q.mean() / np.abs(held).mean())
+
+
+class OfDiffusionQL(Derivation):
+    STEPS = 4
+
+    def kept(self, step: int) -> float:
+        """Share of the variance left after `step` steps: the variance-preserving SDE at the time step / T."""
+        time = step / self.STEPS
+        return math.exp(-(0.1 * time + (10 - 0.1) * time**2 / 2))
+
+    def predicted(self, weights: dict[str, Array], actor: str, state: Array, x: Array, step: Array) -> Array:
+        """The noise in x. Steps count from 0, the one next to the data."""
+        angle = step[..., None] * 10_000 ** (-np.arange(8) / 7)
+        time = network(
+            weights, f"{actor}.embedding.layers.", np.concatenate([np.sin(angle), np.cos(angle)], axis=-1), mish
+        )
+        return network(weights, f"{actor}.layers.", np.concatenate([state, x, time], axis=-1), mish)
+
+    def drawn(self, weights: dict[str, Array], actor: str, state: Array, noise: Array) -> Array:
+        """From noise to actions: in each step the mean of q(x_{t-1} | x_t, x_0) by Bayes' rule, and then its noise."""
+        x = noise[0]
+        for step, fresh in zip(range(self.STEPS, 0, -1), [*noise[1:], None], strict=True):
+            kept, before = self.kept(step), self.kept(step - 1)
+            found = self.predicted(weights, actor, state, x, np.full(x.shape[:-1], step - 1.0))
+            clean = ((x - math.sqrt(1 - kept) * found) / math.sqrt(kept)).clip(-1, 1)
+            if fresh is None:
+                return clean
+            alpha = kept / before
+            precision = 1 / (1 - before) + alpha / (1 - alpha)
+            x = (math.sqrt(before) / (1 - before) * clean + math.sqrt(alpha) / (1 - alpha) * x) / precision
+            x = x + fresh / math.sqrt(precision)
+        raise AssertionError
+
+    def next_value(self) -> Array:
+        noise = self.draw(self.STEPS, *self.next_shape)
+        action = self.drawn(self.before, "target_actor", self.actor_state[:, 1:], noise)
+        return critics(self.before, "target_critics", self.critic_state[:, 1:], action).min(0)
+
+    def prepare(self) -> None:
+        drawn = torch.rand(*self.shape[:2], generator=self.generator).double().numpy()
+        self.step = np.floor(self.STEPS * drawn)
+        self.added, self.noise = self.draw(*self.shape), self.draw(self.STEPS, *self.shape)
+        self.order = torch.randperm(2, generator=self.generator).tolist()
+
+    def imitation(self, weights: dict[str, Array]) -> float:
+        kept = np.vectorize(self.kept)(self.step + 1)[..., None]
+        x = np.sqrt(kept) * self.action + np.sqrt(1 - kept) * self.added
+        found = self.predicted(weights, "actor", states(weights, "actor", self.batch), x, self.step)
+        return float(((found - self.added) ** 2).mean())
+
+    def actor_loss(self, weights: dict[str, Array]) -> float:
+        """Error of the noise - 0.6 * Q_i / mean |Q_j|, with a gradient through all steps of the action."""
+        i, j = self.order
+        action = self.drawn(weights, "actor", states(weights, "actor", self.batch), self.noise)
+        held = np.abs(self.own_q(self.drawn(self.before, "actor", self.actor_state, self.noise))[j]).mean()
+        return self.imitation(weights) - 0.6 * float(self.own_q(action)[i].mean() / held)
+
+
 DERIVATIONS: dict[type, Callable[[Any, Trajectories], Any]] = {
     TD3BC: OfTD3BC,
     ReBRAC: OfReBRAC,
@@ -402,6 +516,8 @@ DERIVATIONS: dict[type, Callable[[Any, Trajectories], Any]] = {
     SACN: OfSACN,
     BCQ: OfBCQ,
     PLAS: OfPLAS,
+    FQL: OfFQL,
+    DiffusionQL: OfDiffusionQL,
 }
 
 
@@ -435,7 +551,7 @@ def test_layer_norm_is_in_critics_and_values(kind: type[OfflineAgent]) -> None:
 
 @pytest.mark.parametrize("kind", LEARNERS)
 def test_the_gap_is_of_values_by_the_same_critics(kind: type[OfflineAgent]) -> None:
-    """Both values are the critics' minimum, or both are the first critic's."""
+    """Both values are the critics' minimum, their mean, or the first critic's."""
     agent, batch = tiny(kind), tiny_trajectories(BATCH)
     expected, seen = DERIVATIONS[kind](agent, batch), []
     beyond_data = agent.beyond_data
@@ -443,9 +559,8 @@ def test_the_gap_is_of_values_by_the_same_critics(kind: type[OfflineAgent]) -> N
     agent.beyond_data = lambda action, mask: seen.append(action) or beyond_data(action, mask)
     terms = agent.update(batch)
     of_data, of_policy = (expected.own_q(action.double().numpy()) for action in (batch.actions, *seen))
-    by = (lambda q: q[0]) if kind in BY_THE_FIRST else (lambda q: q.min(0))
-    assert terms["value/q_data"].item() == pytest.approx(by(of_data).mean(), rel=1e-4)
-    assert terms["value/q_policy"].item() == pytest.approx(by(of_policy).mean(), rel=1e-4)
+    assert terms["value/q_data"].item() == pytest.approx(by(kind, of_data).mean(), rel=1e-4)
+    assert terms["value/q_policy"].item() == pytest.approx(by(kind, of_policy).mean(), rel=1e-4)
     assert terms["value/gap"] == terms["value/q_policy"] - terms["value/q_data"]
 
 
@@ -459,6 +574,8 @@ def test_gradients_are_those_of_the_groups_own_loss(kind: type[OfflineAgent]) ->
         assert_gradients(agent, expected.before, expected.climb, parameters_of(agent, "actor"))
     else:
         assert_gradients(agent, expected.before, expected.actor_loss, parameters_of(agent, *ACTOR))
+    if kind is FQL:
+        assert_gradients(agent, expected.before, expected.flow_loss, parameters_of(agent, "flow", "flow_belief"))
     if hasattr(expected, "alpha_loss"):
         assert_gradients(agent, expected.before, expected.alpha_loss, ["log_alpha"])
 
@@ -570,6 +687,9 @@ def test_log_probability_of_recorded_actions_depends_on_them() -> None:
         (BCQ, {"latent_clip": 0}),
         *((PLAS, wrong) for wrong in ({"vae_share": 1.5}, {"max_latent": 0}, {"vae_lr": 0}, {"max_steps": 0})),
         (CalQL, {"conservatism": 0}),
+        *((FQL, wrong) for wrong in ({"alpha": -1.0}, {"flow_steps": 0})),
+        *((DiffusionQL, wrong) for wrong in ({"steps": 0}, {"eta": -1.0}, {"candidates": 0}, {"num_critics": 1})),
+        (DiffusionQL, {"decay_steps": 0}),
         *((DecisionTransformer, wrong) for wrong in ({"context": 0}, {"weight_decay": -1.0}, {"target_return": 0})),
     ],
 )
@@ -715,7 +835,7 @@ def test_targets_move_by_tau(kind: type[OfflineAgent], tau: float) -> None:
 @pytest.mark.parametrize("kind", list(SETTINGS))
 def test_states_while_acting_are_those_of_training(kind: type[OfflineAgent]) -> None:
     agent, batch = tiny(kind), tiny_trajectories(BATCH)
-    others = {BCQ: ["critic_belief"], PLAS: ["vae_belief"]}.get(kind, [])
+    others = {BCQ: ["critic_belief"], PLAS: ["vae_belief"], DiffusionQL: ["critic_belief"]}.get(kind, [])
     beliefs = [agent.actor_belief, *(getattr(agent, name) for name in others)]
     with torch.no_grad():
         trained = torch.cat(list(states_of(beliefs, batch)), dim=-1)
@@ -735,12 +855,11 @@ def to_go_of(data: Trajectories) -> Array:
 def test_q_is_compared_with_the_return_to_go(kind: type[OfflineAgent]) -> None:
     """Entropy that a target promises is no overestimation: it is subtracted as well."""
     _, expected, terms = updated(kind)
-    by = (lambda q: q[0]) if kind in BY_THE_FIRST else (lambda q: q.min(0))
     paid = SCALE * rewards_of(expected.batch)
     if kind is SACN:
         paid[:, :-1] += GAMMA * expected.bonus
     since = np.subtract.outer(np.arange(TURNS), np.arange(TURNS))
-    over = by(expected.q(expected.before)) - paid @ np.where(since >= 0, GAMMA ** np.maximum(since, 0.0), 0)
+    over = by(kind, expected.q(expected.before)) - paid @ np.where(since >= 0, GAMMA ** np.maximum(since, 0.0), 0)
     assert terms["value/over_return"] == pytest.approx(over.mean(), rel=1e-4)
     assert terms["value/over_return_p90"] == pytest.approx(np.sort(over.ravel())[int(0.9 * over.size)], rel=1e-4)
 

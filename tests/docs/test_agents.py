@@ -37,11 +37,13 @@ PAGES = {
         "CQL and Cal-QL": ["cql", "cal_ql"],
         "BCQ": ["bcq"],
         "PLAS": ["plas"],
+        "FQL": ["fql"],
+        "Diffusion-QL": ["diffusion_ql"],
         "SAC-N and EDAC": ["edac"],
     },
 }
 NAMES = {page: sorted({name for names in sections.values() for name in names}) for page, sections in PAGES.items()}
-NAMES["offline_critics.md"].append("sac_n")
+NAMES["offline_critics.md"] += ["sac_n", "fql_online"]
 
 
 def node(name: str) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -125,6 +126,21 @@ class OfflineActorCritic(OfflineAgent):
         """Draw actions [..., A] of a tanh-Gaussian policy for an update, with their log-probabilities [...]."""
         return tanh_gaussian(self.actor(actor_state), self.generators["update"], self.LEAST_LOG_STD)
 
+    def normal(self, *shape: int) -> Tensor:
+        """Draw standard normal numbers [*shape] for an update."""
+        generator = self.generators["update"]
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Draw uniform numbers [*shape] from 0 to 1 for an update."""
+        generator = self.generators["update"]
+        return torch.rand(shape, generator=generator, device=generator.device)
+
+    def decay(self, optimizer: str, lr: float, steps: int) -> None:
+        """Set an optimiser's learning rate to that of a cosine schedule from `lr` to zero in `steps` updates."""
+        progress = min(self.step / steps, 1.0)
+        self.optim[optimizer].param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * progress)) / 2
+
     def first_q(self, state: Tensor, action: Tensor) -> Tensor:
         """Value actions [..., A] in [-1, 1] at belief states [..., state] by the first critic alone: [...]."""
         return self.critics.members[0](state, self.ranker.to_latent(action)).squeeze(-1)
@@ -208,3 +224,8 @@ def some_turns(turns: Turns, count: int, generator: torch.Generator) -> tuple[Tu
     """
     chosen, weight = draw_turns(count, turns.reward.shape[1] - 1, turns.continuing, generator)
     return Turns(*(at(column, chosen) for column in turns[:4]))._replace(valid=weight), chosen
+
+
+def best_of(proposals: Tensor, score: Tensor) -> Tensor:
+    """Return the proposal [..., A] with the largest score, of proposals [n, ..., A] with scores [n, ...]."""
+    return proposals.gather(0, score.argmax(0)[None, ..., None].expand(1, *proposals.shape[1:]))[0]

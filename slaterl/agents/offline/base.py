@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class OfflineAgent(LatentAgent):
         data_low, data_high: [A] mean -/+ two standard deviations of the data's actions, set by `prepare`.
     """
 
-    LEARNS_FROM: ClassVar = "dataset"
+    LEARNS_FROM: ClassVar[Literal["simulator", "dataset"]] = "dataset"
 
     data_low: Tensor
     data_high: Tensor
@@ -62,7 +62,7 @@ class OfflineAgent(LatentAgent):
     def __init__(self, ranker: Ranker, belief: MakeBelief, generator: torch.Generator) -> None:
         super().__init__(ranker)
         self.generators["update"] = generator
-        self.actor_belief = of_frames(belief)
+        self.actor_belief = of_frames(belief) if self.LEARNS_FROM == "dataset" else belief()
         self.register_buffer("data_low", torch.full((ranker.action_dim,), -1.0))
         self.register_buffer("data_high", torch.full((ranker.action_dim,), 1.0))
 

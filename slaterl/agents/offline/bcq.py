@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slaterl.agents.losses import soft_minimum
 from slaterl.agents.offline.action_vae import ActionVAE
-from slaterl.agents.offline.actor_critic import OfflineActorCritic
+from slaterl.agents.offline.actor_critic import OfflineActorCritic, best_of
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.beliefs.base import JoinedBeliefs
 from slaterl.bounds import Count, Fraction, Positive, Widths
@@ -73,7 +73,7 @@ class BCQ(OfflineActorCritic):
         latents = self.acting_latents.view(shape[0], *(1 for _ in shape[1:]), -1).expand(*shape, -1)
         proposals = self.perturbed(self.actor, actor_state, latents)  # [n, ..., A]
         q = self.first_q(critic_state.expand(*shape, -1), proposals)
-        return proposals.gather(0, q.argmax(0)[None, ..., None].expand(1, *proposals.shape[1:]))[0]
+        return best_of(proposals, q)
 
     def perturbed(self, perturbation: nn.Module, state: Tensor, latents: Tensor) -> Tensor:
         """Return clip(decoded + phi * tanh(xi)) for states [..., state] and latents [n, ..., 2A]: [n, ..., A]."""
@@ -87,8 +87,7 @@ class BCQ(OfflineActorCritic):
 
     def noise(self, *shape: int) -> Tensor:
         """Draw standard normal latents [*shape, 2A] for an update."""
-        generator = self.generators["update"]
-        return torch.randn(*shape, self.vae.latent_dim, generator=generator, device=generator.device)
+        return self.normal(*shape, self.vae.latent_dim)
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of critics, VAE, perturbation and targets on B whole trajectories."""

@@ -5,7 +5,6 @@ Kostrikov et al., "Offline Reinforcement Learning with Implicit Q-Learning", arX
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -55,8 +54,7 @@ class IQL(OfflineActorCritic):
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step of value, critics, policy and targets on B whole trajectories."""
-        progress = min(self.step / self.decay_steps, 1.0)
-        self.optim["actor"].param_groups[0]["lr"] = self.pi_lr * (1 + math.cos(math.pi * progress)) / 2
+        self.decay("actor", self.pi_lr, self.decay_steps)
         turns = self.turns(batch)
 
         # critics: y = r + gamma * V(s')
