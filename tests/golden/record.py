@@ -27,10 +27,10 @@ from slaterl.run import run_stage
 from slaterl.runs.products import product_of
 from tests.helpers import compose_config
 
-ONLINE = ["sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger"]
+ONLINE = ["sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger", "hac", "gfn4rec"]
 OFFLINE = [
     "bc", "slate_bc", "pct_bc", "td3_bc", "rebrac", "iql", "awac", "cql", "cal_ql", "bcq", "plas", "sac_n", "edac",
-    "decision_transformer",
+    "decision_transformer", "gfn4rec_offline",
 ]  # fmt: skip
 HEURISTICS = ["random", "short_term_oracle", "epsilon_oracle", "constant_slate"]
 DATASETS = ["random", "medium", "expert", "medium_expert", "mixed", "replay"]

@@ -29,10 +29,14 @@ class HAC(LatentAgent):
     Z = pi(s) is the weights and the bias of a linear scorer; the slate is its top k. A slate's own hyper-action is
     inferred as Z^(slate) = mean over its items of tanh(MLP(e_i)). All of them are actions in [-1, 1]^A.
 
-        critic   (Q(s, Z^(shown slate)) - y)^2,  y = r + gamma * Q'(s', pi'(s'))
-        policy   -Q(s, Z) + alignment * |Z - Z^(slate of Z)|^2 / A + supervision * BCE(scores of shown items, clicks)
+        critic: (Q(s, Z^(shown slate)) - y)^2,  y = r + gamma * Q'(s', pi'(s'))
+        policy: -Q(s, Z) / mean|Q| + alignment * |Z - Z^(slate of Z)|^2 / A
+            + supervision * BCE(scores of shown items, clicks)
 
-    The critic moves neither the MLP nor a policy. The alignment moves the policy and the MLP.
+    The critic moves neither the MLP nor the policy. The alignment moves both, and nothing else moves the MLP.
+
+    The authors take a step of Adam for each of the policy's three losses, so that no scale matters. Here it is one step
+    down their sum, and Q is divided by its mean size instead.
 
     Args:
         item_embeddings: [N, E], fixed.
@@ -102,7 +106,8 @@ class HAC(LatentAgent):
         alignment = mean((action - self.inferred(own_slates)).square(), mask, of_vectors=True)
         errors = binary_cross_entropy_with_logits(self.ranker.logits(latent, shown), clicks, reduction="none")
         supervision = mean(errors, mask, of_vectors=True)
-        actor_loss = -mean(policy_q, mask) + self.alignment * alignment + self.supervision * supervision
+        gain = mean(policy_q, mask) / mean(policy_q.detach().abs(), mask)
+        actor_loss = -gain + self.alignment * alignment + self.supervision * supervision
 
         self.descend(critic=critic_loss, actor=actor_loss)
         polyak(self.critics, self.target_critics, self.tau)
