@@ -5,7 +5,6 @@ Liu et al., "Generative Flow Network for Listwise Recommendation" (GFN4Rec), arX
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -16,7 +15,7 @@ from torch.nn.functional import embedding
 from slaterl.agents.base import ItemAgent
 from slaterl.agents.losses import at, draw_turns, mean, valid_turns
 from slaterl.beliefs.base import Belief, states_of
-from slaterl.bounds import Count, Positive, Widths
+from slaterl.bounds import Count, Number, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.networks import mlp, with_gumbel_noise
@@ -32,12 +31,11 @@ class ListFlow(ItemAgent):
     over items i, with learned embeddings e. R is the reward per slot, and the reward of the one list alone: values of
     later turns are not in it.
 
-        trajectory: (log F_0 + sum_k log(P_k + b_f) - log(R + b_r))^2
-        detailed: mean_k (log F_{k-1} + log(P_k + b_f) - log F_k)^2 + (log F_S - log(R + b_r))^2
+        trajectory: (log F_0 + log Z + sum_k log(P_k + b_f) - log(R + b_r))^2
+        detailed: mean_k (log F_{k-1} + log(P_k + b_f) + log Z - log F_k)^2 + (log F_S + log Z - log(R + b_r))^2
 
-    log F_k is a network's output plus log b_r - (S - k) log b_f. So flows start in balance for P = 0 and R = 0. The
-    authors add a constant log Z to the flows instead, which is another start and nothing else. Flows that start too
-    large push P to 0 for the items that were shown. There log(P + b_f) has no slope to bring it back.
+    The flows can absorb Z, so it changes where they start and not what balances. But P of a list depends on the start:
+    a larger F_0 balances a smaller P, and only lists that were shown are compared.
 
     Training takes any slates. If `unique`, P leaves out the items that are on the list already. A repeat in the data
     then has P = 0.
@@ -52,6 +50,7 @@ class ListFlow(ItemAgent):
         turns: turns of a batch in an update, drawn again each time. Memory is B * turns * S * N numbers.
         forward_offset: b_f; a large one weakens the pull on items that P hardly ever draws.
         reward_offset: b_r, in rewards per slot; a large one makes the policy less greedy. Rewards below 0 count as 0.
+        log_normaliser: log Z, a constant.
         pi_lr: Adam's learning rate; pi_hidden, flow_hidden: widths of the hidden layers of policy and flow.
     """
 
@@ -60,13 +59,13 @@ class ListFlow(ItemAgent):
     def __init__(
         self, *, num_items: int, slate_size: int, belief: Callable[[], Belief], generator: torch.Generator,
         balance: Literal["detailed", "trajectory"], unique: bool, item_dim: Count, turns: Count,
-        forward_offset: Positive, reward_offset: Positive,
+        forward_offset: Positive, reward_offset: Positive, log_normaliser: Number,
         pi_lr: Positive, pi_hidden: Widths, flow_hidden: Widths,
     ) -> None:  # fmt: skip
         super().__init__(num_items, slate_size)
         self.generators["update"] = generator
         self.balance, self.unique, self.turns = balance, unique, turns
-        self.forward_offset, self.reward_offset = forward_offset, reward_offset
+        self.forward_offset, self.reward_offset, self.log_normaliser = forward_offset, reward_offset, log_normaliser
         self.actor_belief = belief()
         state, listed = self.actor_belief.state_dim, slate_size * item_dim
         self.actor = mlp(state + listed, pi_hidden, item_dim)
@@ -126,14 +125,15 @@ class ListFlow(ItemAgent):
         prob = self.probability(self.scores(of_lists[:, :, :-1], prefixes[:, :, :-1]), shown)  # [B, T, S]
         log_prob = (prob + self.forward_offset).log()
         target = (reward.clamp(min=0) / self.slate_size + self.reward_offset).log()  # [B, T]
-        start = self.start_of_flows(state.device)
         if self.balance == "trajectory":
-            flow = self.flow(state) + start[:1]  # [B, T, 1]
-            loss = mean((flow[..., 0] + log_prob.sum(2) - target).square(), weight)
+            flow = self.flow(state)  # [B, T, 1]
+            inflow = flow[..., 0] + self.log_normaliser + log_prob.sum(2)
+            loss = mean((inflow - target).square(), weight)
         else:
-            flow = self.flow(of_lists, prefixes).squeeze(-1) + start  # [B, T, S+1]
-            steps = mean((flow[..., :-1] + log_prob - flow[..., 1:]).square(), weight, of_vectors=True)
-            loss = steps + mean((flow[..., -1] - target).square(), weight)
+            flow = self.flow(of_lists, prefixes).squeeze(-1)  # [B, T, S+1]
+            inflow = flow[..., :-1] + log_prob + self.log_normaliser
+            steps = mean((inflow - flow[..., 1:]).square(), weight, of_vectors=True)
+            loss = steps + mean((flow[..., -1] + self.log_normaliser - target).square(), weight)
 
         self.minimise("actor", loss)
         return {
@@ -142,11 +142,6 @@ class ListFlow(ItemAgent):
             "value/log_flow": mean(flow[..., 0], weight),
             "value/log_reward": mean(target, weight),
         }
-
-    def start_of_flows(self, device: torch.device) -> Tensor:
-        """Return log F_0..log F_S [S+1] that balance if P and R are 0."""
-        slots_left = torch.arange(self.slate_size, -1, -1, device=device)
-        return math.log(self.reward_offset) - slots_left * math.log(self.forward_offset)
 
     def prefixes(self, items: Tensor) -> Tensor:
         """Return the lists of the first 0..S items, with zeros in the empty slots: [..., S, E] -> [..., S+1, S * E]."""
