@@ -135,3 +135,8 @@ def _log_density(raw: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:
     log_gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - raw - softplus(-2 * raw))
     return (log_gaussian - log_slope).sum(-1)
+
+
+def with_gumbel_noise(scores: Tensor, generator: torch.Generator) -> Tensor:
+    """Add Gumbel noise to scores [..., N]. The largest is then a draw from their softmax."""
+    return scores - torch.empty_like(scores).exponential_(generator=generator).log()

@@ -88,6 +88,9 @@ VARIANTS = [
     ("slate_bc", "agent.unique=true agent.turns=2"),
     ("cql", "agent.threshold=1.0"),
     ("plas", "agent.vae_share=0.1"),
+    ("gfn4rec", "agent.balance=trajectory agent.unique=false agent.turns=3"),
+    ("gfn4rec_offline", "agent.turns=2"),
+    ("hac", "agent.alignment=1 item_embeddings=scratch"),
     ("decision_transformer", "agent.heads=2 agent.context=3 agent.target_return=5"),
 ]
 # agents that read one belief, two in one pass, and two joined while they act

@@ -23,6 +23,7 @@ PAGES = {
         "reinforce_slate: a softmax over items": ["reinforce_slate"],
     },
     "items.md": {"DQN": ["dqn", "slateq"], "SlateQ": ["slateq"], "Wolpertinger": ["wolpertinger"]},
+    "slates.md": {"HAC": ["hac"], "GFN4Rec": ["gfn4rec", "gfn4rec_offline"]},
     "imitation.md": {
         "BC and %BC": ["bc", "pct_bc"],
         "Slate BC": ["slate_bc"],

@@ -27,10 +27,12 @@ from slaterl.run import run_stage
 from slaterl.runs.products import product_of
 from tests.helpers import SIMULATORS, compose_config
 
-ONLINE = ["sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger", "fql_online"]
+ONLINE = [
+    "sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger", "fql_online", "hac", "gfn4rec",
+]  # fmt: skip
 OFFLINE = [
     "bc", "slate_bc", "pct_bc", "td3_bc", "rebrac", "iql", "awac", "cql", "cal_ql", "bcq", "plas", "fql",
-    "diffusion_ql", "sac_n", "edac", "decision_transformer",
+    "diffusion_ql", "sac_n", "edac", "decision_transformer", "gfn4rec_offline",
 ]  # fmt: skip
 HEURISTICS = ["random", "short_term_oracle", "epsilon_oracle", "constant_slate"]
 DATASETS = ["random", "medium", "expert", "medium_expert", "mixed", "replay"]

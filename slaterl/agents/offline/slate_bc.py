@@ -16,7 +16,7 @@ from slaterl.bounds import Count, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.layers import BLOCK
-from slaterl.networks import mlp
+from slaterl.networks import mlp, with_gumbel_noise
 from slaterl.rankers.base import best_of
 from slaterl.rollout import Decision
 from slaterl.runtime import exact_products
@@ -82,8 +82,8 @@ class SlateBC(ItemAgent):
     @exact_products()
     def _choose(self, queries: Tensor, generator: torch.Generator | None) -> Tensor:
         scores = self.scores(queries)
-        if generator is not None:  # The largest score with Gumbel noise is a draw from the softmax.
-            scores = scores - torch.empty_like(scores).exponential_(generator=generator).log()
+        if generator is not None:
+            scores = with_gumbel_noise(scores, generator)
         return best_of(scores, self.unique)
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:

@@ -23,6 +23,11 @@ from slaterl.networks import mlp, polyak, target_of
 from slaterl.rollout import Decision
 
 
+def decaying(start: float, end: float, decay: float, step: int) -> float:
+    """Return end + (start - end) * exp(-step / decay): a probability of exploring that falls while an agent learns."""
+    return end + (start - end) * math.exp(-step / decay)
+
+
 class DQN(ItemAgent):
     """Q(s, i) of every item i: its own click, plus the discounted value of the next slate.
 
@@ -70,7 +75,7 @@ class DQN(ItemAgent):
     @property
     def epsilon(self) -> float:
         """Probability of a random slate at this step."""
-        return self.epsilon_end + (self.epsilon_start - self.epsilon_end) * math.exp(-self.step / self.epsilon_decay)
+        return decaying(self.epsilon_start, self.epsilon_end, self.epsilon_decay, self.step)
 
     def slate_of(self, values: Tensor) -> Tensor:
         """Return the slates [..., S] of the largest values [..., N], best first."""
