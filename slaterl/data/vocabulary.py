@@ -65,3 +65,12 @@ class Vocabulary:
         """Return the most shown items, each with its id, impressions and clicks; the first of equals come first."""
         order = sorted(range(len(self)), key=lambda item: -self.shown[item])[:count]
         return [{"id": self.ids[i], "shown": self.shown[i], "clicked": self.clicked[i]} for i in order]
+
+
+def item_ids(folder: Path, fingerprint: str) -> list[int] | list[str] | None:
+    """Return the log's own ids of the items of a dataset; None if it is not from a log.
+
+    Args:
+        folder: of the dataset; fingerprint: see `Vocabulary.load`.
+    """
+    return list(Vocabulary.load(folder, fingerprint).ids) if (folder / FILE).is_file() else None  # type: ignore[return-value]

@@ -9,10 +9,9 @@ from omegaconf import DictConfig
 
 from slaterl.config.build import plain, precision_spec, resolve_device, settings_of, simulator
 from slaterl.config.dataset import source_of_dataset
-from slaterl.config.logs import is_log
 from slaterl.console import note
 from slaterl.data import trajectories
-from slaterl.data.vocabulary import Vocabulary
+from slaterl.data.vocabulary import item_ids
 from slaterl.errors import UserError
 from slaterl.runs.files import write_text
 from slaterl.runs.products import Make, Product, product_of
@@ -35,17 +34,13 @@ def user_model(cfg: DictConfig) -> Product:
     """Return the user model, which starts from its dataset."""
     dataset, settings = product_of(cfg, "collect"), plain(cfg.user_training)
     seed = settings["seed"]
+    spec = {"dataset": dataset.run.digest, "user_model": settings_of(cfg.user_model), "user_training": settings}
     run = Run(
         root=Path(cfg.paths.root),
         stage="user_model",
         env=cfg.env.name,
         name=f"{cfg.user_model.name}-{cfg.dataset.name}-seed{seed}",
-        spec={
-            "dataset": dataset.run.digest,
-            "user_model": settings_of(cfg.user_model),
-            "user_training": settings,
-            **precision_spec(cfg),
-        },
+        spec=spec | precision_spec(cfg),
         products=("result.json", FILE),
     )
 
@@ -71,11 +66,9 @@ def user_model(cfg: DictConfig) -> Product:
                 source=source_of_dataset(cfg),
             )
             learner.start_at(sessions.training)
-            config = {"user_model": plain(cfg.user_model), "items": env.fingerprint, **sizes}
-            config |= {"episode_length": env.episode_length, "dataset": dataset.run.digest}
-            config["item_ids"] = (
-                list(Vocabulary.load(dataset.run.path, env.fingerprint).ids) if is_log(cfg.dataset) else None
-            )
+            about = {"items": env.fingerprint, "dataset": dataset.run.digest, "episode_length": env.episode_length}
+            ids = item_ids(dataset.run.path, env.fingerprint)
+            config = {"user_model": plain(cfg.user_model), **sizes, **about, "item_ids": ids}
             outcome = fit(
                 learner,
                 sessions,
@@ -95,14 +88,14 @@ def user_model(cfg: DictConfig) -> Product:
                 loggers=make_loggers(cfg, run),
                 title=f"user model of {cfg.dataset.name} on {env.name}",
             )
-            best = checkpoints.load(run.path / "best.ckpt", "user_model_training")
-            learner.load_state_dict(best["learner"]["module"])
+            best = checkpoints.load(run.path / "best.ckpt", "user_model_training")["learner"]
+            learner.load_state_dict(best["module"])
             plot_curves(run.path / "curves.png", run.path / "metrics.csv", CURVES)
             seen = coverage_of(sessions.training, env.num_items, settings["covered"])
-            first = stream(seed, "first frames")
-            save_user_model(run.path / FILE, members_of(learner), data, seen, settings["covered"], config, first)
-            about = {"env": env.name, "dataset": cfg.dataset.name, **settings}
-            found = about | report(learner, sessions, seen, env.num_items)
+            least, first = settings["covered"], stream(seed, "first frames")
+            save_user_model(run.path / FILE, members_of(learner), data, seen, least, config, first)
+            found = {"env": env.name, "dataset": cfg.dataset.name, **settings}
+            found |= report(learner, sessions, seen, env.num_items)
             draw(found, run.path / "user_model.png")
             write_text(run.path / "user_model.md", as_markdown(found))
             return {
