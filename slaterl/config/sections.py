@@ -230,6 +230,13 @@ class Export(Section):
 
 
 @dataclass
+class Recommend(Section):
+    format: Literal["parquet", "csv"]
+    form: Literal["wide", "long"]
+    sample: bool
+
+
+@dataclass
 class Status(Section):
     sweep: Folder | None
 
@@ -281,6 +288,7 @@ class Configuration(OnlineProtocol):
     benchmark: Benchmark
     report: Report
     export: Export
+    recommend: Recommend
     status: Status
     paths: Paths
 

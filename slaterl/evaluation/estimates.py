@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from scipy import stats
 
 from slaterl.agents.base import Agent, BeliefPolicy, LatentAgent
-from slaterl.agents.loading import load_policy
+from slaterl.agents.loading import check_items, load_policy
 from slaterl.config.build import plain, simulator
 from slaterl.console import note, progress, table, with_interval
 from slaterl.data import trajectories
@@ -72,13 +72,7 @@ def _agent(file: Path, env: Env) -> tuple[str, int, LatentAgent]:
     name = loaded.config["agent"]["name"]
     if not isinstance(agent, LatentAgent) or agent.sees_hidden or agent.REFINES:
         raise UserError(f"{file}: evaluation=fqe needs an agent that shows its ranker's slates, unlike agent={name}")
-    if loaded.env.fingerprint != env.fingerprint:
-        raise UserError(
-            f"{file}: learned on the item embeddings {loaded.env.fingerprint}, but env={env.name} has {env.fingerprint}"
-        )
-    if loaded.env.slate_size != env.slate_size:
-        sizes = f"env.slate_size is {loaded.env.slate_size} there, but {env.slate_size} here"
-        raise UserError(f"{file}: learned in another environment: {sizes}")
+    check_items(loaded, env, file)
     return name, loaded.step, agent
 
 

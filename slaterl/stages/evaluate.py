@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from slaterl.agents.loading import policy_of
 from slaterl.config.build import (
-    AGENT_NODES,
     build_env,
     env_spec,
     parameters_of,
@@ -30,7 +29,7 @@ from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
 from slaterl.runs.run import Run
 from slaterl.stages.agent import agent_inputs, begin_agent, give_inputs, provenance, ranker_spec
-from slaterl.stages.elsewhere import env_node, env_spec_elsewhere
+from slaterl.stages.elsewhere import env_node, env_spec_elsewhere, refuse_own_parts
 from slaterl.training import checkpoints
 
 
@@ -70,9 +69,7 @@ def _of_agent(cfg: DictConfig) -> Product:
 
 def _of_checkpoint(cfg: DictConfig) -> Product:
     file, given = Path(cfg.checkpoint), given_keys()
-    for key in (*AGENT_NODES, "params"):
-        if any(name.split(".")[0] == key for name in given):
-            raise UserError(f"{key}: checkpoint={file} has its own; leave it out")
+    refuse_own_parts(file, given)
     state = checkpoints.load(file, "agent")
     config, step = state["config"], state["learner"]["step"]
     if not simulates(config["env"]) and "env" not in given:
