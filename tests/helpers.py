@@ -25,6 +25,8 @@ from slaterl.seeds import seeded_weights, stream
 Array = NDArray[np.float64]
 
 ITEMS, SLOTS, TURNS, LATENT = 30, 4, 6, 3
+OTHER_ENVS = {"learned", "log"}  # need a file of their own, or are no simulator
+SIMULATORS = sorted({file.stem for file in (CONF / "env").glob("*.yaml")} - OTHER_ENVS)
 
 
 def tiny_env(**changes: Any) -> TopicRec:

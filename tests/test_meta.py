@@ -6,12 +6,15 @@ So the code is ready for a GPU. A new agent or ranker in conf/ is tested at once
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.agents.noisy import NoisyPolicy
 from slaterl.agents.offline.base import with_actions
 from slaterl.agents.offline.recorded import OfflineData
@@ -24,9 +27,12 @@ from slaterl.rankers.matrix_factorization import ClickData, Clicks, MatrixFactor
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.rollout import Policy, rollout
 from slaterl.seeds import stream
+from slaterl.user_models.ensemble import Ensemble
+from slaterl.user_models.env import LearnedEnv
 from tests.agents.test_contract import PAIRS, RANKERS, VARIANTS, build, learners, serve, settings
-from tests.helpers import ITEMS, tiny_gems, tiny_trajectories
+from tests.helpers import ITEMS, SLOTS, TURNS, tiny_gems, tiny_trajectories
 from tests.meta import META, OnMeta, Stream, check_learns, to_meta
+from tests.user_models.made import save_tiny_user_model, tiny_member, tiny_sessions
 
 USERS = 6
 SHORT = "env.episode_length=5"  # each turn takes as long as any other
@@ -122,6 +128,31 @@ def test_fitted_q_evaluation(ranker: str) -> None:
         batch = Recorded(data, own, torch.ones(2, len(data), device=META))
         check_learns(ensemble, [batch, batch])
         assert ensemble.reward(data, own).shape == (2, len(data))
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+def test_user_models(lengths: bool) -> None:
+    learner = to_meta(Ensemble([tiny_member(leaves=lengths) for _ in range(2)], lr=0.1, patience=2))
+    data = tiny_sessions() if lengths else tiny_trajectories(7)
+    recorded = to_meta(data)
+    with OnMeta():
+        assert check_learns(learner, [[recorded, recorded]] * 2) == 2
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_users_of_a_user_model(penalty: float, tmp_path: Path) -> None:
+    file = save_tiny_user_model(tmp_path / "user_model.ckpt")
+    sizes: dict[str, Any] = dict(name="learned", num_items=ITEMS, slate_size=SLOTS, episode_length=TURNS)
+    env = LearnedEnv(user_model=str(file), items="0123456789abcdef", member=None, penalty=penalty, **sizes)
+    model = env.model
+    frames = [to_meta(frame) for frame in (model.first_slates, model.first_clicks)]
+    env = to_meta(env)
+    env.model = replace(
+        model, members=[to_meta(m) for m in model.members], first_slates=frames[0], first_clicks=frames[1]
+    )
+    policy = to_meta(EpsilonOracle(epsilon=1, num_items=ITEMS, slate_size=SLOTS, generator=stream(0, "slates")))
+    with OnMeta():
+        check_serves(policy, env, deterministic=True)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from slaterl.bounds import check_node, plain
 from slaterl.envs.catalog import fingerprint
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
+from slaterl.runs.files import fingerprint_of
 from slaterl.seeds import seeded_weights, stream
 
 AGENT_NODES = ("agent", "ranker", "belief", "item_embeddings")  # the groups that determine an agent
@@ -27,8 +28,14 @@ SUPPLIED: Mapping[str, tuple[str, ...]] = {
     "item_embeddings": ("num_items", "env"),
     "ranker": ("num_items", "slate_size", "item_embeddings"),
     "agent": ("num_items", "slate_size", "env", "generator", "belief", "ranker", "item_embeddings"),
+    "user_model": ("num_items", "slate_size", "leaves"),
     "stage": ("cfg",),
 }
+
+# what conf/env/learned.yaml asks about the file in env.user_model
+OmegaConf.register_new_resolver(
+    "user_model_of", lambda file, key: get_object("slaterl.user_models.saved.sizes_of")(file)[key], replace=True
+)
 
 
 def make(node: DictConfig | Mapping[str, Any], path: str = "", **objects: Any) -> Any:
@@ -123,6 +130,8 @@ def env_spec(node: DictConfig | Mapping[str, Any], env: Env | None = None) -> di
     settings = plain(node)
     if not simulates(settings):
         return {"_target_": settings["_target_"]}  # its sizes and items are those of the dataset
+    for name in getattr(get_object(settings["_target_"]), "file_arguments", ()):
+        settings[name] = fingerprint_of(Path(settings[name]).expanduser())
     part = catalogue_argument(settings)
     if part is None:
         return settings

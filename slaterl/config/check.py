@@ -54,7 +54,8 @@ def check_config(cfg: DictConfig, given: Iterable[str] = ()) -> None:
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].removeprefix("UserError raised while resolving interpolation: ")
+        raise UserError(f"{error.full_key}: {reason}") from error
     for node in nodes:
         _check_values(node)
     check_protocol(cfg)

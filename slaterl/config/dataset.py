@@ -94,8 +94,13 @@ def is_foreign(dataset: DictConfig) -> bool:
 def source_of(cfg: DictConfig) -> str:
     """Name the setting that chose the logged data, for messages."""
     if cfg.logged_data.source == "dataset":
-        return f"dataset.path={cfg.dataset.path}" if "path" in cfg.dataset else f"dataset={cfg.dataset.name}"
+        return source_of_dataset(cfg)
     return f"logged_data.trajectories={cfg.logged_data.trajectories}"
+
+
+def source_of_dataset(cfg: DictConfig) -> str:
+    """Name the setting that chose the dataset, for messages."""
+    return f"dataset.path={cfg.dataset.path}" if "path" in cfg.dataset else f"dataset={cfg.dataset.name}"
 
 
 def online_cfg(cfg: DictConfig) -> DictConfig:

@@ -13,10 +13,12 @@ from slaterl.errors import UserError
 # settings that only some stages read, and a hint for users who give them to another stage
 _READERS = {
     "dataset": (
-        {"collect", "offline", "export", "benchmark", "recommend"},
+        {"collect", "offline", "user_model", "recommend", "export", "benchmark"},
         "stage=collect, stage=offline and recommend do; others need logged_data.source=dataset or evaluation=fqe",
     ),
     "validation": ({"online", "offline"}, "stage=online and stage=offline do; datasets take runs of the default"),
+    "user_model": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
+    "user_training": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
     "constant_slate_users": ({"online"}, "stage=online does"),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),
@@ -31,7 +33,7 @@ def check_readers(cfg: DictConfig, given: Iterable[str]) -> None:
 
     Usually `stage=` was forgotten, and the default stage would run for hours.
     """
-    with_dataset = cfg.logged_data.source == "dataset" or cfg.evaluation == "fqe"
+    with_dataset = cfg.logged_data.source == "dataset" or cfg.evaluation != "simulator"
     # some jobs of a sweep over these settings read the dataset
     with_dataset = with_dataset or not {"logged_data.source", "evaluation"}.isdisjoint(given)
     for key in sorted(given):
@@ -55,9 +57,10 @@ def check_protocol(cfg: DictConfig) -> None:
         )
     if cfg.capacity < cfg.batch_size:
         raise UserError(f"capacity={cfg.capacity}: must be at least batch_size={cfg.batch_size}")
-    if cfg.validation.by == "sampled" and cfg.stage.name == "offline" and cfg.offline.validation == "fqe":
-        raise UserError("validation.by=sampled: offline.validation=fqe estimates only the return without exploration")
-    if cfg.offline.validation == "none" and cfg.stage.name == "offline" and simulates(cfg.env):
+    by = cfg.offline.validation
+    if cfg.validation.by == "sampled" and cfg.stage.name == "offline" and by != "simulator":
+        raise UserError(f"validation.by=sampled: offline.validation={by} estimates only the return without exploration")
+    if by == "none" and cfg.stage.name == "offline" and simulates(cfg.env):
         raise UserError("offline.validation=none: only dataset=log has no simulator to test in; leave it out")
     if cfg.pretrain.min_delta and cfg.pretrain.patience is None:
         raise UserError(f"pretrain.min_delta={cfg.pretrain.min_delta}: nothing stops early; set pretrain.patience, too")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from slaterl.config.build import parameters_of, simulates
+from slaterl.config.build import simulates
 from slaterl.data.formats.tables import PARQUET, TEXT
 from slaterl.errors import UserError
 
@@ -58,15 +57,14 @@ def settle_log(cfg: DictConfig, given: Iterable[str]) -> None:
     if stage in _SIMULATING:
         raise UserError(f"stage={stage}: dataset=log has no simulator to act in; {_SIMULATING[stage]}")
     if stage == "evaluate" and cfg.evaluation == "simulator":
-        raise UserError("stage=evaluate: dataset=log has no simulator to act in; use evaluation=fqe")
+        raise UserError("stage=evaluate: dataset=log has no simulator to act in; use evaluation=user_model")
     if "logged_data.source" in given and cfg.logged_data.source != "dataset":
         raise UserError(f"logged_data.source={cfg.logged_data.source}: its items are not those of dataset=log")
     if "offline.validation" in given and cfg.offline.validation == "simulator":
-        raise UserError("offline.validation=simulator: dataset=log has no simulator; use fqe or none")
+        raise UserError("offline.validation=simulator: dataset=log has no simulator; use user_model, fqe or none")
     cfg.logged_data.source = "dataset"
     if cfg.offline.validation == "simulator":
-        takes_ranker = "ranker" in parameters_of(get_object(cfg.agent["_target_"]))
-        cfg.offline.validation = "fqe" if takes_ranker else "none"
+        cfg.offline.validation = "user_model"
     if not OmegaConf.is_missing(dataset, "path"):
         env.name = log_name(dataset)
     for name in SIZES:  # a scale sets the length for simulators

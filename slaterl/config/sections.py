@@ -24,39 +24,16 @@ from slaterl.bounds import (
     Text,
     Whole,
 )
+from slaterl.config.dataset_sections import CollectedDataset, DatasetFile, LogDataset, MixedDataset
+from slaterl.config.section import NamedPart, Part, Section, Strings
 
-Policy = Literal["random", "medium", "expert", "replay"]
-Estimator = Literal["simulator", "fqe"]
-Validator = Literal["simulator", "fqe", "none"]
+Estimator = Literal["simulator", "fqe", "user_model"]
+Validator = Literal["simulator", "fqe", "user_model", "none"]
 Labels = Literal["auto", "recorded", "encoded"]
-DatasetPath = Annotated[str, Field(description="a path, or minari:<dataset id>")]
-Column = Annotated[str | None, Field(description="the name of a column")]
-Gap = Annotated[str | None, Field(pattern=r"^\d+(\.\d+)? *[smhd]$", description="a time such as 45s, 30m, 12h or 1d")]
-Separator = Annotated[str | None, Field(min_length=1, max_length=1, description="one character")]
-AgentFile = Annotated[str, Field(description="one of the files in conf/agent")]
-RankerFile = Annotated[str, Field(description="one of the files in conf/ranker")]
 Device = Annotated[str, Field(description="auto, cpu or cuda")]
-Strings = Annotated[list[str], Field(min_length=1)]
-Columns = Annotated[str | Strings | None, Field(description="the name of a column, or a list of names")]
 Runs = Annotated[str | Strings | None, Field(description="folders, globs, or the folder of a sweep")]
 Methods = Annotated[str | Strings | None, Field(description="the name of a method in the report, or a list of names")]
 MinariId = Annotated[str | None, Field(description="the id of a Minari dataset")]
-
-
-class Section:
-    """A node whose settings are the fields of its class."""
-
-
-@dataclass
-class Part(Section):
-    """A node whose settings are the arguments of its `_target_`."""
-
-
-@dataclass
-class NamedPart(Part):
-    """A part with a name, which appears in the names of runs and in messages."""
-
-    name: Text
 
 
 @dataclass
@@ -126,88 +103,16 @@ class FQE(Section):
 
 
 @dataclass
-class OnlineRun(Section):
-    """The online run that a dataset takes its policies from."""
-
-    agent: AgentFile
-    ranker: RankerFile
+class UserTraining(Section):
     seed: Whole
-    medium_step: Count | None
-    train: bool
-
-
-@dataclass
-class Behaviour(Section):
-    """One policy that shows the slates of a dataset."""
-
-    policy: Policy
-    checkpoint: File | None
-    sample: bool
-    noise: Fraction
-    epsilon: Fraction
-
-
-@dataclass
-class WeightedBehaviour(Behaviour):
-    share: Positive
-
-
-@dataclass
-class DatasetFile(Section):
-    name: Text
-    path: DatasetPath
-
-
-@dataclass
-class LogColumns(Section):
-    """Names of a log's columns; None finds the usual ones."""
-
-    session: Columns
-    turn: Column
-    item: Columns
-    position: Column
-    click: Columns
-    propensity: Columns
-    slate: Column
-    clicks: Column
-    clicked: Column
-
-
-@dataclass
-class LogDataset(Section):
-    """A log of what was shown and clicked, see conf/dataset/log.yaml."""
-
-    name: Text
-    path: File
-    separator: Separator
-    columns: LogColumns
-    session_gap: Gap
-    max_turns: Count | None
-    ragged: Literal["refuse", "drop"]
-    num_items: Count | None
-    slate_size: Count | None
-    episode_length: Count | None
-
-
-@dataclass
-class Dataset(Section):
-    name: Text
-    trajectories: Count
-    num_envs: Count
-    seed: Whole
-    hidden: bool
-    actions: bool | Literal["auto"]
-    run: OnlineRun
-
-
-@dataclass
-class CollectedDataset(Dataset):
-    behaviour: Behaviour
-
-
-@dataclass
-class MixedDataset(Dataset):
-    behaviours: dict[str, WeightedBehaviour]
+    members: Several
+    lr: Positive
+    batch_size: Count
+    max_steps: Count
+    val_every_n_steps: Count
+    patience: Count
+    holdout: Holdout
+    covered: Count
 
 
 @dataclass
@@ -285,6 +190,7 @@ class Configuration(OnlineProtocol):
     validation: Validation
     offline: Offline
     fqe: FQE
+    user_training: UserTraining
     benchmark: Benchmark
     report: Report
     export: Export
@@ -299,5 +205,6 @@ class Configuration(OnlineProtocol):
     ranker: NoRanker | NamedPart
     agent: NamedPart
     dataset: DatasetFile | LogDataset | CollectedDataset | MixedDataset
+    user_model: NamedPart
     stage: NamedPart
     logger: Any = None  # checked by slaterl.training.logger_settings

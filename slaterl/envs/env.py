@@ -36,6 +36,7 @@ class Env:
         item_embeddings: [N, D], the environment's own knowledge of its items; None if it has none.
         catalogue_argument: constructor argument that a checkpoint must carry to rebuild the environment; None if the
             settings suffice. The attribute of the same name holds its value.
+        file_arguments: constructor arguments that are files. Their content, not their place, determines a run.
 
     The settings of an `env` node are the constructor's arguments except `device`. They always include name, num_items,
     slate_size and episode_length.
@@ -50,6 +51,7 @@ class Env:
     own_measures: tuple[str, ...] = ()
     item_embeddings: Tensor | None = None
     catalogue_argument: str | None = None
+    file_arguments: tuple[str, ...] = ()
 
     def __init__(
         self,

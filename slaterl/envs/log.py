@@ -45,4 +45,6 @@ class LoggedEnv(Env):
         self.fingerprint = items
 
     def reset(self, num_users: int, *, generator: torch.Generator) -> Observation:
-        raise NoSimulatorError(f"env={self.name}: a log has no simulator to act in; use offline.validation=fqe or none")
+        raise NoSimulatorError(
+            f"env={self.name}: a log has no simulator to act in; use offline.validation=user_model, fqe or none"
+        )

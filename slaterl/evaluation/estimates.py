@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from slaterl.runs.files import fingerprint_of, whole_file
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run
 from slaterl.training import checkpoints
+
+FEWEST = 5  # distinct policies for a rank correlation
 
 
 def estimates(cfg: DictConfig) -> Product:
@@ -94,13 +96,9 @@ def _make(
             served = evaluate(agent.policy(), env, cfg.test_users, cfg.seed, "test")
             row |= {"simulated": served.mean_return, "simulated_interval": served.interval}
         rows.append(row)
-    correlation = None
-    # best.ckpt often equals another checkpoint; the same policy counts as one point
-    points = {(row["estimate"], row["simulated"]) for row in rows}
-    if simulated and len(points) > 2:
-        found = stats.spearmanr(*zip(*points, strict=True)).statistic
-        correlation = float(found) if found == found else None  # NaN if all are equal
-        _draw(run.path / "fqe.png", rows, correlation)
+    correlation = rank_correlation(rows) if simulated else None
+    if simulated and len(rows) > 2:
+        draw(run.path / "fqe.png", rows, correlation, "fitted Q evaluation")
     return {
         "evaluation": "fqe",
         "dataset": cfg.dataset.name,
@@ -113,7 +111,18 @@ def _make(
     }
 
 
-def _draw(path: Path, rows: list[dict[str, Any]], correlation: float | None) -> None:
+def rank_correlation(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return Spearman's correlation of estimate and simulator over at least five distinct policies; else None."""
+    # best.ckpt often equals another checkpoint; the same policy counts as one point
+    points = {(row["estimate"], row["simulated"]) for row in rows}
+    if len(points) < FEWEST:
+        return None
+    found = stats.spearmanr(*zip(*points, strict=True)).statistic
+    return float(found) if found == found else None  # NaN if all are equal
+
+
+def draw(path: Path, rows: Sequence[Mapping[str, Any]], correlation: float | None, by: str) -> None:
+    """Draw estimates over returns in the simulator, as PNG. `by` names the estimator."""
     figure = Figure(figsize=(5.0, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -125,9 +134,9 @@ def _draw(path: Path, rows: list[dict[str, Any]], correlation: float | None) -> 
         axis.annotate(label, (row["simulated"], row["estimate"]), textcoords="offset points", xytext=(5, 4), fontsize=8)
     axis.axline((simulated[0], simulated[0]), slope=1, color="grey", linewidth=0.8, linestyle="--")
     axis.set_xlabel("return in the simulator (clicks per episode)")
-    axis.set_ylabel("return by fitted Q evaluation")
+    axis.set_ylabel(f"return by {by}")
     told = "" if correlation is None else f", rank correlation {correlation:.2f}"
-    axis.set_title(f"{rows[0]['agent']}, {len(rows)} checkpoints{told}", fontsize=10)
+    axis.set_title(f"{rows[0]['agent']}, {len(rows)} policies{told}", fontsize=10)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
 

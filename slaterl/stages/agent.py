@@ -230,7 +230,10 @@ def show_agent(run: Run) -> None:
             note(f"{title}: the last checkpoint (step {result['best_step']:,}), not tested: offline.validation=none")
             return
         shown = with_interval(result["test_return"], result["test_interval"])
-        note(f"{title}: best (step {result['best_step']:,}) by fitted Q evaluation: {shown}")
+        by = "the user model" if "test_members" in result else "fitted Q evaluation"
+        note(f"{title}: best (step {result['best_step']:,}) by {by}: {shown}")
+        if result.get("test_warning"):
+            note(f"warning: {result['test_warning']}")
         return
     show_result(title, f"best (step {result['best_step']:,})", result)
     turns = f"{result['turns']:,} turns and " if "turns" in result else ""

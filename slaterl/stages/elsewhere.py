@@ -67,13 +67,13 @@ def env_spec_elsewhere(
             f"not for {sizes[1][0]} items and slates of {sizes[1][1]}"
         )
     # item ids mean the same if catalogues are equal; without catalogues, if the environments are of one class
-    known, part = own["_target_"], catalogue_argument(own)
+    known, part = own.get("items", own["_target_"]), catalogue_argument(own)
     if part is not None:
         known = fingerprint(config["catalogue"])
         if (node["_target_"], node.get(part)) == (own["_target_"], own[part]):
             return {**node, part: known}, {part: config["catalogue"]}
     spec = env_spec(node)
-    there = spec[catalogue_argument(node) or "_target_"]
+    there = spec.get("items") or spec[catalogue_argument(node) or "_target_"]
     if there != known and not cfg.force:
         raise UserError(
             f"checkpoint={cfg.checkpoint}: learned with the items {known} of {own['name']}; env={node['name']} has "

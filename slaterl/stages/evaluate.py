@@ -30,6 +30,7 @@ from slaterl.runs.products import Make, Product
 from slaterl.runs.run import Run
 from slaterl.stages.agent import agent_inputs, begin_agent, give_inputs, provenance, ranker_spec
 from slaterl.stages.elsewhere import env_node, env_spec_elsewhere, refuse_own_parts
+from slaterl.stages.estimated import estimated
 from slaterl.training import checkpoints
 
 
@@ -37,10 +38,10 @@ def evaluate(cfg: DictConfig) -> Product:
     """Return the evaluation of `checkpoint`, or of `agent` if no checkpoint is given.
 
     A checkpoint knows its environment, seed and number of test users; the command line overrides them. With
-    evaluation=fqe the return is estimated from a dataset, see evaluation/estimates.py.
+    evaluation=fqe or user_model the return is estimated from a dataset, see evaluation/estimates.py and estimated.py.
     """
-    if cfg.evaluation == "fqe":
-        return estimates(cfg)
+    if cfg.evaluation != "simulator":
+        return estimates(cfg) if cfg.evaluation == "fqe" else estimated(cfg)
     return _of_agent(cfg) if cfg.checkpoint is None else _of_checkpoint(cfg)
 
 
@@ -73,7 +74,7 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
     state = checkpoints.load(file, "agent")
     config, step = state["config"], state["learner"]["step"]
     if not simulates(config["env"]) and "env" not in given:
-        instead = "use evaluation=fqe dataset=log dataset.path=<file>"
+        instead = "use evaluation=user_model dataset=log dataset.path=<file>"
         raise UserError(f"checkpoint={file}: learned from a log, which no simulator knows; {instead}")
     node = env_node(cfg, config["env"], given)
     spec, items = env_spec_elsewhere(cfg, node, config)

@@ -1,23 +1,22 @@
-"""How stage=offline validates and tests: in the simulator, by fitted Q evaluation on the data, or not at all."""
+"""How stage=offline validates and tests: in the simulator, by an estimate from the data, or not at all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from slaterl.agents.base import Agent
 from slaterl.agents.loading import LoadedPolicy
-from slaterl.config.build import plain
 from slaterl.data.score import normalised
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
 from slaterl.evaluation.evaluate import evaluate_both, measure_names
-from slaterl.evaluation.fqe import Estimate, fitted_q_evaluation
-from slaterl.seeds import stream_seed
+from slaterl.runs.products import Product
 from slaterl.stages.agent import LAST, Test, in_simulator
+from slaterl.stages.estimated import estimator
 
 
 class Judge(NamedTuple):
@@ -35,12 +34,19 @@ class Judge(NamedTuple):
 
 
 def judge_of(
-    cfg: DictConfig, env: Env, agent: Agent, recorded: Trajectories, random: float | None, expert: float | None
+    cfg: DictConfig,
+    env: Env,
+    agent: Agent,
+    recorded: Trajectories,
+    users_of: Mapping[str, Product],
+    random: float | None,
+    expert: float | None,
 ) -> Judge:
     """Return the judge that offline.validation names.
 
     Args:
         recorded: the dataset, on the agent's device.
+        users_of: the finished user model, if offline.validation=user_model.
         random, expert: returns that score 0 and 100; None if they are unknown.
     """
 
@@ -62,19 +68,16 @@ def judge_of(
             in_simulator(env, cfg.offline.test_users, cfg.seed),
         )
 
-    def estimated(learned: Any, name: str) -> Estimate:
-        settings = plain(cfg.fqe) | {"seed": stream_seed(cfg.seed, f"fqe of the {name}")}
-        # On all trajectories, because on the best ones, which pct_bc learns from, every policy would look good.
-        return fitted_q_evaluation(learned, recorded, num_items=env.num_items, **settings)
+    estimated = estimator(cfg, env, recorded, users_of)
 
     def validate() -> dict[str, float]:
-        estimate = estimated(agent, "validation")
-        found = {"val/return": estimate.mean_return, "val/interval": estimate.interval}
-        return with_score(dict.fromkeys(measured, math.nan) | found)
+        found = estimated(agent, "validation", cfg.offline.val_users)
+        known = {"val/return": found["return"], "val/interval": found["interval"]}
+        return with_score(dict.fromkeys(measured, math.nan) | known)
 
     def test(best: LoadedPolicy) -> dict[str, Any]:
-        estimate = estimated(best.policy.agent, "test")  # type: ignore[attr-defined]
-        return {"test_users": None, "test_return": estimate.mean_return, "test_interval": estimate.interval}
+        found = estimated(best.policy.agent, "test", cfg.offline.test_users)  # type: ignore[attr-defined]
+        return {"test_users": None, **{f"test_{name}": value for name, value in found.items()}}
 
     return Judge(validate, validated, test)
 

@@ -27,6 +27,8 @@ def offline(cfg: DictConfig) -> Product:
     protocol = plain(cfg.offline)
     by_fqe = protocol["validation"] == "fqe"
     spec = {"dataset": dataset.run.digest, "protocol": {**protocol, **({"fqe": plain(cfg.fqe)} if by_fqe else {})}}
+    users_of = {"user_model": product_of(cfg, "user_model")} if protocol["validation"] == "user_model" else {}
+    spec |= {name: product.run.digest for name, product in users_of.items()}
     spec |= validation_spec(cfg)
     run = agent_run(cfg, "offline", cfg.dataset.name, inputs, spec)
 
@@ -35,8 +37,10 @@ def offline(cfg: DictConfig) -> Product:
 
         def make() -> dict[str, Any]:
             give_inputs(agent, inputs)
-            if is_foreign(cfg.dataset) and env.simulates and not by_fqe:
-                note(f"validating and testing on {env.name}; for a log from elsewhere use offline.validation=fqe")
+            if is_foreign(cfg.dataset) and env.simulates and protocol["validation"] == "simulator":
+                note(
+                    f"validating and testing on {env.name}; for a log from elsewhere use offline.validation=user_model"
+                )
             recorded, metadata = trajectories.load(dataset.run.path / trajectories.FILE, num_items=env.num_items)
             taken = None
             if isinstance(agent, LatentAgent):
@@ -58,7 +62,7 @@ def offline(cfg: DictConfig) -> Product:
             )
             about = dataset.run.result()
             low, high = about.get("random_return"), _expert_return(cfg)
-            judge = judge_of(cfg, env, agent, recorded, low, high)
+            judge = judge_of(cfg, env, agent, recorded, users_of, low, high)
             users = protocol["test_users"]
             result = train_agent(cfg, run, env, agent, data, schedule, users, *judge)
             return {
@@ -77,7 +81,7 @@ def offline(cfg: DictConfig) -> Product:
 
         return make
 
-    return Product(run, cfg, begin, {"dataset": dataset, **inputs}, show_agent)
+    return Product(run, cfg, begin, {"dataset": dataset, **inputs, **users_of}, show_agent)
 
 
 def _expert_return(cfg: DictConfig) -> float | None:

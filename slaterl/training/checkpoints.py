@@ -29,7 +29,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     """Read a checkpoint to the CPU without running code from it (weights_only).
 
     Args:
-        kind: the expected kind: "agent", "ranker", "items", or the training of one of these.
+        kind: the expected kind: "agent", "ranker", "items", "user_model", or the training of one of these.
 
     Raises:
         UserError: the file is missing or damaged, or has another format or another kind.

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +25,8 @@ from slaterl.errors import UserError
 from slaterl.paths import CONF
 from slaterl.run import run_stage
 from slaterl.runs.products import product_of
-from tests.helpers import compose_config
+from tests.helpers import SIMULATORS, compose_config
+from tests.user_models.made import save_tiny_user_model
 
 CPU = torch.device("cpu")
 # experiments and methods set what others define, and hydra checks it; training.logger_settings checks loggers
@@ -76,6 +78,11 @@ def keys_of(group: str, name: str) -> tuple[list[str], bool]:
     return [path for path in leaves(raw, prefix) if not path.endswith("_target_")], variant
 
 
+@lru_cache
+def user_model_file() -> Path:
+    return save_tiny_user_model(Path(tempfile.mkdtemp()) / "user_model.ckpt")
+
+
 def preset(group: str, name: str) -> DictConfig:
     """The configuration with the preset; the stage lets any agent pass that is not trained."""
     more = [] if group == "stage" else ["stage=evaluate"]
@@ -83,6 +90,8 @@ def preset(group: str, name: str) -> DictConfig:
         more.append("dataset.path=log.npz")
     if (group, name) in (("dataset", "log"), ("env", "log")):
         return config("stage=collect", "dataset=log", "dataset.path=log.csv")
+    if (group, name) == ("env", "learned"):
+        more.append(f"env.user_model={user_model_file()}")
     if (group, name) == ("stage", "offline"):
         more.append("agent=bc")
     return config(f"{group}={name}", *more)
@@ -229,7 +238,7 @@ def test_counts(key: str, value: Any) -> None:
 @pytest.mark.parametrize("key", COUNTS)
 def test_counts_that_are_zero(key: str) -> None:
     cfg = config(**{key.replace(".", "__"): 0})
-    if key in ("random_steps", "seed", "ranker_seed", "logged_data.seed"):
+    if key in ("random_steps", "seed", "ranker_seed", "logged_data.seed", "user_training.seed"):
         if key == "random_steps":  # the first batch needs more than one round then
             cfg.num_envs = cfg.batch_size
         check(cfg)
@@ -450,9 +459,9 @@ def test_agents_weights_follow_from_the_seed() -> None:
 
 
 def test_every_environment_can_be_built() -> None:
-    for file in sorted({*(CONF / "env").glob("*.yaml")} - {CONF / "env" / "log.yaml"}):  # its sizes are the log's
-        env = build_env(config(f"env={file.stem}").env, CPU)
-        assert isinstance(env, TopicRec) and env.name == file.stem
+    for name in SIMULATORS:
+        env = build_env(config(f"env={name}").env, CPU)
+        assert isinstance(env, TopicRec) and env.name == name
 
 
 def test_click_model_of_the_command_line_beats_the_environments() -> None:

@@ -17,9 +17,8 @@ from slaterl.config.build import build_env
 from slaterl.envs.click_models import PositionBasedModel
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
-from slaterl.paths import CONF
 from slaterl.rollout import rollout
-from tests.helpers import compose_config, tiny_env
+from tests.helpers import SIMULATORS, compose_config, tiny_env
 
 CPU = torch.device("cpu")
 
@@ -113,7 +112,7 @@ def test_first_slate_is_the_best_of_each_topic(slots: int, slate: list[int]) -> 
 # --- batches and seeds
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "env").glob("*.yaml")))
+@pytest.mark.parametrize("name", SIMULATORS)
 def test_users_of_a_batch_do_not_touch_each_other(name: str) -> None:
     env = build_env(compose_config(f"env={name}").env, CPU)
     generator = torch.Generator().manual_seed(3)

@@ -25,7 +25,7 @@ from slaterl.data import trajectories
 from slaterl.paths import CONF
 from slaterl.run import run_stage
 from slaterl.runs.products import product_of
-from tests.helpers import compose_config
+from tests.helpers import SIMULATORS, compose_config
 
 ONLINE = ["sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger"]
 OFFLINE = [
@@ -42,7 +42,7 @@ def files_of(group: str) -> list[str]:
 
 def named() -> list[list[str]]:
     """Overrides of one command for each product that is named."""
-    main = [[f"env={env}"] for env in files_of("env") if env != "log"]  # that is no simulator
+    main = [[f"env={env}"] for env in SIMULATORS]
     main += [[f"scale={scale}"] for scale in files_of("scale")] + [
         [f"params={params}"] for params in files_of("params")
     ]

@@ -67,7 +67,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_from_a_log_to_an_agent(learned: tuple[Path, Path]) -> None:
     home, _ = learned
-    assert {path.name for path in home.iterdir()} == {"shop log.csv", "collect", "pretrain", "offline"}  # no log_data
+    assert {path.name for path in home.iterdir()} == {"shop log.csv", "collect", "pretrain", "user_model", "offline"}
     assert {path.parent.name for path in home.glob("*/*/*-*")} == {"shop log"}
     dataset = only(home, "collect/*/*")
     data, metadata = trajectories.load(dataset / trajectories.FILE)
@@ -78,6 +78,7 @@ def test_from_a_log_to_an_agent(learned: tuple[Path, Path]) -> None:
     assert result["env"] == "shop log" and result["dataset"] == "log" and result["test_users"] is None
     assert result["item_embeddings"] == items.fingerprint
     assert not [key for key in result if "oracle" in key or "random_" in key]
+    assert "item SKU-" in result["test_warning"]  # this short log has shown nothing often enough
     config = json.loads(only(home, "offline/*/*/manifest.json").read_text())["config"]["env"]
     assert (config["num_items"], config["slate_size"], config["episode_length"]) == (12, 3, 5)
 
@@ -105,7 +106,9 @@ def test_a_checkpoint_knows_its_log(learned: tuple[Path, Path], tmp_path: Path) 
     checkpoint = only(home, "offline/*/*/best.ckpt")
     loaded = load_policy(checkpoint)
     assert (loaded.env.num_items, loaded.env.slate_size, loaded.env.episode_length) == (12, 3, 5)
-    with pytest.raises(UserError, match=r"best.ckpt: learned from a log, which no simulator knows; use evaluation=fqe"):
+    with pytest.raises(
+        UserError, match=r"best.ckpt: learned from a log, which no simulator knows; use evaluation=user_model"
+    ):
         run_stage(compose_config(*SIZES.split(), f"paths.root={home}", "stage=evaluate", f"checkpoint='{checkpoint}'"))
     make(home, path, "stage=evaluate", "evaluation=fqe", f"checkpoint='{checkpoint}'", "agent=iql")
     result = json.loads(only(home, "evaluate/shop log/*/result.json").read_text())
@@ -117,7 +120,7 @@ def test_a_checkpoint_knows_its_log(learned: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_without_an_estimate_the_last_checkpoint_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make(tmp_path, log_of(tmp_path, 8), "stage=offline", "agent=slate_bc")
+    make(tmp_path, log_of(tmp_path, 8), "stage=offline", "agent=slate_bc", "offline.validation=none")
     result = json.loads(only(tmp_path, "offline/*/*/result.json").read_text())
     assert (result["best_step"], result["test_return"], result["val_return"]) == (4, None, None)
     assert "not tested: offline.validation=none" in " ".join(capsys.readouterr().err.split())
@@ -209,7 +212,7 @@ def test_runs_lie_below_the_name_of_the_file(file: str, name: str) -> None:
         ("stage=online", "stage=online: dataset=log has no simulator to act in; train with stage=offline"),
         ("stage=log_data", "stage=log_data: dataset=log has no simulator to act in; stage=collect reads it"),
         ("stage=benchmark", "stage=benchmark: dataset=log has no simulator to act in"),
-        ("stage=evaluate", "stage=evaluate: dataset=log has no simulator to act in; use evaluation=fqe"),
+        ("stage=evaluate", "stage=evaluate: dataset=log has no simulator to act in; use evaluation=user_model"),
         ("stage=collect env=focused_topdown", "env=focused_topdown: dataset=log comes from no simulator; leave out"),
         ("stage=collect dataset.session_gap=soon", "dataset.session_gap=soon: expected a time such as 45s, 30m"),
         ("stage=collect dataset.ragged=keep", "dataset.ragged=keep: expected refuse or drop"),
@@ -231,7 +234,11 @@ def test_what_needs_a_simulator_is_refused(tmp_path: Path, settings: str, said: 
         ("env.num_items", 5, "env.num_items: dataset=log sets it; use dataset.num_items"),
         ("env.name", "shop", "env.name: dataset=log sets it; leave it out"),
         ("logged_data.source", "epsilon_oracle", "logged_data.source=epsilon_oracle: its items are not those of"),
-        ("offline.validation", "simulator", "offline.validation=simulator: dataset=log has no simulator; use fqe"),
+        (
+            "offline.validation",
+            "simulator",
+            "offline.validation=simulator: dataset=log has no simulator; use user_model",
+        ),
     ],
 )
 def test_settings_of_simulators_that_were_typed(tmp_path: Path, key: str, value: Any, said: str) -> None:

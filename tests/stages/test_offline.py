@@ -198,7 +198,7 @@ def test_a_log_is_not_compared_with_a_simulator_without_a_word(tmp_path: Path, c
     np.savez(tmp_path / "log.npz", **rows, timesteps=np.tile(np.arange(7), 4))
     make(tmp_path / "home", "stage=offline", "agent=bc", "dataset=file", f"dataset.path={tmp_path}/log.npz")
     said = told(capsys)
-    assert "validating and testing on focused_topdown" in said and "offline.validation=fqe" in said
+    assert "validating and testing on focused_topdown" in said and "offline.validation=user_model" in said
     assert (
         "The reference policies act in focused_topdown" in (dataset(tmp_path / "home", "file") / "card.md").read_text()
     )
@@ -347,7 +347,7 @@ def test_estimates_while_training_are_of_all_the_data(home: Path, monkeypatch: p
         sizes.append(len(data))
         return Estimate(1.0, 0.5, 2, 0.1)
 
-    monkeypatch.setattr("slaterl.stages.offline.fitted_q_evaluation", estimate)
+    monkeypatch.setattr("slaterl.stages.estimated.fitted_q_evaluation", estimate)
     source = ["dataset=mixed", "dataset.hidden=true"]
     make(home, "stage=offline", "agent=pct_bc", *source, "offline.validation=fqe")
     assert set(sizes) == {20}
