@@ -19,6 +19,7 @@ _READERS = {
     "validation": ({"online", "offline"}, "stage=online and stage=offline do; datasets take runs of the default"),
     "user_model": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
     "user_training": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
+    "ips": ({"evaluate"}, "evaluation=ips does"),
     "constant_slate_users": ({"online"}, "stage=online does"),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),

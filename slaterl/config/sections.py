@@ -27,7 +27,7 @@ from slaterl.bounds import (
 from slaterl.config.dataset_sections import CollectedDataset, DatasetFile, LogDataset, MixedDataset
 from slaterl.config.section import NamedPart, Part, Section, Strings
 
-Estimator = Literal["simulator", "fqe", "user_model"]
+Estimator = Literal["simulator", "fqe", "ips", "user_model"]
 Validator = Literal["simulator", "fqe", "user_model", "none"]
 Labels = Literal["auto", "recorded", "encoded"]
 Device = Annotated[str, Field(description="auto, cpu or cuda")]
@@ -100,6 +100,12 @@ class FQE(Section):
     hidden: Count
     lr: Positive
     tau: Share
+
+
+@dataclass
+class IPS(Section):
+    draws: Count
+    resamples: Count
 
 
 @dataclass
@@ -190,6 +196,7 @@ class Configuration(OnlineProtocol):
     validation: Validation
     offline: Offline
     fqe: FQE
+    ips: IPS
     user_training: UserTraining
     benchmark: Benchmark
     report: Report

@@ -31,6 +31,7 @@ from slaterl.runs.run import Run
 from slaterl.stages.agent import agent_inputs, begin_agent, give_inputs, provenance, ranker_spec
 from slaterl.stages.elsewhere import env_node, env_spec_elsewhere, refuse_own_parts
 from slaterl.stages.estimated import estimated
+from slaterl.stages.propensities import by_propensities
 from slaterl.training import checkpoints
 
 
@@ -38,10 +39,10 @@ def evaluate(cfg: DictConfig) -> Product:
     """Return the evaluation of `checkpoint`, or of `agent` if no checkpoint is given.
 
     A checkpoint knows its environment, seed and number of test users; the command line overrides them. With
-    evaluation=fqe or user_model the return is estimated from a dataset, see evaluation/estimates.py and estimated.py.
+    evaluation=fqe, ips or user_model the return is estimated from a dataset.
     """
     if cfg.evaluation != "simulator":
-        return estimates(cfg) if cfg.evaluation == "fqe" else estimated(cfg)
+        return {"fqe": estimates, "ips": by_propensities, "user_model": estimated}[cfg.evaluation](cfg)
     return _of_agent(cfg) if cfg.checkpoint is None else _of_checkpoint(cfg)
 
 

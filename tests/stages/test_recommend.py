@@ -46,7 +46,15 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
     """A home with an agent that learned from a log, the log, and the agent's checkpoint."""
     home = tmp_path_factory.mktemp("home")
     path = log_of(home)
-    make(home, path, "stage=offline", "agent=slate_bc", "agent.pi_lr=0.3", "offline.max_steps=30")
+    make(
+        home,
+        path,
+        "stage=offline",
+        "agent=slate_bc",
+        "agent.pi_lr=0.3",
+        "offline.max_steps=30",
+        "offline.validation=none",
+    )
     return home, path, only(home, "offline/*/*/best.ckpt")
 
 
@@ -196,3 +204,22 @@ def test_numbers_stay_numbers(tmp_path: Path) -> None:
     items = Vocabulary([2**40, 2**41], [1, 1], [0, 0])
     recommendations.write(tmp_path / "t.parquet", slates, items, Sessions([-5, 7]), form="wide", format="parquet")
     assert pl.read_parquet(tmp_path / "t.parquet").rows() == [(-5, 2**41, 2**40), (7, 2**40, 2**41)]
+
+
+def test_estimates_by_propensities(
+    learned: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, path, checkpoint = learned
+    evaluation = ["stage=evaluate", "evaluation=ips", f"checkpoint='{checkpoint}'"]
+    with pytest.raises(UserError, match=r"^evaluation=ips: dataset=log holds no propensities; name their column with"):
+        make(home, path, *evaluation)
+    frame = pl.read_csv(path).with_columns(propensity=pl.lit(0.1))
+    frame.write_csv(tmp_path / "shop.csv")
+    make(home, tmp_path / "shop.csv", *evaluation)
+    results = [json.loads(file.read_text()) for file in home.glob("evaluate/shop/ips-*/result.json")]
+    (result,) = results
+    assert [row["sampled"] for row in result["checkpoints"]] == [False, True]
+    for row in result["checkpoints"]:
+        assert set(row["estimates"]) == {"iips", "rips", "sips"} and row["agent"] == "slate_bc"
+    told = " ".join(capsys.readouterr().err.split())
+    assert "too little data: it rests on" in told and "independent (IIPS)" in told
