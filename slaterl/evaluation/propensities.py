@@ -105,33 +105,40 @@ def estimates(
     turns = data.mask.sum(1).double()
     weights = {"iips": (independent, clicks), "rips": (cascade, clicks)}
     weights["sips"] = (cascade[:, :, -1:], clicks.sum(2, keepdim=True))
-    drawn = torch.ones(len(data), dtype=torch.float64) / len(data)
-    counts = [torch.multinomial(drawn, len(data), True, generator=generator) for _ in range(resamples)]
-    return {name: _estimate(*of, turns, counts) for name, of in weights.items()}
+    sums = {name: ((w * r).sum(1), w.sum(1)) for name, (w, r) in weights.items()}  # [N, slots]
+
+    def values(sessions: Tensor | slice) -> list[float]:
+        """Return the clicks per session by each estimator, in some of the sessions."""
+        per_session = turns[sessions].mean()
+        rates = ((gained[sessions].sum(0) / weighed[sessions].sum(0)).sum() for gained, weighed in sums.values())
+        return [(rate * per_session).item() for rate in rates]
+
+    count = len(data)
+    # one after the other, because all together would need N * resamples numbers
+    drawn = [values(torch.randint(count, (count,), generator=generator)) for _ in range(resamples)]
+    found = zip(weights.items(), values(slice(None)), torch.tensor(drawn, dtype=torch.float64).T, strict=True)
+    return {name: _estimate(*of, int(turns.sum()), value, resampled) for (name, of), value, resampled in found}
 
 
-def _estimate(weights: Tensor, rewards: Tensor, turns: Tensor, resamples: list[Tensor]) -> Estimate:
-    """Estimate from weights and rewards [N, H, K], the turns of each session [N], and sessions [N] of each resample."""
-    gained, weighed = (weights * rewards).sum(1), weights.sum(1)  # [N, K]
+def _estimate(weights: Tensor, rewards: Tensor, shown: int, value: float, resampled: Tensor) -> Estimate:
+    """Judge an estimate by its weights and rewards [N, H, slots].
 
-    def value(sessions: Tensor | slice) -> Tensor:
-        rates = gained[sessions].sum(0) / weighed[sessions].sum(0)
-        return rates.sum() * turns[sessions].mean()
-
-    total, squares = weighed.sum(0), weights.square().sum((0, 1))
+    Args:
+        shown: number of slates in the log.
+        value: the estimate.
+        resampled: [R] the same in bootstrap samples; NaN where they lack what the policy shows.
+    """
+    total, squares = weights.sum((0, 1)), weights.square().sum((0, 1))
     slates = (total.square() / squares).nan_to_num(0.0).min().item()
     clicks = int((rewards * (weights > 0)).sum())
-    weight = (total.mean() / turns.sum()).item()
+    weight = (total.mean() / shown).item()
     if not bool((total > 0).all()):
         return Estimate(None, None, None, slates, clicks, weight, "the log never shows what this policy shows")
-    values = torch.stack([value(sessions) for sessions in resamples])
-    low, high = torch.nanquantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    shown = int(turns.sum())
+    low, high = torch.nanquantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     warning = None
     if slates < FEW_SLATES or clicks < FEW_CLICKS:
         warning = f"too little data: it rests on {slates:,.0f} effective of {shown:,} slates, and on {clicks:,} clicks"
     elif not LEAST_WEIGHT < weight < 1 / LEAST_WEIGHT:
-        warning = (
-            f"the mean weight is {weight:.2f} instead of 1: wrong propensities, or slates that the log never shows"
-        )
-    return Estimate(value(slice(None)).item(), low, high, slates, clicks, weight, warning)
+        off = f"the mean weight is {weight:.2f} instead of 1"
+        warning = f"{off}: wrong propensities, or slates that the log never shows"
+    return Estimate(value, low, high, slates, clicks, weight, warning)

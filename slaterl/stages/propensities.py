@@ -22,8 +22,6 @@ from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run
 from slaterl.seeds import stream
 
-NAMES = {"iips": "independent (IIPS)", "rips": "reward interaction (RIPS)", "sips": "slate (SIPS)"}
-
 
 def by_propensities(cfg: DictConfig) -> Product:
     """Return the estimates of `checkpoint`, or of all checkpoints in a run's folder."""
@@ -82,14 +80,17 @@ def _agent(file: Path, env: Env) -> tuple[Agent, dict[str, Any]]:
 
 
 def _show(run: Run) -> None:
-    result, rows, warnings = run.result(), [], []
+    result, rows = run.result(), []
+    warnings: dict[tuple[str, str], list[str]] = {}
     for row in result["checkpoints"]:
-        acts = "sampled" if row["sampled"] else "deterministic"
+        policy = row["checkpoint"].removesuffix(".ckpt") + (", sampled" if row["sampled"] else "")
         for name, one in row["estimates"].items():
-            value = "-" if one["value"] is None else f"{one['value']:.3g} [{one['low']:.3g}, {one['high']:.3g}]"
-            rows.append([row["checkpoint"], acts, NAMES[name], value, f"{one['slates']:,.0f}", f"{one['weight']:.2f}"])
-            warnings += [f"{row['checkpoint']}, {acts}, {name}: {one['warning']}"] if one["warning"] else []
+            known = one["value"] is not None
+            shown = (f"{one['value']:.3g}", f"{one['low']:.3g} to {one['high']:.3g}") if known else ("", "")
+            rows.append([policy, name.upper(), *shown, f"{one['slates']:,.0f}", f"{one['weight']:.2f}"])
+            if one["warning"]:  # estimators often share it
+                warnings.setdefault((policy, one["warning"]), []).append(name.upper())
     title = f"clicks per session by propensities of {result['dataset']} data (the log: {result['dataset_return']:.3g})"
-    table(title, ["policy", "acts", "estimator", "estimate [95 %]", "effective slates", "mean weight"], rows)
-    for warning in warnings:
-        note(f"warning: {warning}")
+    table(title, ["policy", "by", "estimate", "95 %", "slates", "weight"], rows)
+    for (policy, warning), names in warnings.items():
+        note(f"warning: {policy}, {', '.join(names)}: {warning}")

@@ -222,4 +222,4 @@ def test_estimates_by_propensities(
     for row in result["checkpoints"]:
         assert set(row["estimates"]) == {"iips", "rips", "sips"} and row["agent"] == "slate_bc"
     told = " ".join(capsys.readouterr().err.split())
-    assert "too little data: it rests on" in told and "independent (IIPS)" in told
+    assert "too little data: it rests on" in told and "best, sampled, " in told and " SIPS: too little" in told
