@@ -54,6 +54,13 @@ class Agent(Learner):
         """Choose the slates of B users with states [B, state]. `generator` drives exploration; None acts greedily."""
         raise NotImplementedError
 
+    def slot_chances(self, state: Tensor, slates: Tensor) -> Tensor | None:
+        """Return the exact probability [B, S] of each item of slates [B, S] when exploring, if slots are independent.
+
+        None if the agent does not know it.
+        """
+        return None
+
     def policy(self, generator: torch.Generator | None = None) -> BeliefPolicy:
         """Wrap the agent as a policy. `generator` drives exploration; None acts greedily."""
         return BeliefPolicy(self, generator)

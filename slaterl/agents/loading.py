@@ -87,3 +87,18 @@ def check_environment(loaded: LoadedPolicy, spec: Mapping[str, Any], source: str
             raise UserError(
                 f"{source}: learned in another environment: env.{key} is {learned.get(key)} there, but {spec[key]} here"
             )
+
+
+def check_items(loaded: LoadedPolicy, env: Env, source: str | Path) -> None:
+    """Check that slates of a policy mean the same in an environment.
+
+    Raises:
+        UserError: it learned on other items, or on slates of another size.
+    """
+    own = loaded.env
+    if own.fingerprint != env.fingerprint:
+        there = f"learned on the item embeddings {own.fingerprint} of {own.name} ({own.num_items:,} items)"
+        raise UserError(f"{source}: {there}, but env={env.name} has {env.fingerprint} ({env.num_items:,} items)")
+    if own.slate_size != env.slate_size:
+        sizes = f"env.slate_size is {own.slate_size} there, but {env.slate_size} here"
+        raise UserError(f"{source}: learned in another environment: {sizes}")

@@ -13,15 +13,17 @@ from slaterl.errors import UserError
 # settings that only some stages read, and a hint for users who give them to another stage
 _READERS = {
     "dataset": (
-        {"collect", "offline", "user_model", "export", "benchmark"},
-        "stage=collect, stage=offline and user_model do; others need logged_data.source=dataset or evaluation=fqe",
+        {"collect", "offline", "user_model", "recommend", "export", "benchmark"},
+        "stage=collect, stage=offline and recommend do; others need logged_data.source=dataset or evaluation=fqe",
     ),
     "validation": ({"online", "offline"}, "stage=online and stage=offline do; datasets take runs of the default"),
     "user_model": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
     "user_training": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
+    "ips": ({"evaluate"}, "evaluation=ips does"),
     "constant_slate_users": ({"online"}, "stage=online does"),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),
+    "recommend": ({"recommend"}, "stage=recommend does"),
     "status": ({"status"}, "stage=status does"),
     "evaluation": ({"evaluate"}, "stage=evaluate does; for stage=offline use offline.validation"),
 }
@@ -44,9 +46,9 @@ def check_readers(cfg: DictConfig, given: Iterable[str]) -> None:
 
 def check_protocol(cfg: DictConfig) -> None:
     """Refuse numbers of steps and sizes that contradict each other, and checkpoints that the stage does not read."""
-    for key, stage in (("init_from", "online"), ("checkpoint", "evaluate")):
-        if cfg[key] is not None and cfg.stage.name != stage:
-            raise UserError(f"{key}={cfg[key]}: only stage={stage} reads it")
+    for key, stages in (("init_from", ("online",)), ("checkpoint", ("evaluate", "recommend"))):
+        if cfg[key] is not None and cfg.stage.name not in stages:
+            raise UserError(f"{key}={cfg[key]}: only {' or '.join(f'stage={stage}' for stage in stages)} reads it")
     if cfg.random_steps >= cfg.max_steps:
         raise UserError(f"random_steps={cfg.random_steps}: must be less than max_steps={cfg.max_steps}")
     if cfg.random_steps + cfg.num_envs < cfg.batch_size:

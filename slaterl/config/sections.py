@@ -27,7 +27,7 @@ from slaterl.bounds import (
 from slaterl.config.dataset_sections import CollectedDataset, DatasetFile, LogDataset, MixedDataset
 from slaterl.config.section import NamedPart, Part, Section, Strings
 
-Estimator = Literal["simulator", "fqe", "user_model"]
+Estimator = Literal["simulator", "fqe", "ips", "user_model"]
 Validator = Literal["simulator", "fqe", "user_model", "none"]
 Labels = Literal["auto", "recorded", "encoded"]
 Device = Annotated[str, Field(description="auto, cpu or cuda")]
@@ -103,6 +103,12 @@ class FQE(Section):
 
 
 @dataclass
+class IPS(Section):
+    draws: Count
+    resamples: Count
+
+
+@dataclass
 class UserTraining(Section):
     seed: Whole
     members: Several
@@ -132,6 +138,13 @@ class Report(Section):
 @dataclass
 class Export(Section):
     minari: MinariId
+
+
+@dataclass
+class Recommend(Section):
+    format: Literal["parquet", "csv"]
+    form: Literal["wide", "long"]
+    sample: bool
 
 
 @dataclass
@@ -183,10 +196,12 @@ class Configuration(OnlineProtocol):
     validation: Validation
     offline: Offline
     fqe: FQE
+    ips: IPS
     user_training: UserTraining
     benchmark: Benchmark
     report: Report
     export: Export
+    recommend: Recommend
     status: Status
     paths: Paths
 

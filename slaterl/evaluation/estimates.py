@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from scipy import stats
 
 from slaterl.agents.base import Agent, BeliefPolicy, LatentAgent
-from slaterl.agents.loading import load_policy
+from slaterl.agents.loading import check_items, load_policy
 from slaterl.config.build import plain, simulator
 from slaterl.console import note, progress, table, with_interval
 from slaterl.data import trajectories
@@ -34,7 +34,7 @@ def estimates(cfg: DictConfig) -> Product:
     If the dataset was collected in the simulator, each checkpoint is also tested there. The rank correlation
     over the checkpoints shows how far to trust the estimates.
     """
-    files = _checkpoints(cfg.checkpoint)
+    files = checkpoints_in(cfg.checkpoint, cfg.evaluation)
     dataset = product_of(cfg, "collect")
     first = checkpoints.load(files[0], "agent")["config"]["agent"]["name"]
     spec = {"dataset": dataset.run.digest, "fqe": plain(cfg.fqe), "seed": cfg.seed, "users": cfg.test_users}
@@ -50,10 +50,10 @@ def estimates(cfg: DictConfig) -> Product:
     return Product(run, cfg, begin, {"dataset": dataset}, _show)
 
 
-def _checkpoints(given: str | None) -> list[Path]:
+def checkpoints_in(given: str | None, evaluation: str) -> list[Path]:
     """Return the checkpoint, or the checkpoints in a run's folder in the order of their steps."""
     if given is None:
-        raise UserError("checkpoint: evaluation=fqe needs checkpoint=<a checkpoint, or the folder of a run>")
+        raise UserError(f"checkpoint: evaluation={evaluation} needs checkpoint=<a checkpoint, or the folder of a run>")
     if not Path(given).is_dir():
         return [Path(given)]
     steps = sorted(Path(given).glob("step*.ckpt"), key=lambda file: int(file.stem.removeprefix("step")))
@@ -74,13 +74,7 @@ def _agent(file: Path, env: Env) -> tuple[str, int, LatentAgent]:
     name = loaded.config["agent"]["name"]
     if not isinstance(agent, LatentAgent) or agent.sees_hidden or agent.REFINES:
         raise UserError(f"{file}: evaluation=fqe needs an agent that shows its ranker's slates, unlike agent={name}")
-    if loaded.env.fingerprint != env.fingerprint:
-        raise UserError(
-            f"{file}: learned on the item embeddings {loaded.env.fingerprint}, but env={env.name} has {env.fingerprint}"
-        )
-    if loaded.env.slate_size != env.slate_size:
-        sizes = f"env.slate_size is {loaded.env.slate_size} there, but {env.slate_size} here"
-        raise UserError(f"{file}: learned in another environment: {sizes}")
+    check_items(loaded, env, file)
     return name, loaded.step, agent
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from slaterl.config.build import catalogue_argument, env_spec, plain
+from slaterl.config.build import AGENT_NODES, catalogue_argument, env_spec, plain
 from slaterl.envs.catalog import fingerprint
 from slaterl.errors import UserError
+
+
+def refuse_own_parts(file: Path, given: Set[str]) -> None:
+    """Raise UserError if the command line sets a part that the checkpoint has."""
+    for key in (*AGENT_NODES, "params"):
+        if any(name.split(".")[0] == key for name in given):
+            raise UserError(f"{key}: checkpoint={file} has its own; leave it out")
 
 
 def env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[str, Any]:

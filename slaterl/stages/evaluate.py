@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from slaterl.agents.loading import policy_of
 from slaterl.config.build import (
-    AGENT_NODES,
     build_env,
     env_spec,
     parameters_of,
@@ -30,8 +29,9 @@ from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
 from slaterl.runs.run import Run
 from slaterl.stages.agent import agent_inputs, begin_agent, give_inputs, provenance, ranker_spec
-from slaterl.stages.elsewhere import env_node, env_spec_elsewhere
+from slaterl.stages.elsewhere import env_node, env_spec_elsewhere, refuse_own_parts
 from slaterl.stages.estimated import estimated
+from slaterl.stages.propensities import by_propensities
 from slaterl.training import checkpoints
 
 
@@ -39,10 +39,10 @@ def evaluate(cfg: DictConfig) -> Product:
     """Return the evaluation of `checkpoint`, or of `agent` if no checkpoint is given.
 
     A checkpoint knows its environment, seed and number of test users; the command line overrides them. With
-    evaluation=fqe or user_model the return is estimated from a dataset, see evaluation/estimates.py and estimated.py.
+    evaluation=fqe, ips or user_model the return is estimated from a dataset.
     """
     if cfg.evaluation != "simulator":
-        return estimates(cfg) if cfg.evaluation == "fqe" else estimated(cfg)
+        return {"fqe": estimates, "ips": by_propensities, "user_model": estimated}[cfg.evaluation](cfg)
     return _of_agent(cfg) if cfg.checkpoint is None else _of_checkpoint(cfg)
 
 
@@ -71,9 +71,7 @@ def _of_agent(cfg: DictConfig) -> Product:
 
 def _of_checkpoint(cfg: DictConfig) -> Product:
     file, given = Path(cfg.checkpoint), given_keys()
-    for key in (*AGENT_NODES, "params"):
-        if any(name.split(".")[0] == key for name in given):
-            raise UserError(f"{key}: checkpoint={file} has its own; leave it out")
+    refuse_own_parts(file, given)
     state = checkpoints.load(file, "agent")
     config, step = state["config"], state["learner"]["step"]
     if not simulates(config["env"]) and "env" not in given:

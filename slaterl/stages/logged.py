@@ -13,7 +13,7 @@ from slaterl.config.dataset import dataset_spec
 from slaterl.config.fits import check_fit
 from slaterl.config.logs import SIZES, is_log
 from slaterl.console import note, with_interval
-from slaterl.data import trajectories, vocabulary
+from slaterl.data import sessions, trajectories, vocabulary
 from slaterl.data.formats.checks import require_package
 from slaterl.data.formats.logs import read_log
 from slaterl.data.score import half_width
@@ -29,7 +29,7 @@ def logged(cfg: DictConfig) -> Product:
     """Return the dataset of a log, with its card and its items. Naming it reads only the file's fingerprint."""
     dataset = cfg.dataset
     name, spec = dataset_spec(dataset)
-    files = ("result.json", trajectories.FILE, vocabulary.FILE)
+    files = ("result.json", trajectories.FILE, vocabulary.FILE, sessions.FILE)
     run = Run(Path(cfg.paths.root), "collect", cfg.env.name, name, spec, products=files)
 
     def begin() -> Make:
@@ -46,7 +46,9 @@ def logged(cfg: DictConfig) -> Product:
             seconds = time.perf_counter() - started
             told = {"name": "log", **log.about, "trajectories": len(data)}
             log.items.save(run.path)
+            log.sessions.save(run.path)
             about = {"dataset": dataset.name, "item_embeddings": items.fingerprint, "items": items.fingerprint}
+            about |= {"sessions": log.sessions.fingerprint}
             about |= {"behaviours": [told], "versions": versions()}
             trajectories.save(run.path / trajectories.FILE, data, about)
             _, metadata = trajectories.load(run.path / trajectories.FILE, num_items=len(items))

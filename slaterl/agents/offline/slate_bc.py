@@ -79,6 +79,13 @@ class SlateBC(ItemAgent):
         blocks = self.actor(state).split(max(1, BLOCK // self.slot_bias.numel()))
         return Decision(torch.cat([self._choose(queries, generator) for queries in blocks]))
 
+    def slot_chances(self, state: Tensor, slates: Tensor) -> Tensor | None:
+        if self.unique:
+            return None
+        size, items = max(1, BLOCK // self.slot_bias.numel()), slates.unsqueeze(2)
+        blocks = zip(self.actor(state).split(size), items.split(size), strict=True)
+        return torch.cat([self.scores(queries).softmax(2).gather(2, shown) for queries, shown in blocks]).squeeze(2)
+
     @exact_products()
     def _choose(self, queries: Tensor, generator: torch.Generator | None) -> Tensor:
         scores = self.scores(queries)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from slaterl.data.formats.tables import fingerprint, open_table
+from slaterl.data.sessions import Sessions
 from slaterl.data.trajectories import Trajectories, smallest_int
 from slaterl.data.vocabulary import Vocabulary
 from slaterl.errors import UserError
@@ -27,12 +28,14 @@ class Log:
     Attributes:
         data: trajectories of N sessions; with `lengths` if these differ, with `truncated` where dataset.max_turns cut.
         items: the log's own item ids.
+        sessions: the log's own session ids.
         about: plain values about the file and what was left out.
         warnings: for the card.
     """
 
     data: Trajectories
     items: Vocabulary
+    sessions: Sessions
     about: dict[str, Any]
     warnings: list[str]
 
@@ -71,9 +74,11 @@ def read_log(path: str, settings: Mapping[str, Any]) -> Log:
     if gap is not None and unit is None:
         lack = "the log has no times" if layout.turn is None else f"{layout.turn} of {path} holds no times"
         raise UserError(f"dataset.session_gap={gap}: {lack}; name them with dataset.columns.turn=<column>")
-    shown = slates_of(frame, layout, place, ids_of(names).codes, time)
+    ids = ids_of(names)
+    shown = slates_of(frame, layout, place, ids.codes, time)
     rows = len(frame)
-    del frame, names, turns
+    session_ids = ids.names
+    del frame, names, turns, ids
     if fingerprint(path) != before:
         raise UserError(f"{path}: changed while it was read; run the command again")
 
@@ -83,11 +88,15 @@ def read_log(path: str, settings: Mapping[str, Any]) -> Log:
     codes, items = _vocabulary(codes, clicks, shown.items.names)
     chances = None if shown.propensity is None else shown.propensity[inside].reshape(-1, size)
     session, moment = shown.session[kept], shown.time[kept]
-    new = np.diff(session, prepend=-1) != 0
+    first = np.diff(session, prepend=-1) != 0
+    new = first.copy()
     if gap is not None and unit is not None:
         new[1:] |= np.diff(moment) * unit > seconds_of(gap)
     new, cut = _cut(new, settings["max_turns"])
     data = _padded(path, new, cut, codes, clicks, chances, len(items))
+    cuts = gap is not None or settings["max_turns"] is not None
+    parts = np.add.reduceat(new.astype(int), np.flatnonzero(first)).tolist() if cuts else None
+    sessions = Sessions([session_ids[code] for code in session[first].tolist()], parts)
     sizes = {"num_items": len(items), "slate_size": size, "episode_length": data.slates.shape[1] - 1}
     for setting, found in sizes.items():
         if settings[setting] not in (None, found):
@@ -97,7 +106,7 @@ def read_log(path: str, settings: Mapping[str, Any]) -> Log:
     form = {"long": "a row an item", "wide": "a row a slate, a column a slot", "lists": "a row a slate, in lists"}
     about = {"source": Path(path).name, "form": form[layout.form], "rows": rows, "frame_0": FRAME_0}
     about |= {"dropped_slates": dropped} if dropped else {}
-    return Log(data, items, about, _warnings(data, items, dropped, int(kept.sum())))
+    return Log(data, items, sessions, about, _warnings(data, items, dropped, int(kept.sum())))
 
 
 def _of_one_size(path: str, shown: Any, settings: Mapping[str, Any], place: Any) -> tuple[np.ndarray, int, int]:
