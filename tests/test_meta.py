@@ -143,7 +143,8 @@ def test_user_models(lengths: bool) -> None:
 def test_users_of_a_user_model(penalty: float, tmp_path: Path) -> None:
     file = save_tiny_user_model(tmp_path / "user_model.ckpt")
     sizes: dict[str, Any] = dict(name="learned", num_items=ITEMS, slate_size=SLOTS, episode_length=TURNS)
-    env = LearnedEnv(user_model=str(file), items="0123456789abcdef", member=None, penalty=penalty, **sizes)
+    settings: dict[str, Any] = dict(items="0123456789abcdef", leaves=True, member=None, penalty=penalty)
+    env = LearnedEnv(user_model=str(file), **settings, **sizes)
     model = env.model
     frames = [to_meta(frame) for frame in (model.first_slates, model.first_clicks)]
     env = to_meta(env)

@@ -68,7 +68,7 @@ def _of_run(path: Path) -> Record | None:
     record = Record(path, "damaged", "", command=[], config={}, result={}, task={})
     try:
         manifest = read_json(path / "manifest.json")
-        if manifest["stage"] not in STAGES or manifest["config"].get("evaluation") in ("fqe", "ips"):
+        if manifest["stage"] not in STAGES or manifest["config"].get("evaluation") in ("fqe", "ips", "user_model"):
             return None
         record = _of_manifest(path, manifest)
         _check_config(record)

@@ -267,7 +267,8 @@ def test_fql_goes_on_online() -> None:
             for parameter in kept.parameters():
                 parameter.add_(1)
     given.prepare(tiny_trajectories(30))
-    state = checkpoint_of(given, "fql") | {"config": {"agent": {"name": "fql"}, "ranker": {"unique": False}}}
+    config = {"agent": {"name": "fql"}, "ranker": {"unique": False}, "belief": {}}
+    state = checkpoint_of(given, "fql") | {"config": config}
     start_from(agent, state, "given.ckpt")
     act_in_its_box(agent, state, "given.ckpt")
     own, learned = agent.state_dict(), given.state_dict()

@@ -817,7 +817,7 @@ def test_no_online_agent_starts_from_a_policy_in_the_space_of_a_vae(kind: type[O
 
 
 def checkpoint_of(agent: OfflineAgent, name: str) -> dict[str, Any]:
-    return {"learner": {"module": agent.state_dict()}, "config": {"agent": {"name": name}}}
+    return {"learner": {"module": agent.state_dict()}, "config": {"agent": {"name": name}, "belief": {}}}
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
