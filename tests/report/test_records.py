@@ -159,9 +159,10 @@ def test_sweep_of_another_stage(tmp_path: Path) -> None:
     assert [record.config["stage"]["name"] for record in find(str(sweep), tmp_path)] == ["online"]
 
 
-def test_estimates_are_no_returns(tmp_path: Path) -> None:
-    """Fitted Q evaluation tells of a policy what the data say, not what users did."""
-    made.finished(made.config_of(tmp_path, *RANDOM, evaluation="fqe"), 8.0)
+@pytest.mark.parametrize("evaluation", ["fqe", "ips", "user_model"])
+def test_estimates_are_no_returns(evaluation: str, tmp_path: Path) -> None:
+    """An estimate tells of a policy what the data say, not what users did."""
+    made.finished(made.config_of(tmp_path, *RANDOM, evaluation=evaluation), 8.0)
     assert find(None, tmp_path) == []
 
 
