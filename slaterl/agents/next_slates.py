@@ -48,10 +48,11 @@ def next_slates(
 def _next(agent: Agent, slates: Tensor, clicks: Tensor, ends: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return the slates [B, S] after the frames `ends` [B], which rise, of slates and clicks [B, T, S]."""
     shortest = int(ends[0])
-    state = agent.acting_belief.initial_state(len(slates))
-    slates, clicks, ends = (column.to(state.device) for column in (slates.long(), clicks, ends))
+    memory = agent.acting_belief.initial_state(len(slates))
+    slates, clicks, ends = (column.to(memory.device) for column in (slates.long(), clicks, ends))
     for frame in range(slates.shape[1]):
-        seen = agent.acting_belief.step(Observation(slates[:, frame], clicks[:, frame]), state)
-        state = seen if frame <= shortest else seen.where((frame <= ends).unsqueeze(1), state)
-    users = torch.arange(len(slates), device=state.device)
+        seen = agent.acting_belief.step(Observation(slates[:, frame], clicks[:, frame]), memory)
+        memory = seen if frame <= shortest else seen.where((frame <= ends).unsqueeze(1), memory)
+    users = torch.arange(len(slates), device=memory.device)
+    state = agent.acting_belief.state_of(memory)
     return agent.decide(state, Observation(slates[users, ends], clicks[users, ends]), generator).slate

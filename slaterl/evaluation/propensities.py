@@ -22,6 +22,7 @@ from slaterl.envs.observation import Observation
 USERS = 512  # read together
 FEW_SLATES, FEW_CLICKS = 100, 10  # below these an estimate comes with a warning
 LEAST_WEIGHT = 0.8
+MOST_LACKING = 0.05  # of the bootstrap samples, see Estimate
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ def shares(agent: Agent, data: Trajectories, *, draws: int, generator: torch.Gen
     found: list[Tensor] = []
     for start in range(0, len(data), USERS):
         part = data[start : start + USERS]
-        state = agent.acting_belief.initial_state(len(part))
-        slates, clicks = part.slates.long().to(state.device), part.clicks.to(state.device)
+        memory = agent.acting_belief.initial_state(len(part))
+        slates, clicks = part.slates.long().to(memory.device), part.clicks.to(memory.device)
         turns = []
         for frame in range(slates.shape[1] - 1):
             seen, shown = Observation(slates[:, frame], clicks[:, frame]), slates[:, frame + 1]
-            state = agent.acting_belief.step(seen, state)
+            memory = agent.acting_belief.step(seen, memory)
+            state = agent.acting_belief.state_of(memory)
             chances = None if generator is None else agent.slot_chances(state, shown)
             if chances is not None:
                 turns.append(torch.stack([chances.double(), chances.double().cumprod(1)]))
@@ -134,6 +136,10 @@ def _estimate(weights: Tensor, rewards: Tensor, shown: int, value: float, resamp
     weight = (total.mean() / shown).item()
     if not bool((total > 0).all()):
         return Estimate(None, None, None, slates, clicks, weight, "the log never shows what this policy shows")
+    lacking = resampled.isnan().double().mean().item()
+    if lacking > MOST_LACKING:
+        told = f"too little data: {lacking:.0%} of the bootstrap samples lack what this policy shows"
+        return Estimate(None, None, None, slates, clicks, weight, told)
     low, high = torch.nanquantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     warning = None
     if slates < FEW_SLATES or clicks < FEW_CLICKS:

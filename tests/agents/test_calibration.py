@@ -18,6 +18,8 @@ WIDTH, STEP, ITEMS = 3, 0.25, 64
 class Rounding(Ranker):
     """Slot i shows input i, rounded to steps. The encoder returns two fifths of it, shifted: nearer to its own data."""
 
+    PRETRAINED = True
+
     def __init__(self) -> None:
         super().__init__(WIDTH, unique=False)
         self.set_box(torch.full((WIDTH,), -8.0), torch.full((WIDTH,), 8.0))
@@ -89,3 +91,12 @@ def test_labels_are_calibrated_on_the_turns_of_sessions() -> None:
     torch.testing.assert_close(there.mean(0), latent.view(40, 6, WIDTH)[:, :4].mean((0, 1)), atol=0.2, rtol=0)
     plain = with_actions(data, ranker).actions
     assert plain is not None and not torch.allclose(plain[:, :4], labels.actions[:, :4], atol=0.01)
+
+
+def test_rankers_that_ignore_the_scale_of_actions_are_not_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rounding, "PRETRAINED", False)
+    ranker = Rounding()
+    slates = ranker.rank(inputs(70)).view(10, 7, WIDTH)
+    data = Trajectories(slates, torch.zeros_like(slates))
+    labels, plain = with_labels(data, ranker).actions, with_actions(data, ranker).actions
+    assert labels is not None and plain is not None and torch.equal(labels, plain)

@@ -13,7 +13,7 @@ from slaterl.agents.next_slates import next_slates
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
 from slaterl.seeds import seeded_weights, stream
-from tests.agents.test_contract import VARIANTS, build, learners, settings
+from tests.agents.test_contract import VARIANTS, WITH_BELIEFS, build, learners, settings
 from tests.agents.test_lengths import garbled
 
 LENGTHS = [7, 3, 1, 5, 2, 4, 7, 0]
@@ -22,6 +22,7 @@ AGENTS = [
     for agent, more in [(agent, "") for agent in learners() + learners(offline=True)] + VARIANTS
     if agent != "slateq" and "belief=none" not in more  # they read the simulator
 ]
+AGENTS += [one for one in WITH_BELIEFS if one[0] in ("slate_bc", "bcq")]  # whose memory can be more than their state
 
 
 def built(agent: str, more: str = "") -> Agent:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from slaterl.agents.offline.slate_bc import SlateBC
 from slaterl.beliefs.gru import GRUBelief
+from slaterl.beliefs.lstm import LSTMBelief
+from slaterl.beliefs.recurrent import RecurrentBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.evaluation import propensities
 from slaterl.evaluation.propensities import estimates, shares
@@ -35,12 +37,12 @@ def click_rates(kind: str) -> Tensor:
     return rates
 
 
-def agent_of(unique: bool = False) -> SlateBC:
+def agent_of(unique: bool = False, kind: type[RecurrentBelief] = GRUBelief) -> SlateBC:
     """A policy whose slates depend on the history."""
     sizes = dict(num_items=ITEMS, slate_size=SLOTS)
     settings = dict(item_dim=3, turns=2, pi_lr=1e-3, pi_hidden=[8], unique=unique)
     with seeded_weights(0, "toy"):
-        belief = partial(GRUBelief, **sizes, item_dim=2, hidden_dim=5)
+        belief = partial(kind, **sizes, item_dim=2, hidden_dim=5)
         agent = SlateBC(**sizes, **settings, belief=belief, generator=stream(0, "updates"))  # type: ignore[arg-type]
         with torch.no_grad():
             agent.item_embeddings.normal_(std=3)
@@ -109,9 +111,10 @@ def test_sums_in_numpy() -> None:
         assert found[name].weight == pytest.approx(w.mean(), rel=1e-6)
 
 
-def test_draws_come_near_the_exact_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [GRUBelief, LSTMBelief])  # an LSTM remembers more than its state
+def test_draws_come_near_the_exact_shares(kind: type[RecurrentBelief], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(propensities, "USERS", 20)
-    agent, data = agent_of(), log_of("slate", 50)
+    agent, data = agent_of(kind=kind), log_of("slate", 50)
     exact = shares(agent, data, draws=1, generator=stream(0, "draws"))
     monkeypatch.setattr(SlateBC, "slot_chances", lambda *given: None)
     drawn = shares(agent, data, draws=2000, generator=stream(0, "draws"))
@@ -140,6 +143,9 @@ def test_warnings() -> None:
     few = ones.clone()
     few[5:] = 0
     assert "too little data: it rests on " in str(found(few).warning)
+    few[1:] = 0  # a third of the samples draw this session not once
+    assert "of the bootstrap samples lack what this policy shows" in str(found(few).warning)
+    assert (found(few).value, found(few).low) == (None, None)
     assert "the mean weight is 0.50 instead of 1" in str(found(0.5 * data.propensity.double()).warning)
     silent = dataclasses.replace(data, clicks=torch.zeros_like(data.clicks))
     assert "and on 0 clicks" in str(found(data.propensity.double(), silent).warning)

@@ -124,7 +124,13 @@ def with_actions(data: Trajectories, ranker: Ranker) -> Trajectories:
 
 @torch.no_grad()
 def with_labels(data: Trajectories, ranker: Ranker) -> Trajectories:
-    """Add the actions [N, H, A] in [-1, 1] that a ranker reads from the slates, calibrated on them (`calibrate`)."""
+    """Add the actions [N, H, A] in [-1, 1] that a ranker reads from the slates, calibrated on them (`calibrate`).
+
+    Rankers in the space of item embeddings are not calibrated: their slates do not depend on the scale of an action, so
+    nothing would keep the fitted Gaussian from shrinking.
+    """
+    if not ranker.PRETRAINED:
+        return with_actions(data, ranker)
     slates = data.slates[:, 1:].flatten(0, 1)
     valid = data.mask.flatten().nonzero().squeeze(1)
     spread_out = torch.linspace(0, len(valid) - 1, min(len(valid), CALIBRATED_ON), dtype=torch.float64).long()

@@ -14,7 +14,7 @@ from slaterl.errors import UserError
 
 WHOLE = r"^(0|-?[1-9]\d{0,17})$"  # 007 is text
 PARTS = r"""\"[^\"]*\"|'[^']*'|[^\s,;|\[\](){}\"']+"""  # of a list in text; quotes keep blanks and commas together
-FLOAT_WHOLE = r"^-?\d+\.0+$"
+FLOAT_WHOLE = r"^(0|-?[1-9]\d{0,17})\.0+$"  # as pandas writes whole numbers of a column with gaps
 UNITS = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3), (1e8, 1.0))  # numbers from here on are times; seconds of one
 GAP = re.compile(r"(\d+(?:\.\d+)?) *(s|m|h|d)")
 
@@ -67,6 +67,9 @@ def ids_of(column: pl.Series) -> Ids:
         return Ids(names.search_sorted(column).to_numpy().astype(np.int64), names.to_list())
     column = column.cast(pl.String)
     names = column.unique()
+    if names.str.contains(f"{WHOLE}|{FLOAT_WHOLE}").all() and names.str.contains(FLOAT_WHOLE).any():
+        column = column.str.replace(r"\.0+$", "")
+        names = column.unique()
     if names.str.contains(WHOLE).all():
         order = names.cast(pl.Int64).arg_sort()
         texts, listed = names[order], names.cast(pl.Int64)[order].to_list()

@@ -116,7 +116,10 @@ def _of_one_size(path: str, shown: Any, settings: Mapping[str, Any], place: Any)
         UserError: slates differ in size and none may be left out; or none is left.
     """
     sizes, counts = np.unique(shown.sizes, return_counts=True)
-    size = settings["slate_size"] or int(sizes[counts == counts.max()][-1])
+    if sizes[-1] == 0:
+        raise UserError(f"{path}: no slate has an item")
+    some = counts * (sizes > 0)
+    size = settings["slate_size"] or int(sizes[some == some.max()][-1])
     wrong = (shown.sizes != size) | shown.holes
     if not wrong.any():
         return ~wrong, 0, size

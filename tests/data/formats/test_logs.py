@@ -181,6 +181,18 @@ def test_numbers_are_ordered_by_value_and_leading_zeros_are_text(tmp_path: Path)
     assert read(long(tmp_path, [row.replace(",50,", ",09,") for row in long_rows()])).items.ids[0] == "09"
 
 
+def test_whole_numbers_with_a_point_are_the_same_items(tmp_path: Path) -> None:
+    """A column of pandas that has gaps holds 5.0 where others hold 5."""
+    rows = [row.replace(",50,", ",10.0,").replace(",20,", ",20.0,") for row in long_rows()]
+    assert read(long(tmp_path, rows)).items.ids == [10, 20, 30, 40]
+
+
+def test_slates_that_are_all_empty(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text('session_id,turn,slate,clicks\n1,0,"[]","[]"\n1,1,"[]","[]"\n')
+    assert refused(file) == f"{file}: no slate has an item"
+
+
 def test_columns_of_any_name(tmp_path: Path) -> None:
     names = {"session": "用户", "turn": "轮次", "item": "商品", "position": "位置", "click": "点击"}
     path = long(tmp_path, header=",".join(names.values()))
