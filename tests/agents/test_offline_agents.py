@@ -727,7 +727,7 @@ def test_plas_first_trains_the_vae_and_its_belief_alone() -> None:
     def loss(weights: dict[str, Array]) -> float:
         return vae_loss(weights, states(weights, "vae", batch), action, noise)
 
-    agent.step = 1  # of 2 updates, half of which are the VAE's
+    agent.step = 1  # of 2 updates; the VAE takes the first
     terms = agent.update(batch)
     assert terms["loss/vae"].item() == pytest.approx(loss(before), rel=1e-4)
     assert_gradients(agent, before, loss, parameters_of(agent, "vae", "vae_belief"))

@@ -33,9 +33,7 @@ FILES = {"manifest.json", "result.json", "metrics.csv"}
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two finished runs, one that does not learn, and two that have no result."""
-    monkeypatch.setattr(
-        sys, "argv", ["/home/someone/slaterl/run.py", "env.item_embeddings.path=/home/someone/items.pt"]
-    )
+    monkeypatch.setattr(sys, "argv", ["/nowhere/slaterl/run.py", "env.item_embeddings.path=/nowhere/items.pt"])
     home = tmp_path / "home"
     for seed in (1, 2):
         made.finished(made.config_of(home, *DQN, seed=seed), 10.0 + seed, (4.0, 9.0), test_return_sampled=7.0)
@@ -87,7 +85,7 @@ def test_copies_name_no_machine(home: Path, tmp_path: Path) -> None:
     made.finished(made.config_of(home, "stage=evaluate", "agent=random", "ranker=none", seed=5), 8.0, **entries)
     keep(find(None, home), tmp_path / "kept")
     text = "".join(file.read_text() for file in (tmp_path / "kept").rglob("*") if file.is_file())
-    assert str(tmp_path) not in text and "/home/someone" not in text and f'"{socket.gethostname()}"' not in text
+    assert str(tmp_path) not in text and "/nowhere" not in text and f'"{socket.gethostname()}"' not in text
     assert "env.item_embeddings.path=items.pt" in text and platform.platform() in text
     assert '"checkpoint": "dqn-seed1-abc/best.ckpt"' in text, "the run's folder names the method"
 
