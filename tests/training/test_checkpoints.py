@@ -57,7 +57,7 @@ def test_changed_bytes_are_damage(file: Path) -> None:
 def test_objects_are_not_loaded(tmp_path: Path) -> None:
     file = tmp_path / "model.pt"
     torch.save({"format": 2, "kind": "line", "model": torch.nn.Linear(2, 2)}, file)
-    with pytest.raises(UserError, match="pickled code or objects, which are not loaded$"):
+    with pytest.raises(UserError, match=r"pickled code or objects, which are not loaded$"):
         checkpoints.load(file, "line")
 
 
