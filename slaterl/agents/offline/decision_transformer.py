@@ -242,6 +242,7 @@ def encode_last(encoder: nn.TransformerEncoder, sequence: Tensor, visible: Tenso
         # in blocks of rows whose widest layer stays in the second-level cache
         blocks = hidden.flatten(0, 1).split(max(1, BLOCK // layer.linear1.out_features))
         hidden = torch.cat([_mlp(layer, rows) for rows in blocks]).view_as(hidden)
+    assert encoder.norm is not None
     return encoder.norm(hidden)[:, -1]
 
 
