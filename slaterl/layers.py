@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ def onednn_is_faster() -> bool:
         and vendor.is_file()
         and "AuthenticAMD" in vendor.read_text(encoding="utf-8")
     )
+
+
+@functools.cache
+def products_by() -> str:
+    """Name what multiplies matrices on this processor, such as "mkl 2024.2, AVX512, oneDNN". Last bits depend on it."""
+    built = torch.__config__.show()
+    name = re.search(r"BLAS_INFO=(\w+)", built)
+    version = re.search(r"Math Kernel Library Version ([\d.]+)", built)
+    library = " ".join([name[1] if name else "unknown", *([version[1]] if version else [])])
+    return ", ".join([library, torch.backends.cpu.get_cpu_capability(), *(["oneDNN"] if onednn_is_faster() else [])])
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:

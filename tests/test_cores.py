@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     def pretend(cores: int, usable: int, load: float | None) -> None:
         free_cores.cache_clear()
         monkeypatch.setattr("sys.platform", "linux")
+        monkeypatch.setattr("slaterl.cores.OWN_GROUPS", Path("no such file"))
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
@@ -56,6 +58,37 @@ def test_auto_takes_the_cores_that_are_free(
     assert usable_cores() == usable
     prepare("auto", "highest")
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "usable"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1),
+        ("0::/", {"cpu.max": "300000 100000"}, 3),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),  # at least one
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "1600000 100000"}, 8),  # more than there are
+        ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),  # of the group around it
+        ("0::/not/here", {"cpu.max": "200000 100000"}, 2),  # the path is that of the host
+        ("0::/", {"cpu.max": "damaged"}, 8),
+        ("0::/", {}, 8),
+        ("5:memory:/x\n3:cpu,cpuacct:/x", {"cpu,cpuacct/x/cpu.cfs_quota_us": "250000\n",
+                                          "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"}, 2),
+        ("3:cpu,cpuacct:/x", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ("3:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("5:memory:/x", {"memory/x/cpu.max": "100000 100000"}, 8),
+    ],
+)  # fmt: skip
+def test_the_quota_of_a_container_counts(
+    own: str, limits: dict[str, str], usable: int, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(16, 8, 0.0)
+    for name, text in {"own": own, **{f"groups/{file}": limit for file, limit in limits.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("slaterl.cores.OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr("slaterl.cores.CONTROL_GROUPS", tmp_path / "groups")
+    assert usable_cores() == free_cores() == usable
 
 
 @pytest.mark.parametrize(("allowed", "threads"), [("1", 1), ("2", 2), ("8", 2), ("", 2), ("4,3", 2)])

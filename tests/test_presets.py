@@ -24,6 +24,7 @@ PRESETS = [
     ("figure3", 200, ["params.lambda_KL=0.1", "params.lambda_click=0.0", "seed=1"], 1),
     ("gamma0", 10, ["seed=1"], 1),
     ("offline_benchmark", 504, ["dataset=expert", "env=diffuse_mix", "agent=bc,iql", "seed=1"], 2),
+    ("stable_environments", 252, ["method=slateq,best_constant_slate", "env=focused_mix_stable", "seed=1"], 2),
     ("table2", 480, ["method=slateq,reinforce_softmax", "env=focused_mix", "seed=1"], 2),
 ]
 BASES = {"figure3": "lambda_grid"}  # presets that add to another one
@@ -39,7 +40,7 @@ def test_all_jobs_are_sound(preset: str, count: int) -> None:
     for overrides in combinations[:: -(-count // 24)]:  # of a large sweep some of all its parts
         cfg = compose_config(f"experiment={preset}", *overrides)
         check_config(cfg)
-        sizes = (20_000, 10_000) if preset == "offline_benchmark" else (100_000, 50_000)
+        sizes = (20_000, 10_000) if preset in ("offline_benchmark", "stable_environments") else (100_000, 50_000)
         assert (cfg.max_steps, cfg.save_every_n_steps) == sizes
 
 

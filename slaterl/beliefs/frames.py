@@ -107,6 +107,9 @@ def first_layers(beliefs: Sequence[FrameBelief], slates: Tensor, clicks: Tensor,
     Args:
         slates, clicks: [T, B, S].
         gates: number of gates among the O numbers. The beliefs stand side by side in each of them.
+
+    Raises:
+        RuntimeError or IndexError: an item id is out of range. A GPU stops with an assertion, as in any look-up.
     """
     turns, users, slots = slates.shape
     items = slates.reshape(-1, slots).long()
@@ -118,6 +121,8 @@ def first_layers(beliefs: Sequence[FrameBelief], slates: Tensor, clicks: Tensor,
             table = belief.item_embeddings @ of_items.permute(1, 2, 0) + belief.bias_ih / slots
             parts.append(table.flatten(0, 1))  # [S * N, O]
         places = items + num_items * torch.arange(slots, device=items.device)
+        # an id out of range would silently read the row of another slot
+        places = places.masked_fill(items != items.clamp(0, num_items - 1), -1)
         of_slates = embedding_bag(places, side_by_side(parts, gates, dim=1), mode="sum")
     else:
         for belief, (of_items, _) in zip(beliefs, weights, strict=True):

@@ -69,9 +69,11 @@ def settings_of(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 def pretraining_of(settings: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of `pretrain` that say how a ranker was trained.
 
-    Without `patience` nothing stops early. Runs from before that setting existed keep their names this way.
+    Without `patience` nothing stops early, and neither does it with one for all epochs after the first, which always
+    improves. Runs from before that setting existed keep their names this way.
     """
-    unread = ("patience", "min_delta") if settings.get("patience") is None else ()
+    patience = settings.get("patience")
+    unread = ("patience", "min_delta") if patience is None or patience >= settings["epochs"] - 1 else ()
     return {key: value for key, value in plain(settings).items() if key not in unread}
 
 

@@ -20,7 +20,7 @@ _READERS = {
     "user_model": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
     "user_training": ({"user_model", "evaluate", "offline"}, "stage=user_model does, and evaluation=user_model"),
     "ips": ({"evaluate"}, "evaluation=ips does"),
-    "constant_slate_users": ({"online"}, "stage=online does"),
+    "constant_slate_users": ({"online", "collect"}, "stage=online and stage=collect do"),
     "export": ({"export"}, "stage=export does"),
     "report": ({"report"}, "stage=report does"),
     "recommend": ({"recommend"}, "stage=recommend does"),
@@ -122,6 +122,8 @@ def check_fit(cfg: DictConfig) -> None:
         raise UserError(
             f"agent={agent} chooses the items of a slate itself; use ranker=none instead of ranker={ranker}"
         )
+    if cfg.belief.name != "gru" and "belief" not in parameters_of(target):
+        raise UserError(f"belief={cfg.belief.name}: agent={agent} reads no belief; leave it out")
     if stage == "offline" and not takes_ranker:
         if cfg.offline.actions != "auto":
             raise UserError(f"offline.actions={cfg.offline.actions}: agent={agent} learns from slates; leave it out")

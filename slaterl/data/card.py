@@ -17,10 +17,12 @@ from slaterl.data.trajectories import Trajectories
 ANCHORS = {
     "random": "random slates",
     "constant_slate": "constant slate, decode(0)",
+    "best_constant_slate": "best constant slate of a search",
     "most_frequent_slate": "constant slate, each slot's most frequent item",
     "short_term_oracle": "short-term oracle",
     "expert": "expert",
 }
+SEARCHED = "best_constant_slate"  # this anchor takes a search, so most cards lack it
 ONE_SLATE = 0.05  # of a behaviour's variance: with less, its slates do not depend on the history
 TOO_EASY = 90.0  # warn if the constant slate reaches this normalised score
 MAX_BINS = 40  # of the histogram
@@ -47,7 +49,9 @@ def describe(
             a log, which has no simulator: then the card has no anchors.
     """
     data = data.trimmed()
-    known = {} if anchors is None else {name: anchors.get(name) for name in ANCHORS}
+    known = (
+        {} if anchors is None else {name: anchors.get(name) for name in ANCHORS if name in anchors or name != SEARCHED}
+    )
     edges = _edges(data.returns)
 
     def part(chosen: Tensor | slice) -> dict[str, Any]:
@@ -181,11 +185,14 @@ def _warnings(card: Mapping[str, Any]) -> list[str]:
 
 def _of_anchors(card: Mapping[str, Any]) -> list[str]:
     """Return warnings about the data next to the policies in ANCHORS."""
-    random, constant, frequent, oracle, expert = (card["anchors"][name]["return"] for name in ANCHORS)
-    score, mean = card["anchors"]["constant_slate"]["normalised_score"], card["returns"]["mean"]
+    names = ("random", "most_frequent_slate", "short_term_oracle", "expert")
+    random, frequent, oracle, expert = (card["anchors"][name]["return"] for name in names)
+    constant = [card["anchors"][name] for name in ("constant_slate", SEARCHED) if name in card["anchors"]]
+    best = max(constant, key=lambda one: -math.inf if one["return"] is None else one["return"])
+    score, mean = best["normalised_score"], card["returns"]["mean"]
     found = []
     if score is not None and score >= TOO_EASY:
-        reached = f"has a mean return of {constant:.1f}, the expert {expert:.1f} (normalised score {score:.0f})"
+        reached = f"has a mean return of {best['return']:.1f}, the expert {expert:.1f} (normalised score {score:.0f})"
         found.append(f"The environment is too easy: a constant slate {reached}.")
     if random is None or expert is None:
         missing = [who for who, value in (("random slates", random), ("the expert", expert)) if value is None]

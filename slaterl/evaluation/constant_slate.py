@@ -1,17 +1,24 @@
-"""Search for the best constant slate: one slate that is shown to every user at every turn."""
+"""The best constant slate as a reference next to other policies: a search by the agent of this name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from slaterl.agents.heuristics import ConstantSlate
+from slaterl.agents.online.best_constant_slate import BestConstantSlate
+from slaterl.agents.online.collecting import OnlineData
+from slaterl.console import progress
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation, PrivilegedObservation
+from slaterl.evaluation.evaluate import Evaluation, evaluate
 from slaterl.rollout import Decision, rollout
 from slaterl.seeds import stream
 
+ROUNDS = 60  # at scale=demo 14 to 25 s on one core
 CANDIDATES = 256  # slates tried in a round
 PARENTS = 16  # the best of a round, from which the next round is made
 
@@ -29,13 +36,25 @@ class SlatePerGroup:
         return Decision(self.shown)
 
 
+def tested_constant_slate(env: Env, users: int, test_users: int, seed: int) -> tuple[list[int], Evaluation]:
+    """Search for the best constant slate with progress for the user, and test it. Returns its item ids and its test.
+
+    Args:
+        users: number of users for each candidate in a round.
+    """
+    with progress("search for the best constant slate", ROUNDS, "rounds") as show:
+        slate = best_constant_slate(env, users=users, rounds=ROUNDS, seed=seed, on_progress=show).tolist()
+    policy = ConstantSlate(slate=slate, num_items=env.num_items, slate_size=env.slate_size)
+    return slate, evaluate(policy, env, test_users, seed, "test")
+
+
 def best_constant_slate(
     env: Env, *, users: int, rounds: int, seed: int, on_progress: Callable[[int], None] = lambda done: None
 ) -> Tensor:
-    """Climb from random slates to the one with the highest mean return. Returns item ids [S].
+    """Search from random slates for the one with the highest mean return. Returns item ids [S].
 
-    A round serves new users, each candidate its own, in one rollout. The best candidates are kept and changed for the
-    next round. The users come from a stream of their own, so none of them is a test user.
+    A round is a generation of agent=best_constant_slate, whose users are served together. A last round lets the
+    parents meet as many users again. The users come from a stream of their own, so none of them is a test user.
 
     The result is a lower bound: a longer search may find a better slate.
 
@@ -44,14 +63,30 @@ def best_constant_slate(
         on_progress: called after each round with the number of rounds done.
     """
     generator = stream(seed, "constant slate", env.device)
-    slates = torch.randint(env.num_items, (CANDIDATES, env.slate_size), generator=generator, device=env.device)
-    for done in range(rounds):
-        parents = slates[mean_returns(env, slates, users, generator).topk(PARENTS).indices]
-        slates = torch.cat([parents, _children(parents, CANDIDATES - PARENTS, env.num_items, generator)])
-        on_progress(done + 1)
-    parents = slates[:PARENTS]
-    users = users * CANDIDATES // PARENTS  # the last parents are close: a whole round of users decides between them
-    return parents[mean_returns(env, parents, users, generator).argmax()]
+    agent = BestConstantSlate(
+        num_items=env.num_items,
+        slate_size=env.slate_size,
+        generator=generator,
+        candidates=CANDIDATES,
+        parents=PARENTS,
+        users=users,
+        doubt=users,
+    ).to(env.device)
+    size = CANDIDATES * users
+    sizes: dict[str, Any] = {
+        "num_envs": size,
+        "batch_size": size,
+        "capacity": size,
+        "max_steps": rounds * size,
+        "random_steps": 0,
+    }
+    data = OnlineData(env, agent, **sizes, users=generator, exploration=generator, batches=generator)
+    for done, batch in enumerate(data.train_dataloader(), start=1):
+        agent.step += agent.steps_in(batch)
+        agent.update(batch)
+        on_progress(done)
+    parents = agent.slates[:PARENTS]
+    return parents[mean_returns(env, parents, size // PARENTS, generator).argmax()]
 
 
 def mean_returns(env: Env, slates: Tensor, users: int, generator: torch.Generator) -> Tensor:
@@ -59,15 +94,3 @@ def mean_returns(env: Env, slates: Tensor, users: int, generator: torch.Generato
     policy = SlatePerGroup(slates, users)
     served = rollout(policy, env, len(policy.shown), generator=generator, deterministic=True)
     return served.returns.view(len(slates), users).mean(1)
-
-
-def _children(parents: Tensor, count: int, num_items: int, generator: torch.Generator) -> Tensor:
-    """Mix the slots of two parents [P, S] each, and replace the item of one slot. Returns [count, S]."""
-
-    def draw(below: int, *shape: int) -> Tensor:
-        return torch.randint(below, shape, generator=generator, device=parents.device)
-
-    size = parents.shape[1]
-    first, second = parents[draw(len(parents), 2, count)]
-    children = torch.where(draw(2, count, size).bool(), first, second)
-    return children.scatter(1, draw(size, count, 1), draw(num_items, count, 1))

@@ -12,6 +12,7 @@ from slaterl.data import card, card_page
 from slaterl.data.dependence import most_frequent_slate
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
+from slaterl.evaluation.constant_slate import tested_constant_slate
 from slaterl.evaluation.evaluate import anchors, constant_slate_return, evaluate
 from slaterl.rankers.base import Ranker
 from slaterl.runs.files import whole_file, write_json
@@ -20,7 +21,12 @@ ANCHOR_USERS = 500
 
 
 def reference_returns(
-    env: Env, data: Trajectories, ranker: Ranker | None, expert: float | None, seed: int
+    env: Env,
+    data: Trajectories,
+    ranker: Ranker | None,
+    expert: float | None,
+    seed: int,
+    constant_slate_users: int | None,
 ) -> dict[str, float | None]:
     """Return mean returns of random slates, constant slates, the short-term oracle and the expert on the same users.
 
@@ -28,13 +34,19 @@ def reference_returns(
         data: the dataset, whose most frequent item of each slot makes one of the constant slates.
         ranker: ranker that a behaviour acted through; it decodes latent 0 to the constant slate.
         seed: the expert's seed, so that all policies serve the expert's test users.
+        constant_slate_users: users per slate in the search for the best constant slate; None leaves it out.
     """
     known = anchors(env, ANCHOR_USERS, seed)
     slate = most_frequent_slate(data.shown()[0])
     frequent = ConstantSlate(slate=slate, num_items=env.num_items, slate_size=env.slate_size)
+    searched: dict[str, float | None] = {}
+    if constant_slate_users is not None:
+        _, best = tested_constant_slate(env, constant_slate_users, ANCHOR_USERS, seed)
+        searched = {card.SEARCHED: best.mean_return}
     return {
         "random": known["random_return"],
         "constant_slate": constant_slate_return(env, ranker, ANCHOR_USERS, seed),
+        **searched,
         "most_frequent_slate": evaluate(frequent, env, ANCHOR_USERS, seed, "test").mean_return,
         "short_term_oracle": known.get("oracle_return"),
         "expert": expert,

@@ -24,10 +24,12 @@ class Episodes:
     Attributes:
         clicks: [U, H, S] bool.
         rewards: [U, H].
+        present: [U, H] bool, the turns before a user left.
     """
 
     clicks: NDArray[np.bool_]
     rewards: NDArray[np.float64]
+    present: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ def watch(checkpoint: Path, users: int, seed: int) -> Episodes:
     env, generator = loaded.env, stream(seed, "test users")
     data = rollout(loaded.policy, env, users, generator=generator, deterministic=True, hidden=isinstance(env, TopicRec))
     clicks, rewards = data.clicks[:, 1:].bool().numpy(), data.rewards.double().numpy()
+    present = data.mask.numpy()
     if not isinstance(env, TopicRec):
-        return Episodes(clicks, rewards)
+        return Episodes(clicks, rewards, present)
     return TopicEpisodes(
         clicks,
         rewards,
+        present,
         scores=item_scores(env, data).double().numpy(),
         bored=data.hidden["bored"].numpy(),
         topics=env.item_topic[data.slates[:, 1:].long()].numpy(),

@@ -53,12 +53,12 @@ def score_density(episodes: Mapping[str, TopicEpisodes]) -> Figure:
 
     def draw(axis: Axes, method: str) -> None:
         found = episodes[method]
-        bored = found.bored.sum(2)  # [U, H]
+        bored = np.where(found.present, found.bored.sum(2), -1)  # [U, H]; -1 after a user left
         grid = np.linspace(found.scores.min() - 0.02, found.scores.max() + 0.02, 300)
-        for count in np.unique(bored):
+        for count in np.unique(bored[found.present]):
             values = found.scores[bored == count].ravel()
             if len(values) >= 100 and np.ptp(values) > 0:
-                share = (bored == count).mean()
+                share = (bored == count).sum() / found.present.sum()
                 axis.plot(grid, gaussian_kde(values)(grid), label=f"{count} ({share:.0%} of turns)", linewidth=1.4)
         axis.axvline(found.threshold, color="black", linestyle="--", linewidth=1)
         axis.set_title(method)
@@ -71,7 +71,7 @@ def score_density(episodes: Mapping[str, TopicEpisodes]) -> Figure:
 
 
 def return_per_turn(episodes: Mapping[str, Episodes], methods: Iterable[str] = ()) -> Figure:
-    """Draw the reward in each turn of the episode, mean over users with its 95 % interval.
+    """Draw the reward in each turn of the episode, mean over the users who are present with its 95 % interval.
 
     Args:
         methods: all methods of the report, so that the colours match the learning curves.
@@ -80,12 +80,14 @@ def return_per_turn(episodes: Mapping[str, Episodes], methods: Iterable[str] = (
     figure = _figure(3.4)
     axis = figure.subplots()
     for method, found in episodes.items():
-        rewards = found.rewards  # [U, H]
-        turns = np.arange(1, rewards.shape[1] + 1)
-        middle = rewards.mean(0)
+        # [U, H] without the turns in which everybody had left
+        present = found.present[:, found.present.any(0)]
+        rewards = [column[there] for column, there in zip(found.rewards.T, present.T, strict=False)]  # of each turn
+        turns = np.arange(1, len(rewards) + 1)
+        middle = np.array([column.mean() for column in rewards])
         axis.plot(turns, middle, label=method, color=colours[method], linewidth=1.4)
-        if len(rewards) > 1:
-            band = np.array([half_width(column) for column in rewards.T])
+        if len(present) > 1:
+            band = np.array([half_width(column) if len(column) > 1 else np.nan for column in rewards])
             axis.fill_between(turns, middle - band, middle + band, alpha=0.2, color=colours[method])
     axis.set_xlabel("turn")
     axis.set_ylabel("reward")
@@ -99,7 +101,8 @@ def slate_heat_map(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figu
 
     def draw(axis: Axes, method: str) -> None:
         found = episodes[method]
-        topics, bored = found.topics[user], found.bored[user]  # [H, S], [H, K]
+        there = found.present[user]
+        topics, bored = found.topics[user][there], found.bored[user][there]  # [turns, S], [turns, K]
         turns, number = bored.shape
         counts = np.stack([(topics == topic).sum(1) for topic in range(number)])  # [K, H]
         image = axis.imshow(
@@ -132,7 +135,7 @@ def slate_ranks(episodes: Mapping[str, TopicEpisodes], user: int = 0) -> Figure:
     def draw(axis: Axes, method: str) -> None:
         found = episodes[method]
         number = found.bored.shape[2]
-        ranks = found.topics[user].T  # [S, H]
+        ranks = found.topics[user][found.present[user]].T  # [S, turns]
         image = axis.imshow(
             ranks,
             aspect="auto",

@@ -136,7 +136,7 @@ class Run:
                 "versions": versions(),
                 "code": code_of(self.spec) | self._made_by(),
                 "python": platform.python_version(),
-                **self._threads(config),
+                **self._arithmetic(config),
                 "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
                 "command": _command(),
                 "started": before.get("started", _now()),
@@ -155,20 +155,23 @@ class Run:
                 raise
             self._write({**entry, "status": "finished", "ended": _now()})
 
-    def _threads(self, config: DictConfig) -> dict[str, Any]:
-        """Return the number of threads that make this run, and `earlier_threads` if it began with others.
+    def _arithmetic(self, config: DictConfig) -> dict[str, Any]:
+        """Return what results to the bit depend on: the number of threads that make this run, and what multiplies.
 
-        With threads=auto, a run resumes with its own number.
+        `earlier_threads` are others that it began with. With threads=auto, a run resumes with its own number.
         """
         import torch  # here, because the launchers import this module and must start at once
 
+        from slaterl.layers import products_by
+
         threads, before = torch.get_num_threads(), self.manifest
+        multiplied = {"products_by": products_by()}
         if "threads" not in before or not (self.path / "last.ckpt").is_file():
-            return {"threads": threads}
+            return {"threads": threads, **multiplied}
         if config.get("threads") == "auto":
             threads = before["threads"]
         earlier = sorted({*before.get("earlier_threads", []), before["threads"]} - {threads})
-        return {"threads": threads, **({"earlier_threads": earlier} if earlier else {})}
+        return {"threads": threads, **multiplied, **({"earlier_threads": earlier} if earlier else {})}
 
     def _tell_changed_code(self) -> None:
         code = code_of(self.spec)

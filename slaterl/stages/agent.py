@@ -10,7 +10,6 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from slaterl.agents.base import Agent
-from slaterl.agents.heuristics import ConstantSlate
 from slaterl.agents.loading import LoadedPolicy, load_policy
 from slaterl.beliefs.base import shares_beliefs
 from slaterl.config.build import (
@@ -25,11 +24,11 @@ from slaterl.config.build import (
     simulator,
 )
 from slaterl.config.fits import is_gems
-from slaterl.console import note, progress, with_interval
+from slaterl.console import note, with_interval
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
-from slaterl.evaluation.constant_slate import best_constant_slate
-from slaterl.evaluation.evaluate import anchors, evaluate, evaluate_both, explores
+from slaterl.evaluation.constant_slate import tested_constant_slate
+from slaterl.evaluation.evaluate import anchors, evaluate_both, explores
 from slaterl.evaluation.show import show_result
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Product, product_of
@@ -40,7 +39,6 @@ from slaterl.training.fit import Data, Schedule, fit
 from slaterl.training.loggers import make_loggers
 
 LAST = "val/step"  # the score of offline.validation=none: the last checkpoint is the best
-CONSTANT_SLATE_ROUNDS = 60  # at scale=demo 14 to 25 s on one core
 
 Test = Callable[[LoadedPolicy], dict[str, Any]]
 
@@ -218,12 +216,8 @@ def in_simulator(env: Env, users: int, seed: int, constant_slate_users: int | No
         found: dict[str, Any] = {"test_users": users, **tested, **anchors(env, users, seed)}
         if constant_slate_users is None:
             return found
-        rounds = CONSTANT_SLATE_ROUNDS
-        with progress("search for the best constant slate", rounds, "rounds") as show:
-            slate = best_constant_slate(env, users=constant_slate_users, rounds=rounds, seed=seed, on_progress=show)
-        policy = ConstantSlate(slate=slate.tolist(), num_items=env.num_items, slate_size=env.slate_size)
-        found["best_constant_slate"] = slate.tolist()  # item ids
-        return found | evaluate(policy, env, users, seed, "test").named("best_constant_")
+        slate, reached = tested_constant_slate(env, constant_slate_users, users, seed)
+        return {**found, "best_constant_slate": slate, **reached.named("best_constant_")}
 
     return test
 
@@ -244,8 +238,8 @@ def show_agent(run: Run) -> None:
             note(f"warning: {result['test_warning']}")
         return
     show_result(title, f"best (step {result['best_step']:,})", result)
-    turns = f"{result['turns']:,} turns and " if "turns" in result else ""
-    note(f"{result['test_users']} test users; trained with {turns}{result['updates']:,} updates")
+    served = f"{result['trajectories']:,} users in {result['turns']:,} turns and " if "turns" in result else ""
+    note(f"{result['test_users']} test users; trained with {served}{result['updates']:,} updates")
 
 
 def _takes_ranker(cfg: DictConfig) -> bool:

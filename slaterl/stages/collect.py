@@ -84,7 +84,7 @@ def collect(cfg: DictConfig) -> Product:
 
             expert = online.run.result()["test_return"] if online and online.run.finished else None
             seed = dataset.run.seed if online else cfg.logged_data.seed
-            returns = reference_returns(env, data, collected.ranker, expert, seed)
+            returns = reference_returns(env, data, collected.ranker, expert, seed, cfg.constant_slate_users)
             elsewhere = f"The reference policies act in {env.name}; ignore them if the file is from elsewhere."
             write_card(
                 run.path,

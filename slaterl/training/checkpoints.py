@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,14 +41,36 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch raise their own errors for a damaged file
-        raise UserError(f"{path}: damaged, or not a checkpoint of slaterl ({first_line(error)})") from error
+        raise UserError(f"{path}: {_fault(path, error)}") from error
     if not isinstance(state, dict) or not {"format", "kind"} <= set(state):
         raise UserError(f"{path}: not a checkpoint of slaterl")
     if state["format"] != FORMAT:
-        raise UserError(f"{path}: checkpoint format {state['format']}, but this version reads {FORMAT}")
+        newer = isinstance(state["format"], int) and state["format"] > FORMAT
+        by = f"{'a newer' if newer else 'another'} version of slaterl wrote it"
+        raise UserError(f"{path}: checkpoint format {state['format']}, but this version reads {FORMAT}; {by}")
     if state["kind"] != kind:
         raise UserError(f"{path}: a checkpoint of kind '{state['kind']}', expected '{kind}'")
     return state
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """Say in a few words why a file is no checkpoint. Torch's own messages are long, and advise to run its code."""
+    if isinstance(error, OSError):
+        return f"cannot be read ({first_line(error)})"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as problem:
+        return f"cannot be read ({first_line(problem)})"
+    if not start:
+        return "empty, not a checkpoint of slaterl"
+    if start != b"PK\x03\x04":  # torch saves zip files
+        return "not a checkpoint of slaterl"
+    if not zipfile.is_zipfile(path):
+        return "damaged: the end of the file is missing"
+    if isinstance(error, pickle.UnpicklingError):
+        return "not a checkpoint of slaterl: it holds pickled code or objects, which are not loaded"
+    return f"damaged ({in_short(error)})"
 
 
 @contextlib.contextmanager

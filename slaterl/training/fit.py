@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from slaterl.console import note, progress
 from slaterl.errors import Interrupted, UserError
+from slaterl.layers import products_by
 from slaterl.runs.signals import handling
 from slaterl.training import checkpoints
 from slaterl.training.kept import PREFIX, Kept
@@ -165,10 +166,10 @@ class _Loop(L.Callback):
         self.saved_step = learner.step
         if self.over(learner.step):
             return
-        before, threads = state.get("threads"), torch.get_num_threads()  # older checkpoints have no `threads`
-        if learner.device.type == "cpu" and before not in (None, threads):
-            differ = "the results will differ from those of an undisturbed run"
-            note(f"warning: threads={threads}, but {where} was written with threads={before}; {differ}")
+        for name, now in _arithmetic().items() if learner.device.type == "cpu" else ():
+            if state.get(name, now) != now:  # older checkpoints have neither
+                differ = "the results will differ from those of an undisturbed run"
+                note(f"warning: {name}={now}, but {where} was written with {name}={state[name]}; {differ}")
         note(f"{self.title}: resuming from step {learner.step:,}")
 
     def over(self, step: int) -> bool:
@@ -255,7 +256,7 @@ class _Loop(L.Callback):
             "learner": learner.learner_state(),
             "best": dict(self.best),
             "device": learner.device.type,
-            "threads": torch.get_num_threads(),
+            **_arithmetic(),
         }
         seconds = self.seconds + time.perf_counter() - self.marked[0]
         checkpoints.save(self.folder / name, {**state, "seconds": seconds, **more})
@@ -286,6 +287,10 @@ class _Loop(L.Callback):
 
     def _close(self) -> None:
         self.open.close()
+
+
+def _arithmetic() -> dict[str, Any]:
+    return {"threads": torch.get_num_threads(), "products_by": products_by()}
 
 
 def _quiet_lightning() -> None:

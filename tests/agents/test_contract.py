@@ -62,16 +62,17 @@ def learners(offline: bool = False) -> list[str]:
     return [name for name, its in classes.items() if issubclass(its, Agent) and source == its.LEARNS_FROM]
 
 
-def acts_through_a_ranker(agent: str) -> bool:
+def takes(agent: str, what: str) -> bool:
+    """Whether an agent takes a ranker, or a belief."""
     target = OmegaConf.load(CONF / "agent" / f"{agent}.yaml")["_target_"]
-    return "ranker" in parameters_of(get_object(target))
+    return what in parameters_of(get_object(target))
 
 
 RANKERS = sorted(file.stem for file in (CONF / "ranker").glob("*.yaml") if file.stem != "none")
 PAIRS = [
     (agent, ranker)
     for agent in learners() + learners(offline=True)
-    for ranker in (RANKERS if acts_through_a_ranker(agent) else [None])
+    for ranker in (RANKERS if takes(agent, "ranker") else [None])
 ]
 pairs = pytest.mark.parametrize(("agent", "ranker"), PAIRS)
 BELIEFS = [
@@ -83,7 +84,8 @@ VARIANTS = [
     ("slateq", "agent.training=sarsa agent.credit=every_click"),
     ("reinforce_slate", "agent.credit=every_click agent.top_k_correction=true"),
     ("wolpertinger", "agent.neighbours=1 item_embeddings=scratch"),
-    *((agent, "belief=none") for agent in learners()),
+    *((agent, "belief=none") for agent in learners() if takes(agent, "belief")),
+    ("best_constant_slate", "agent.candidates=4 agent.parents=2 agent.users=1"),
     ("bc", "agent.policy=gaussian agent.top_fraction=0.5"),
     ("slate_bc", "agent.unique=true agent.turns=2"),
     ("cql", "agent.threshold=1.0"),
@@ -221,6 +223,9 @@ def learns(cfg: DictConfig) -> None:
         terms = agent.update(batch)
         assert set(terms) == set(agent.TERMS)
         assert all(value.ndim == 0 and value.isfinite() for value in terms.values())
+    if not agent.optim:  # it searches
+        assert not trained and any(not torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+        return
     optimised = {
         id(parameter) for optimizer in agent.optim.values() for g in optimizer.param_groups for parameter in g["params"]
     }
@@ -308,11 +313,11 @@ def test_unique_slates(ranker: str) -> None:
     assert (slates.sort(dim=1).values.diff(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize(("agent", "ranker"), [pair for pair in PAIRS if pair[0] != "decision_transformer"])
+@pytest.mark.parametrize(("agent", "ranker"), [pair for pair in PAIRS if takes(pair[0], "belief")])
 def test_a_turn_has_not_seen_what_it_is_to_choose(agent: str, ranker: str | None) -> None:
     """The state at turn t depends on the frames up to t, and not on frame t + 1 of the record.
 
-    The decision transformer reads the future return, so it has tests of its own.
+    Agents without a belief have tests of their own: the decision transformer also reads the future return.
     """
     built, env = build(settings(agent, ranker))
     batch = serve(built, env)
@@ -386,6 +391,8 @@ def test_on_policy_takes_each_trajectory_once(agent: str, stop: int | None) -> N
         (["agent=dqn", "ranker=gems"], ["agent=dqn chooses the items", "use ranker=none instead of ranker=gems"]),
         (["ranker=gems", "item_embeddings=mf"], ["item_embeddings=mf: ranker=gems learns its own"]),
         (["agent=slateq", "ranker=top_k"], ["agent=slateq chooses the items", "use ranker=none"]),
+        (["agent=best_constant_slate", "belief=none"], ["belief=none: agent=best_constant_slate reads no belief"]),
+        (["agent=best_constant_slate", "agent.parents=100"], ["agent.parents=100", "less than agent.candidates=100"]),
         (["agent=td3", "ranker=none"], ["agent=td3 acts through a ranker", "gems, top_k or k_head_argmax"]),
         (["agent=sac", "item_embeddings=ideal"], ["item_embeddings=ideal", "learns its own"]),
         (["agent=dqn", "item_embeddings=mf"], ["item_embeddings=mf", "agent=dqn learns its own"]),

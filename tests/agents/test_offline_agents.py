@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from scipy.special import erf
 
 from slaterl.agents.init_from import start_from
+from slaterl.agents.offline import decision_transformer
 from slaterl.agents.offline.action_vae import ActionVAE
 from slaterl.agents.offline.actor_critic import Turns
 from slaterl.agents.offline.awac import AWAC
@@ -1111,6 +1112,21 @@ def test_decision_transformer_acts_as_it_was_trained(context: int) -> None:
             shown = Context(data.slates[:, seen], data.clicks[:, seen], torch.arange(TURNS)[seen].unsqueeze(0))
             predicted = agent.predict(shown, to_go[:, seen], data.actions[:, seen])[:, -1]
             torch.testing.assert_close(agent.action(state, None), predicted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1 << 19, 64])  # a block of rows, and many
+@pytest.mark.parametrize("padded", [0, 4])
+def test_decision_transformer_encodes_the_last_token_alone(
+    block: int, padded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_transformer, "BLOCK", block)
+    encoder = tiny_transformer().transformer
+    sequence = torch.randn(5, 7, 8, generator=stream(0, "tokens"))
+    visible = torch.ones(7, 7, dtype=torch.bool).tril().repeat(5, 1, 1)
+    visible[:, :, :padded] = torch.eye(7, dtype=torch.bool)[:, :padded]
+    with torch.no_grad():
+        expected = encoder(sequence, mask=(~visible).repeat_interleave(2, dim=0))[:, -1]
+    torch.testing.assert_close(decision_transformer.encode_last(encoder, sequence, visible), expected)
 
 
 def test_decision_transformer_acts_in_longer_episodes() -> None:

@@ -93,6 +93,21 @@ def test_input_gates_from_a_table_or_without(frames: tuple[Tensor, Tensor], monk
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("frames_per_item", [0, 10**9])
+@pytest.mark.parametrize("item", [-1, ITEMS, ITEMS + 1])
+@pytest.mark.parametrize("slot", range(SLOTS))
+def test_items_out_of_range_are_refused(
+    frames_per_item: int, item: int, slot: int, frames: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_frames, "FRAMES_PER_ITEM", frames_per_item)
+    belief = GRUBelief(num_items=ITEMS, slate_size=SLOTS, item_dim=4, hidden_dim=5).double()
+    slates, clicks = (part.transpose(0, 1) for part in frames)
+    slates = slates.long().clone()
+    slates[-1, 0, slot] = item
+    with pytest.raises((RuntimeError, IndexError)):
+        of_frames.first_layers([belief], slates, clicks, gates=3)
+
+
 @pytest.mark.parametrize("shape", [(5, 3, 2), (1, 1, 3)])
 def test_scan_gradcheck(shape: tuple[int, int, int]) -> None:
     turns, batch, hidden = shape

@@ -176,6 +176,15 @@ def warned(data: Trajectories, behaviours: int = 3, **anchors: float | None) -> 
     return card.describe(data, named(behaviours), num_items=250, anchors=ANCHORS | anchors)["warnings"]
 
 
+def test_the_searched_slate_is_an_anchor_only_if_it_was_searched() -> None:
+    found = card.describe(made(), named(3), num_items=250, anchors=ANCHORS)
+    assert "best_constant_slate" not in found["anchors"]
+    found = card.describe(made(), named(3), num_items=250, anchors=ANCHORS | {"best_constant_slate": 5.6})
+    assert found["anchors"]["best_constant_slate"] == {"return": 5.6, "normalised_score": pytest.approx(92.0)}
+    (warning,) = found["warnings"]
+    assert "too easy" in warning and "5.6" in warning and "score 92" in warning
+
+
 def test_no_warning_without_a_reason() -> None:
     assert warned(made()) == []
     assert warned(made(), constant_slate=5.4) == []  # nine tenths of the expert's return, but not of its score

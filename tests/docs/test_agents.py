@@ -24,6 +24,7 @@ PAGES = {
     },
     "items.md": {"DQN": ["dqn", "slateq"], "SlateQ": ["slateq"], "Wolpertinger": ["wolpertinger"]},
     "slates.md": {"HAC": ["hac"], "GFN4Rec": ["gfn4rec", "gfn4rec_offline"]},
+    "constant_slate.md": {"The search": ["best_constant_slate"]},
     "imitation.md": {
         "BC and %BC": ["bc", "pct_bc"],
         "Slate BC": ["slate_bc"],

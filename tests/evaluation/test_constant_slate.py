@@ -22,15 +22,16 @@ GOOD = (7, 11, 3)  # each in its own slot is always clicked, and nothing else is
 
 
 class Locks(Env):
-    """Users who click slot i if it shows the item GOOD[i]; half of them click nothing at all."""
+    """Users who click slot i if it shows the item GOOD[i]; some of them are asleep and click nothing at all."""
 
-    def __init__(self, turns: int = 2) -> None:
+    def __init__(self, turns: int = 2, awake: float = 0.5) -> None:
         super().__init__(name="locks", num_items=20, slate_size=3, episode_length=turns)
+        self.share = awake
         self.served: list[Tensor] = []
 
     def reset(self, num_users: int, *, generator: torch.Generator) -> Observation:
         self.turn, self.slates = 0, []
-        self.awake = torch.rand(num_users, 1, generator=generator) < 0.5
+        self.awake = torch.rand(num_users, 1, generator=generator) < self.share
         return Observation(self.first_slate.expand(num_users, -1), torch.zeros(num_users, 3, dtype=torch.uint8))
 
     def step(self, slate: Tensor, *, oracle_slots: Tensor | None = None) -> tuple[Observation, Tensor, bool]:
@@ -45,15 +46,15 @@ def test_finds_the_best_slate() -> None:
     assert best_constant_slate(Locks(), users=5, rounds=20, seed=1).tolist() == list(GOOD)
 
 
-def test_a_round_is_one_rollout_with_a_group_for_each_candidate() -> None:
+def test_a_round_is_one_rollout_with_as_many_users_for_each_candidate() -> None:
     env = Locks()
     best_constant_slate(env, users=5, rounds=3, seed=1)
     assert [len(slates) for slates in env.served[::2]] == [5 * CANDIDATES] * 4
     assert len(env.served[-1].unique(dim=0)) <= PARENTS
     for before, after in zip(env.served[::2], env.served[1::2], strict=True):
         assert torch.equal(before, after), "a user sees one slate at every turn"
-        groups = before.view(-1, 5, 3)
-        assert (groups == groups[:, :1]).all()
+        users = before.unique(dim=0, return_counts=True)[1]
+        assert (users % 5 == 0).all()  # some candidates are equal
 
 
 def test_means_are_those_of_each_slate() -> None:
@@ -96,6 +97,20 @@ def test_a_row_of_the_table(
     capsys.readouterr()
     run_stage(compose_config(*SMALL, f"paths.root={tmp_path / 'without'}", "constant_slate_users=2"))
     assert "constant_slate_users: this run was tested without the search" in capsys.readouterr().err
+
+
+def test_a_row_of_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slaterl.evaluation.constant_slate.ROUNDS", 3)
+    for root, more in (("with", ["constant_slate_users=2"]), ("without", [])):
+        small = [*SMALL[:3], *SMALL[4:], "stage=collect", "dataset=random", "collect.trajectories=20"]
+        run_stage(compose_config(*small, f"paths.root={tmp_path / root}", *more))
+    (searched,), (plain,) = (list((tmp_path / root).glob("collect/*/*")) for root in ("with", "without"))
+    assert searched.name == plain.name
+    result, card = read_json(searched / "result.json"), read_json(searched / "card.json")
+    reached = result["best_constant_slate_return"]
+    assert reached != result["random_return"] and card["anchors"]["best_constant_slate"]["return"] == reached
+    assert "best constant slate of a search" in (searched / "card.md").read_text(encoding="utf-8")
+    assert "best_constant_slate_return" not in read_json(plain / "result.json")
 
 
 def test_demo_searches_and_paper_does_not() -> None:

@@ -29,6 +29,7 @@ from tests.helpers import SIMULATORS, compose_config
 
 ONLINE = [
     "sac", "td3", "reinforce", "dqn", "slateq", "reinforce_slate", "wolpertinger", "fql_online", "hac", "gfn4rec",
+    "best_constant_slate",
 ]  # fmt: skip
 OFFLINE = [
     "bc", "slate_bc", "pct_bc", "td3_bc", "rebrac", "iql", "awac", "cql", "cal_ql", "bcq", "plas", "fql",

@@ -19,7 +19,7 @@ from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
 from slaterl.evaluation.evaluate import evaluate
 from slaterl.report import figures
-from slaterl.report.episodes import Episodes, item_scores, watch
+from slaterl.report.episodes import Episodes, TopicEpisodes, item_scores, watch
 from slaterl.rollout import rollout
 from slaterl.seeds import stream
 from slaterl.training import checkpoints
@@ -187,3 +187,20 @@ def test_checkpoint_of_something_else(tmp_path: Path) -> None:
     file.write_bytes(b"half a file")
     with pytest.raises(UserError, match=r"best\.ckpt"):
         watch(file, USERS, SEED)
+
+
+def test_nothing_is_drawn_after_users_left() -> None:
+    """Three users stay for two turns, for three and for one. Nobody is there in the fourth turn."""
+    present = np.arange(4) < np.array([[2], [3], [1]])
+    rewards = np.where(present, np.array([[2.0, 4, 0, 0], [4, 8, 9, 0], [6, 0, 0, 0]]), 0.0)
+    few = Episodes(np.zeros((3, 4, 2), dtype=bool), rewards, present)
+    (axis,) = figures.return_per_turn({"dqn": few}).axes
+    assert axis.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert axis.lines[0].get_ydata().tolist() == [4, 6, 9]
+    topics = np.ones((3, 4, 2), dtype=np.int64)
+    scores, bored = np.full((3, 4, 2), 0.5), np.zeros((3, 4, 5), dtype=bool)
+    shown = {"dqn": TopicEpisodes(few.clicks, rewards, present, scores, bored, topics, 0.5)}
+    for draw in (figures.slate_heat_map, figures.slate_ranks):
+        image = draw(shown).axes[0].images[0]
+        assert image.get_array().shape[1] == 2 and image.get_extent()[:2] == [0.5, 2.5]
+    assert figures.score_density(shown).axes

@@ -98,3 +98,13 @@ def test_both_settings_are_part_of_the_name_with_patience_alone(tmp_path: Path) 
     assert len({name(*its) for its in settings}) == len(settings)
     assert name() == name("pretrain.patience=null", "pretrain.min_delta=0")
     assert name("pretrain.patience=2") == name("pretrain.patience=2", "pretrain.min_delta=0")
+
+
+@pytest.mark.parametrize("patience", [5, 6, 100])
+def test_a_patience_that_cannot_end_before_the_epochs_is_none(patience: int, tmp_path: Path) -> None:
+    """The first validation is always better than none, so 5 of 6 can be without a better loss."""
+    cfg = [compose_config(*PRETRAIN, *more) for more in ((), (f"pretrain.patience={patience}", "pretrain.min_delta=9"))]
+    plain, patient = (product_of(one, "pretrain").run for one in cfg)
+    assert plain.path.name == patient.path.name
+    most = pretrained(tmp_path, "pretrain.patience=4", "pretrain.min_delta=99")
+    assert told(most)["stopped_early"], "one less can end before"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slaterl.layers import products_by
 from slaterl.training import checkpoints
 from slaterl.training.epochs import Epochs
 from slaterl.training.fit import Schedule, fit
@@ -66,10 +67,25 @@ def test_resuming_with_another_number_of_threads_warns(tmp_path: Path, capsys: p
             assert "warning" not in shown
 
 
+def test_resuming_where_something_else_multiplies_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    torch.set_num_threads(1)
+    train(tmp_path, 2)
+    monkeypatch.setattr("slaterl.training.fit.products_by", lambda: "openblas, AVX2")
+    capsys.readouterr()
+    train(tmp_path, 4)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "warning: products_by=openblas, AVX2, but " in shown
+    assert f"was written with products_by={products_by()}; the results will differ" in shown
+    train(tmp_path, 6)
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_older_checkpoints_resume_silently(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train(tmp_path, 2)
     state = checkpoints.load(tmp_path / "last.ckpt", "line")
-    del state["threads"], state["format"]
+    del state["threads"], state["products_by"], state["format"]
     checkpoints.save(tmp_path / "last.ckpt", state)
     capsys.readouterr()
     torch.set_num_threads(2)

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, gelu, scaled_dot_product_attention
 
 from slaterl.agents.losses import mean
 from slaterl.agents.offline.base import OfflineAgent, gradient_norm
@@ -19,6 +19,7 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import UserError
+from slaterl.layers import BLOCK, product
 from slaterl.rankers.base import Ranker
 
 
@@ -31,13 +32,18 @@ class Context(NamedTuple):
 
 
 class ContextWindow(Belief):
-    """The transformer's input as one row of numbers: the last K frames, and the counts of frames and clicks so far."""
+    """The transformer's input as one row of numbers: the last K frames, and the counts of frames and clicks so far.
 
-    def __init__(self, length: int, slate_size: int) -> None:
+    A frame holds its slate, its clicks, and the action that the ranker reads from the slate. So each is read once.
+    """
+
+    def __init__(self, length: int, slate_size: int, ranker: Ranker) -> None:
         super().__init__()
         self._zeros: Tensor
-        self.length, self.slate_size = length, slate_size
-        self.state_dim = length * 2 * slate_size + 2
+        self._ranker = [ranker]  # in a list, because its parameters belong to the agent
+        self.length = length
+        self.parts = (slate_size, slate_size, ranker.action_dim)
+        self.state_dim = length * sum(self.parts) + 2
         self.register_buffer("_zeros", torch.zeros(self.state_dim), persistent=False)
 
     def initial_state(self, num_users: int) -> Tensor:
@@ -45,15 +51,16 @@ class ContextWindow(Belief):
 
     def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
         frames, count, clicks = state[:, :-2], state[:, -2:-1], state[:, -1:]
-        new = torch.cat([observation.slate, observation.clicks], dim=1).to(state.dtype)
+        action = self._ranker[0].action_of(observation.slate)
+        new = torch.cat([observation.slate.to(state.dtype), observation.clicks.to(state.dtype), action], dim=1)
         earned = observation.clicks.sum(1, keepdim=True) * (count > 0)  # no policy chose frame 0
         return torch.cat([frames[:, new.shape[1] :], new, count + 1, clicks + earned], dim=1)
 
-    def read_state(self, state: Tensor) -> tuple[Context, Tensor]:
-        """Split states [B, state] into the context and the clicks so far [B]."""
-        slates, clicks = state[:, :-2].unflatten(1, (self.length, 2, self.slate_size)).unbind(2)
+    def read_state(self, state: Tensor) -> tuple[Context, Tensor, Tensor]:
+        """Split states [B, state] into the context, the action of each slate [B, K, A] and the clicks so far [B]."""
+        slates, clicks, actions = state[:, :-2].unflatten(1, (self.length, -1)).split(self.parts, dim=2)
         turn = state[:, -2:-1].long() - torch.arange(self.length, 0, -1, device=state.device)
-        return Context(slates.long(), clicks, turn), state[:, -1]
+        return Context(slates.long(), clicks, turn), actions, state[:, -1]
 
 
 class DecisionTransformer(OfflineAgent):
@@ -107,7 +114,7 @@ class DecisionTransformer(OfflineAgent):
         if width % heads:
             raise UserError(f"agent.width={width}: must be a multiple of agent.heads={heads}")
         self.length = min(context, env.episode_length)
-        super().__init__(ranker, lambda: ContextWindow(self.length, env.slate_size), generator)
+        super().__init__(ranker, lambda: ContextWindow(self.length, env.slate_size, ranker), generator)
         self.given_return = target_return
         self.register_buffer("target_return", torch.tensor(target_return or 1.0))
         self.register_buffer("return_scale", torch.tensor(1.0))
@@ -140,6 +147,13 @@ class DecisionTransformer(OfflineAgent):
             to_go: [B, K] return to go at each frame.
             actions: [B, K, A] action after each frame; the last one is not read.
         """
+        sequence, visible = self.sequence(context, to_go, actions)
+        heads = self.transformer.layers[0].self_attn.num_heads
+        encoded = self.transformer(sequence, mask=(~visible).repeat_interleave(heads, dim=0))
+        return self.actor(encoded.unflatten(1, (-1, 3))[:, :, 1]).tanh()
+
+    def sequence(self, context: Context, to_go: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens [B, 3K, width] of `predict`, and which tokens each of them attends to, [B, 3K, 3K]."""
         items = embedding(context.slates.long(), self.item_embeddings)
         frames = torch.cat([items, context.clicks.unsqueeze(3).to(items.dtype)], dim=3).flatten(2)
         tokens = [
@@ -155,21 +169,21 @@ class DecisionTransformer(OfflineAgent):
         there = (context.turn >= 0).repeat_interleave(3, dim=1)
         itself = torch.eye(length, dtype=torch.bool, device=there.device)
         earlier = torch.ones_like(itself).tril(-1)
-        hidden_keys = ~(earlier & there.unsqueeze(1) | itself)  # [B, 3K, 3K]
-        heads = self.transformer.layers[0].self_attn.num_heads
-        encoded = self.transformer(sequence, mask=hidden_keys.repeat_interleave(heads, dim=0))
-        return self.actor(encoded.unflatten(1, (-1, 3))[:, :, 1]).tanh()
+        return sequence, earlier & there.unsqueeze(1) | itself
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         """Act on states of the context window: [B, state] -> [B, A]. Always deterministic."""
         window = self.actor_belief
         assert isinstance(window, ContextWindow)
-        context, so_far = window.read_state(state)
+        context, read, so_far = window.read_state(state)
         # The return to go at a frame is the remaining return plus the clicks since then.
         reward = context.clicks.sum(2) * (context.turn > 0)
         since = reward.flip(1).cumsum(1).flip(1) - reward
         to_go = (self.target_return - so_far).unsqueeze(1) + since
-        return self.predict(context, to_go, self.shown_actions(context))[:, -1]
+        sequence, visible = self.sequence(context, to_go, read.roll(-1, dims=1))
+        # without the last action, which is not known yet
+        encoded = encode_last(self.transformer, sequence[:, :-1], visible[:, :-1, :-1])
+        return self.actor(encoded).tanh()
 
     def shown_actions(self, context: Context) -> Tensor:
         """Read the action after each frame of a context from the next frame, [B, K, A]. The last one means nothing."""
@@ -196,3 +210,46 @@ class DecisionTransformer(OfflineAgent):
             "policy/beyond_data": self.beyond_data(predicted.detach(), weight),
             "grad/actor": gradient_norm(self.optim["actor"]),
         }
+
+
+@torch.no_grad()
+def encode_last(encoder: nn.TransformerEncoder, sequence: Tensor, visible: Tensor) -> Tensor:
+    """Return what an encoder of pre-norm layers with GELU makes of the last token, [B, T, W] -> [B, W].
+
+    The last layer computes nothing for the other tokens. Products are those of slaterl.layers, which are faster on some
+    processors. So last bits differ from those of the encoder's own forward pass.
+
+    Args:
+        visible: [B, T, T] bool, which tokens each token attends to.
+    """
+    hidden, mask = sequence, visible.unsqueeze(1)  # for all heads
+    for number, layer in enumerate(encoder.layers, start=1):
+        attention = layer.self_attn
+        weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, hidden.shape[2]
+        normed = layer.norm1(hidden)
+        if number == len(encoder.layers):
+            hidden, mask = hidden[:, -1:], mask[:, :, -1:]
+            queries = _linear(normed[:, -1:], weight[:width], bias[:width])
+            pairs = _linear(normed, weight[width:], bias[width:])
+        else:
+            queries, pairs = _linear(normed, weight, bias).split([width, 2 * width], dim=2)
+        q, k, v = (
+            part.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+            for part in (queries, *pairs.split(width, dim=2))
+        )
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        hidden = hidden + _linear(attended, attention.out_proj.weight, attention.out_proj.bias)
+        # in blocks of rows whose widest layer stays in the second-level cache
+        blocks = hidden.flatten(0, 1).split(max(1, BLOCK // layer.linear1.out_features))
+        hidden = torch.cat([_mlp(layer, rows) for rows in blocks]).view_as(hidden)
+    assert encoder.norm is not None
+    return encoder.norm(hidden)[:, -1]
+
+
+def _mlp(layer: nn.TransformerEncoderLayer, rows: Tensor) -> Tensor:
+    inner = gelu(product(layer.norm2(rows), layer.linear1.weight, layer.linear1.bias))
+    return rows + product(inner, layer.linear2.weight, layer.linear2.bias)
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return product(rows.flatten(0, 1), weight, bias).unflatten(0, rows.shape[:2])
