@@ -38,7 +38,7 @@ TINY_VAE: dict[str, Any] = dict(
     posterior_noise="variance",
     unique=False,
 )
-OTHER_ENVS = {"learned", "log"}  # need a file of their own, or are no simulator
+OTHER_ENVS = {"learned", "learned_mopo", "learned_dorl", "log"}  # need a file of their own, or are no simulator
 SIMULATORS = sorted({file.stem for file in (CONF / "env").glob("*.yaml")} - OTHER_ENVS)
 
 

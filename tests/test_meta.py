@@ -30,6 +30,7 @@ from slaterl.rollout import Policy, rollout
 from slaterl.seeds import stream
 from slaterl.user_models.ensemble import Ensemble
 from slaterl.user_models.env import LearnedEnv
+from slaterl.user_models.intrinsic import BehaviourEntropy, Disagreement, Intrinsic, LargestDeviation, LargestVariance
 from tests.agents.test_contract import PAIRS, RANKERS, VARIANTS, WITH_BELIEFS, build, learners, serve, settings
 from tests.helpers import ITEMS, SLOTS, TURNS, tiny_gems, tiny_trajectories, tiny_transformer
 from tests.meta import META, OnMeta, Stream, check_learns, to_meta
@@ -142,14 +143,16 @@ def test_user_models(lengths: bool) -> None:
         assert check_learns(learner, [[recorded, recorded]] * 2) == 2
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_users_of_a_user_model(penalty: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("intrinsic", [[], [Disagreement, LargestDeviation], [LargestVariance, BehaviourEntropy]])
+def test_users_of_a_user_model(intrinsic: list[type[Intrinsic]], tmp_path: Path) -> None:
     file = save_tiny_user_model(tmp_path / "user_model.ckpt")
     sizes: dict[str, Any] = dict(name="learned", num_items=ITEMS, slate_size=SLOTS, episode_length=TURNS)
-    settings: dict[str, Any] = dict(items="0123456789abcdef", leaves=True, member=None, penalty=penalty)
-    env = LearnedEnv(user_model=str(file), **settings, **sizes)
+    settings: dict[str, Any] = dict(items="0123456789abcdef", leaves=True, member=None, penalty=0.0)
+    terms = {term.__name__: term(weight=1.0) for term in intrinsic}
+    env = LearnedEnv(user_model=str(file), intrinsic=terms, **settings, **sizes)
     model = env.model
     frames = [to_meta(frame) for frame in (model.first_slates, model.first_clicks)]
+    model = replace(model, entropies=to_meta(model.entropies))
     env = to_meta(env)
     env.model = replace(
         model, members=[to_meta(m) for m in model.members], first_slates=frames[0], first_clicks=frames[1]
