@@ -2,8 +2,8 @@
 
     python docs/results/ranker_reconstruction.py --seconds 45 --trajectories 1500
 
-Other arguments are settings. `slots right` is with the recorded items before a slot, as in metrics.csv. `rebuilt` is the
-share of slots that rank(encode(slate, clicks)) shows again, which has only the latent.
+Other arguments are settings. `slots right` is with the recorded items before a slot, as in metrics.csv. `rebuilt` is
+the share of slots that rank(encode(slate, clicks)) shows again, which has only the latent.
 """
 
 from __future__ import annotations

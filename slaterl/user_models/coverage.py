@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,20 +25,22 @@ def coverage_of(data: Trajectories, num_items: int, least: int) -> Coverage:
     """Find the cells and the pairs with at least `least` impressions in the sessions."""
     found = []
     for keys_of in (cell_keys, pair_keys):
-        keys, counts = counted(data, lambda part, of=keys_of: of(shown_turns(part)[0].cpu(), num_items))
+        keys, counts = counted(keys_of(shown_turns(part)[0].cpu(), num_items) for part in parts(data))
         found.append(keys[counts >= least])
     return Coverage(*found)
 
 
-def counted(data: Trajectories, keys_of: Callable[[Trajectories], Tensor]) -> tuple[Tensor, Tensor]:
-    """Count keys over the sessions. Returns the keys that occur, sorted, and how often, both [n] int64.
-
-    Args:
-        keys_of: returns the keys, int64 on the CPU, of some of the sessions.
-    """
-    keys, counts = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+def parts(data: Trajectories) -> Iterator[Trajectories]:
+    """Yield the sessions, some at a time, so that what is made of them fits into memory."""
     for start in range(0, len(data), SESSIONS):
-        new, times = keys_of(data[start : start + SESSIONS]).flatten().unique(return_counts=True)
+        yield data[start : start + SESSIONS]
+
+
+def counted(several: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Count the keys in several tensors, int64 on the CPU. Returns those that occur, sorted, and their counts, [n]."""
+    keys, counts = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    for part in several:
+        new, times = part.flatten().unique(return_counts=True)
         keys, place = torch.cat([keys, new]).unique(return_inverse=True)
         counts = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, place, torch.cat([counts, times]))
     return keys, counts

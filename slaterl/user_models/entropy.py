@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slaterl.data.trajectories import Trajectories
-from slaterl.user_models.coverage import counted
+from slaterl.user_models.coverage import counted, parts
 
 
 def next_item_entropies(data: Trajectories, num_items: int) -> Tensor:
@@ -18,7 +18,7 @@ def next_item_entropies(data: Trajectories, num_items: int) -> Tensor:
     all items that the sessions show in the turn after one that shows i. Divided by log N, the entropy is 1 minus the
     scaled divergence of P from uniform items. An item that no turn follows has the entropy 0.
     """
-    keys, counts = counted(data, lambda part: _pairs(part, num_items))
+    keys, counts = counted(_pairs(part, num_items) for part in parts(data))
     item, count = keys // num_items, counts.double()
     total = torch.zeros(num_items, dtype=torch.float64).index_add_(0, item, count)
     weighted = torch.zeros_like(total).index_add_(0, item, count * count.log())
