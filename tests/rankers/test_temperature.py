@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slaterl.agents.base import RandomLatentPolicy
 from slaterl.agents.noisy import NoisyPolicy
+from slaterl.config.build import make, plain
 from slaterl.rankers.base import Ranker
 from slaterl.rankers.embedding_space import KHeadArgmax, TopK
 from slaterl.rollout import rollout
@@ -120,6 +121,14 @@ def test_random_and_noisy_policies_draw(temperature: float) -> None:
         data = rollout(policy, env, 8, generator=stream(0, "users"), deterministic=False)
         ranked = ranker.rank(ranker.to_latent(data.actions.flatten(0, 1)))
         assert torch.equal(ranked, data.slates[:, 1:].flatten(0, 1).long()) == (temperature == 0)
+
+
+@pytest.mark.parametrize("name", ["gems", "k_head_argmax", "top_k"])
+def test_rankers_of_older_checkpoints_have_none(name: str) -> None:
+    node = plain(compose_config(f"ranker={name}").ranker)
+    del node["temperature"]
+    given = {"num_items": FEW} if name == "gems" else {"item_embeddings": torch.ones(FEW, 3)}
+    assert make(node, "ranker", slate_size=SLOTS, **given).temperature == 0
 
 
 def test_the_temperature_is_part_of_an_agents_run_and_not_of_its_ranker() -> None:
