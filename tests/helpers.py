@@ -19,13 +19,26 @@ from slaterl.envs.catalog import generate
 from slaterl.envs.click_models import PositionBasedModel
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.paths import CONF
-from slaterl.rankers.gems import GeMS
+from slaterl.rankers.gems import GeMS, SlateVAE
+from slaterl.rankers.gems_transformer import GeMSTransformer
 from slaterl.seeds import seeded_weights, stream
 
 Array = NDArray[np.float64]
 
 ITEMS, SLOTS, TURNS, LATENT = 30, 4, 6, 3
-OTHER_ENVS = {"learned", "log"}  # need a file of their own, or are no simulator
+TINY_VAE: dict[str, Any] = dict(
+    num_items=ITEMS,
+    slate_size=SLOTS,
+    item_dim=5,
+    latent_dim=LATENT,
+    encoder_hidden=[16, 8],
+    lambda_click=0.5,
+    lambda_KL=1.0,
+    lambda_prior=0.0,
+    posterior_noise="variance",
+    unique=False,
+)
+OTHER_ENVS = {"learned", "learned_mopo", "learned_dorl", "log"}  # need a file of their own, or are no simulator
 SIMULATORS = sorted({file.stem for file in (CONF / "env").glob("*.yaml")} - OTHER_ENVS)
 
 
@@ -56,25 +69,28 @@ def tiny_env(**changes: Any) -> TopicRec:
 
 def tiny_gems(seed: int = 0, **changes: Any) -> GeMS:
     """An untrained GeMS with an action box that is not [-1, 1]."""
-    settings: dict[str, Any] = dict(
-        num_items=ITEMS,
-        slate_size=SLOTS,
-        item_dim=5,
-        latent_dim=LATENT,
-        encoder_hidden=[16, 8],
-        decoder_hidden=[8, 16],
-        lambda_click=0.5,
-        lambda_KL=1.0,
-        lambda_prior=0.0,
-        posterior_noise="variance",
-        unique=False,
-    )
     with seeded_weights(seed, "tiny gems"):
-        gems = GeMS(**(settings | changes))
-    center = torch.linspace(-1, 2, gems.action_dim)
-    half_width = torch.linspace(1.5, 3, gems.action_dim)
-    gems.set_box(center - half_width, center + half_width)
-    return gems
+        gems = GeMS(**(TINY_VAE | dict(decoder_hidden=[8, 16]) | changes))
+    return _boxed(gems)
+
+
+def tiny_transformer(seed: int = 0, drift: float = 0.3, **changes: Any) -> GeMSTransformer:
+    """An untrained GeMS with a transformer, with a number of its own in every parameter, norms and biases included."""
+    sizes = dict(decoder_dim=8, decoder_layers=2, decoder_heads=2)
+    with seeded_weights(seed, "tiny transformer"):
+        gems = GeMSTransformer(**(TINY_VAE | sizes | changes))
+        with torch.no_grad():
+            for name, parameter in gems.named_parameters():
+                if name != "prior":
+                    parameter.add_(drift * torch.randn_like(parameter))
+    return _boxed(gems)
+
+
+def _boxed(ranker: SlateVAE) -> Any:
+    center = torch.linspace(-1, 2, ranker.action_dim)
+    half_width = torch.linspace(1.5, 3, ranker.action_dim)
+    ranker.set_box(center - half_width, center + half_width)
+    return ranker
 
 
 def tiny_sac(seed: int = 0, drift: float = 0.1, **changes: Any) -> SAC:

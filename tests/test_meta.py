@@ -23,14 +23,16 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
 from slaterl.evaluation.fqe import FittedQ, Recorded, policy_actions
 from slaterl.paths import CONF
+from slaterl.rankers.gems import SlateVAE
 from slaterl.rankers.matrix_factorization import ClickData, Clicks, MatrixFactorization
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.rollout import Policy, rollout
 from slaterl.seeds import stream
 from slaterl.user_models.ensemble import Ensemble
 from slaterl.user_models.env import LearnedEnv
+from slaterl.user_models.intrinsic import BehaviourEntropy, Disagreement, Intrinsic, LargestDeviation, LargestVariance
 from tests.agents.test_contract import PAIRS, RANKERS, VARIANTS, WITH_BELIEFS, build, learners, serve, settings
-from tests.helpers import ITEMS, SLOTS, TURNS, tiny_gems, tiny_trajectories
+from tests.helpers import ITEMS, SLOTS, TURNS, tiny_gems, tiny_trajectories, tiny_transformer
 from tests.meta import META, OnMeta, Stream, check_learns, to_meta
 from tests.user_models.made import save_tiny_user_model, tiny_member, tiny_sessions
 
@@ -40,7 +42,8 @@ OF_THE_CPU = torch.arange(2)
 CASES = [
     *((agent, ranker, "") for agent, ranker in PAIRS),
     *((agent, None, more) for agent, more in VARIANTS + WITH_BELIEFS),
-    *(("sac", ranker, "ranker.unique=true") for ranker in RANKERS if ranker != "top_k"),  # whose slates never repeat
+    *(("sac", ranker, "ranker.unique=true ranker.temperature=1") for ranker in RANKERS),
+    *(("td3_bc", ranker, "ranker.temperature=1") for ranker in RANKERS),
 ]
 HEURISTICS = sorted({file.stem for file in (CONF / "agent").glob("*.yaml")} - {*learners(), *learners(offline=True)})
 
@@ -63,7 +66,7 @@ def test_learns_and_acts(agent: str, ranker: str | None, more: str) -> None:
         if built.LEARNS_FROM == "dataset":
             recorded = check_serves(built.random_policy(Stream()), env, deterministic=False)
             data = OfflineData(recorded, built, max_steps=updates, batch_size=3, batches=Stream())
-            if built.explores:
+            if built.stochastic:
                 check_serves(built.policy(Stream()), env, deterministic=False)
         else:
             streams = {name: Stream() for name in ("users", "exploration", "batches")}
@@ -94,9 +97,10 @@ def test_policies_with_noise_act() -> None:
         check_serves(NoisyPolicy(agent.policy(Stream()), ranker=agent.ranker, **sizes), env, deterministic=False)
 
 
+@pytest.mark.parametrize("made", [tiny_gems, tiny_transformer])
 @pytest.mark.parametrize("changes", [{}, {"lambda_prior": 0.1, "posterior_noise": "std"}])
-def test_gems_is_pretrained(changes: dict[str, Any]) -> None:
-    learner = to_meta(GeMSPretraining(tiny_gems(**changes), lr=0.1, generator=stream(0, "noise")))
+def test_gems_is_pretrained(made: Callable[..., SlateVAE], changes: dict[str, Any]) -> None:
+    learner = to_meta(GeMSPretraining(made(**changes), lr=0.1, generator=stream(0, "noise")))
     recorded = to_meta(tiny_trajectories(7))
     with OnMeta():
         data = SlateData(recorded, learner, holdout=0.3, source="", batch_size=4, epochs=1, seed=0)
@@ -139,14 +143,16 @@ def test_user_models(lengths: bool) -> None:
         assert check_learns(learner, [[recorded, recorded]] * 2) == 2
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_users_of_a_user_model(penalty: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("intrinsic", [[], [Disagreement, LargestDeviation], [LargestVariance, BehaviourEntropy]])
+def test_users_of_a_user_model(intrinsic: list[type[Intrinsic]], tmp_path: Path) -> None:
     file = save_tiny_user_model(tmp_path / "user_model.ckpt")
     sizes: dict[str, Any] = dict(name="learned", num_items=ITEMS, slate_size=SLOTS, episode_length=TURNS)
-    settings: dict[str, Any] = dict(items="0123456789abcdef", leaves=True, member=None, penalty=penalty)
-    env = LearnedEnv(user_model=str(file), **settings, **sizes)
+    settings: dict[str, Any] = dict(items="0123456789abcdef", leaves=True, member=None, penalty=0.0)
+    terms = {term.__name__: term(weight=1.0) for term in intrinsic}
+    env = LearnedEnv(user_model=str(file), intrinsic=terms, **settings, **sizes)
     model = env.model
     frames = [to_meta(frame) for frame in (model.first_slates, model.first_clicks)]
+    model = replace(model, entropies=to_meta(model.entropies))
     env = to_meta(env)
     env.model = replace(
         model, members=[to_meta(m) for m in model.members], first_slates=frames[0], first_clicks=frames[1]

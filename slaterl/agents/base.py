@@ -28,7 +28,8 @@ class Agent(Learner):
         SEES_SIMULATOR: whether the agent itself, not its belief, reads the simulator's hidden state.
         MIN_TURNS: shortest episode that the agent can learn from, in turns.
         CREDITS_CLICKS: whether it learns from clicks on items, so that the reward must be the number of clicks.
-        explores: whether acting with a generator differs from acting without one.
+        explores: whether the agent's own choices differ with a generator.
+        stochastic: whether acting with a generator differs from acting without one, be it by a ranker's temperature.
         acting_belief: the belief that the policy reads.
     """
 
@@ -42,6 +43,10 @@ class Agent(Learner):
     @property
     def acting_belief(self) -> Belief | JoinedBeliefs:
         raise NotImplementedError
+
+    @property
+    def stochastic(self) -> bool:
+        return self.explores
 
     @property
     def sees_hidden(self) -> bool:
@@ -115,6 +120,10 @@ class LatentAgent(Agent):
     def acting_belief(self) -> Belief | JoinedBeliefs:
         return self.actor_belief
 
+    @property
+    def stochastic(self) -> bool:
+        return self.explores or self.ranker.temperature > 0
+
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
         """Map belief states [..., state] to actions [..., A] in [-1, 1]. Without a generator, act deterministically."""
         raise NotImplementedError
@@ -123,7 +132,7 @@ class LatentAgent(Agent):
         self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
     ) -> Decision:
         action = self.action(state, generator)
-        return Decision(self.ranker.rank(self.ranker.to_latent(action)), action)
+        return Decision(self.ranker.serve(self.ranker.to_latent(action), generator), action)
 
     def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:
         """Value actions [..., A] in [-1, 1] at belief states [..., state]: [num_critics, ...].
@@ -158,7 +167,7 @@ class RandomLatentPolicy:
 
     def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
         action = self.ranker.random_action(len(observation.slate), self.generator)
-        return Decision(self.ranker.rank(self.ranker.to_latent(action)), action)
+        return Decision(self.ranker.serve(self.ranker.to_latent(action), self.generator), action)
 
 
 class ItemAgent(Agent):

@@ -161,7 +161,7 @@ def behaviour_policy(
         ranker = _ranker_of(policy)
         if isinstance(policy, BeliefPolicy):
             policy = policy.agent.policy(generator)
-    if behaviour["sample"] and not (isinstance(policy, BeliefPolicy) and policy.agent.explores):
+    if behaviour["sample"] and not (isinstance(policy, BeliefPolicy) and policy.agent.stochastic):
         raise UserError(f"sample=true of the behaviour {name}: it does not explore")
     noise, epsilon = behaviour["noise"], behaviour["epsilon"]
     if noise > 0 and ranker is None:

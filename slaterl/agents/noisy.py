@@ -48,7 +48,7 @@ class NoisyPolicy:
             normal = torch.randn(action.shape, generator=self.generator, device=device)
             # Through the ranker's box, so that the recorded action is the one that made the slate.
             action = self.ranker.to_action(self.ranker.to_latent(action) + normal * disturbed)
-            slate = self.ranker.rank(self.ranker.to_latent(action))
+            slate = self.ranker.serve(self.ranker.to_latent(action), None if deterministic else self.generator)
         if self.epsilon > 0:
             random = torch.randint(self.num_items, slate.shape, generator=self.generator, device=device)
             replaced = torch.rand(slate.shape, generator=self.generator, device=device) < self.epsilon

@@ -66,6 +66,16 @@ def settings_of(node: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain(node).items() if key != "name"}
 
 
+def ranker_settings(node: DictConfig | Mapping[str, Any], *unread: str) -> dict[str, Any]:
+    """Return a ranker's settings without those in `unread`.
+
+    temperature=0 adds nothing, so that older runs keep their names.
+    """
+    settings = settings_of(node)
+    unread = unread if settings.get("temperature") else ("temperature", *unread)
+    return {key: value for key, value in settings.items() if key not in unread}
+
+
 def pretraining_of(settings: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of `pretrain` that say how a ranker was trained.
 

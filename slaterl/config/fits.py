@@ -96,7 +96,7 @@ def check_env(cfg: DictConfig, given: Iterable[str]) -> None:
 def check_fit(cfg: DictConfig) -> None:
     """Refuse an agent, a stage, a ranker and item embeddings that do not fit together."""
     agent, stage, target = cfg.agent.name, cfg.stage.name, get_object(cfg.agent["_target_"])
-    ranker = "gems" if is_gems(cfg) else cfg.ranker.name  # the name of gems holds the lambdas; users type gems
+    ranker = cfg.ranker.name.partition("_KL")[0]  # the names of gems hold the lambdas; users type gems
     learns_from = getattr(target, "LEARNS_FROM", None)  # heuristics do not learn
     needs_latent = agent == "constant_slate" and cfg.agent.slate is None
     if stage == "evaluate" and cfg.checkpoint is None and needs_latent and not is_gems(cfg):

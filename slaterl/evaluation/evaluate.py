@@ -13,7 +13,7 @@ from slaterl.agents.base import BeliefPolicy
 from slaterl.agents.heuristics import ConstantSlate, EpsilonOracle
 from slaterl.envs.env import Env
 from slaterl.rankers.base import Ranker
-from slaterl.rankers.gems import GeMS
+from slaterl.rankers.gems import SlateVAE
 from slaterl.rollout import Policy, rollout
 from slaterl.seeds import stream
 
@@ -71,7 +71,7 @@ def evaluate(policy: Policy, env: Env, users: int, seed: int, name: str) -> Eval
 
 def explores(policy: Policy | None) -> bool:
     """Whether acting with exploration differs from acting without it."""
-    return isinstance(policy, BeliefPolicy) and policy.agent.explores
+    return isinstance(policy, BeliefPolicy) and policy.agent.stochastic
 
 
 def sampled_return(policy: Policy, env: Env, users: int, seed: int, name: str) -> dict[str, float]:
@@ -118,7 +118,7 @@ def anchors(env: Env, users: int, seed: int) -> dict[str, float]:
 
 def constant_slate_return(env: Env, ranker: Ranker | None, users: int, seed: int) -> float | None:
     """Measure the return of showing test users the slate that GeMS decodes from latent 0; None for other rankers."""
-    if not isinstance(ranker, GeMS):
+    if not isinstance(ranker, SlateVAE):
         return None
     policy = ConstantSlate(slate=None, num_items=env.num_items, slate_size=env.slate_size, ranker=ranker)
     return evaluate(policy, env, users, seed, "test").mean_return

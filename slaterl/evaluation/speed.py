@@ -19,7 +19,7 @@ from slaterl.config.build import make
 from slaterl.data import trajectories
 from slaterl.envs.env import Env
 from slaterl.evaluation.evaluate import evaluate
-from slaterl.rankers.gems import GeMS
+from slaterl.rankers.gems import SlateVAE
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.rollout import collect, rollout
 from slaterl.seeds import stream
@@ -67,7 +67,7 @@ def measure(cfg: DictConfig, env: Env, agent: Any) -> dict[str, Any]:
         trajectories.save(file, logged, {})
         found["log_data_megabytes_per_100k"] = file.stat().st_size / count * 100_000 / 1e6
 
-    if isinstance(getattr(agent, "ranker", None), GeMS):
+    if isinstance(getattr(agent, "ranker", None), SlateVAE):
         gems = make(cfg.ranker, "ranker", num_items=env.num_items, slate_size=env.slate_size)
         learner = GeMSPretraining(gems, lr=cfg.pretrain.lr, generator=users).to(env.device)
         size = cfg.pretrain.batch_size

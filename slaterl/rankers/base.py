@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slaterl.layers import BLOCK, product
+from slaterl.networks import with_gumbel_noise
 from slaterl.runtime import exact_products
 
 
@@ -20,6 +21,7 @@ class Ranker(nn.Module):
 
     Args:
         unique: fill slates without repeats.
+        temperature: of the draws of `serve`; 0 always shows the items with the largest scores.
 
     Attributes:
         PRETRAINED: whether stage=pretrain trains it before an agent uses it.
@@ -31,9 +33,9 @@ class Ranker(nn.Module):
     center: Tensor
     half_width: Tensor
 
-    def __init__(self, action_dim: int, unique: bool) -> None:
+    def __init__(self, action_dim: int, unique: bool, temperature: float = 0.0) -> None:
         super().__init__()
-        self.action_dim, self.unique = action_dim, unique
+        self.action_dim, self.unique, self.temperature = action_dim, unique, temperature
         self.register_buffer("center", torch.zeros(action_dim))
         self.register_buffer("half_width", torch.ones(action_dim))
 
@@ -56,8 +58,23 @@ class Ranker(nn.Module):
         return torch.rand(num_users, self.action_dim, generator=generator, device=generator.device) - 0.5
 
     def rank(self, latent: Tensor) -> Tensor:
-        """Map latent actions [B, A] to slates [B, S]."""
+        """Map latent actions [B, A] to the slates [B, S] of the items with the largest scores."""
         raise NotImplementedError
+
+    def draw(self, latent: Tensor, generator: torch.Generator) -> Tensor:
+        """Map latent actions [B, A] to slates [B, S] of items drawn from softmax(scores / temperature), slot by slot.
+
+        If unique, a slot draws among the items that are not on the slate yet.
+        """
+        raise NotImplementedError
+
+    def serve(self, latent: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Map latent actions [B, A] to the slates [B, S] that users see.
+
+        `draw` needs a generator and a temperature above 0. Otherwise this is `rank`, so a policy without exploration
+        shows the same slates every time.
+        """
+        return self.draw(latent, generator) if self.temperature and generator is not None else self.rank(latent)
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
         """Map slates and clicks [B, S] to latent actions [B, A], so that an agent can learn from any slate."""
@@ -74,7 +91,7 @@ class Ranker(nn.Module):
     def fingerprint(self) -> str:
         """Return 16 hex digits that change with any bit of the weights or the box, with the class, and with `unique`.
 
-        With equal fingerprints an action in [-1, 1] gives the same slate.
+        With equal fingerprints `rank` gives the same slate for an action in [-1, 1]. A temperature only changes draws.
         """
         digest = hashlib.sha256(f"{type(self).__name__} {self.unique}".encode())
         for name, value in sorted(self.state_dict().items()):
@@ -83,11 +100,12 @@ class Ranker(nn.Module):
         return digest.hexdigest()[:16]
 
     @exact_products()
-    def best_by_slot(self, queries: Tensor, items: Tensor) -> Tensor:
+    def best_by_slot(self, queries: Tensor, items: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the item with the largest inner product in each slot; if unique, among items not on the slate yet.
 
         Args:
             queries: [B, S, E]; items: [N, E].
+            generator: if given, items are drawn as `draw` says.
 
         Returns:
             slates [B, S].
@@ -95,7 +113,14 @@ class Ranker(nn.Module):
         # in blocks whose scores stay in the second-level cache
         blocks = queries.split(max(1, BLOCK // (queries.shape[1] * len(items))))
         scores = (product(block.flatten(0, 1), items).unflatten(0, block.shape[:2]) for block in blocks)
-        return torch.cat([best_of(each, self.unique) for each in scores])
+        return torch.cat([best_of(self.tempered(each, generator), self.unique) for each in scores])
+
+    def tempered(self, scores: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return scores [..., N] whose largest is a draw from softmax(scores / temperature); as given if no generator.
+
+        A draw among some of the items is the largest of their results.
+        """
+        return scores if generator is None else with_gumbel_noise(scores / self.temperature, generator)
 
 
 def best_of(scores: Tensor, unique: bool) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from slaterl.bounds import NonNegative
 from slaterl.errors import UserError
 from slaterl.rankers.base import Ranker
 from slaterl.runtime import exact_products
@@ -23,8 +24,10 @@ class EmbeddingRanker(Ranker):
 
     item_embeddings: Tensor
 
-    def __init__(self, item_embeddings: Tensor, slate_size: int, queries: int, unique: bool) -> None:
-        super().__init__(action_dim=queries * item_embeddings.shape[1], unique=unique)
+    def __init__(
+        self, item_embeddings: Tensor, slate_size: int, queries: int, unique: bool, temperature: float = 0.0
+    ) -> None:
+        super().__init__(queries * item_embeddings.shape[1], unique, temperature)
         self.slate_size, self.queries = slate_size, queries
         self.register_buffer("item_embeddings", item_embeddings.clone())
         self.set_items(item_embeddings)
@@ -44,13 +47,19 @@ class EmbeddingRanker(Ranker):
 class TopK(EmbeddingRanker):
     """Show the S items with the largest inner products with one query, best first (Deffayet et al. 2023, section 6)."""
 
-    def __init__(self, *, item_embeddings: Tensor, slate_size: int, unique: bool) -> None:
+    def __init__(
+        self, *, item_embeddings: Tensor, slate_size: int, unique: bool, temperature: NonNegative = 0.0
+    ) -> None:
         if not unique:
             raise UserError("ranker.unique=false: the top k items never repeat; use true, or ranker=k_head_argmax")
-        super().__init__(item_embeddings, slate_size, queries=1, unique=unique)
+        super().__init__(item_embeddings, slate_size, 1, unique, temperature)
 
     def rank(self, latent: Tensor) -> Tensor:
         return self.scores(latent)[:, 0].topk(self.slate_size, dim=1).indices
+
+    def draw(self, latent: Tensor, generator: torch.Generator) -> Tensor:
+        # the largest S of perturbed scores are S draws without replacement (Kool et al. 2019, arXiv 1903.06059)
+        return self.tempered(self.scores(latent)[:, 0], generator).topk(self.slate_size, dim=1).indices
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
         """Return the mean of the embeddings of a slate, which lies in the box."""
@@ -60,11 +69,16 @@ class TopK(EmbeddingRanker):
 class KHeadArgmax(EmbeddingRanker):
     """One query per slot: each slot gets the item with the largest inner product (Deffayet et al. 2023, section 6)."""
 
-    def __init__(self, *, item_embeddings: Tensor, slate_size: int, unique: bool) -> None:
-        super().__init__(item_embeddings, slate_size, queries=slate_size, unique=unique)
+    def __init__(
+        self, *, item_embeddings: Tensor, slate_size: int, unique: bool, temperature: NonNegative = 0.0
+    ) -> None:
+        super().__init__(item_embeddings, slate_size, slate_size, unique, temperature)
 
     def rank(self, latent: Tensor) -> Tensor:
         return self.best_by_slot(latent.unflatten(1, (self.queries, -1)), self.item_embeddings)
+
+    def draw(self, latent: Tensor, generator: torch.Generator) -> Tensor:
+        return self.best_by_slot(latent.unflatten(1, (self.queries, -1)), self.item_embeddings, generator)
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
         """Return the embeddings of the slate's items. Exact unless another item scores higher with one of them."""

@@ -1,5 +1,7 @@
 """GeMS: a variational auto-encoder of slates and clicks. Its latent space is the agent's action space.
 
+What such auto-encoders share is in SlateVAE; one with another decoder is a subclass with `decode`, `rank` and `draw`.
+
 Deffayet et al., "Generative Slate Recommendation with Reinforcement Learning", WSDM 2023, section 4.
 """
 
@@ -28,17 +30,19 @@ class GeMSLosses(NamedTuple):
     accuracy: Tensor
 
 
-class GeMS(Ranker):
-    """The VAE. When frozen, it is a ranker: each slot shows the item with the largest logit given z.
+class SlateVAE(Ranker):
+    """Encoder, prior and losses of a VAE of slates and clicks, which is a ranker when frozen. A subclass decodes.
 
     Args:
-        item_dim: width of the item embeddings, learned from scratch.
-        encoder_hidden, decoder_hidden: widths of the hidden layers.
+        item_dim: E, width of the item embeddings, learned from scratch.
+        latent_dim: A.
+        encoder_hidden: widths of the hidden layers.
         lambda_click, lambda_KL: weights of the click and the KL term.
         lambda_prior: if positive, the prior's mean and log-variance are learned and kept close to the standard normal
             with this weight; if 0, the prior is the standard normal.
         posterior_noise: factor on the noise in a posterior sample: `variance`, as in the published code and its
             figures, or `std`, as in the reparameterisation of a Gaussian.
+        unique, temperature: see Ranker.
     """
 
     PRETRAINED: ClassVar = True
@@ -51,33 +55,35 @@ class GeMS(Ranker):
         item_dim: Count,
         latent_dim: Count,
         encoder_hidden: Widths,
-        decoder_hidden: Widths,
         lambda_click: NonNegative,
         lambda_KL: NonNegative,  # noqa: N803 (the paper's name)
         lambda_prior: NonNegative,
         posterior_noise: Literal["variance", "std"],
         unique: bool,
+        temperature: NonNegative = 0.0,
     ) -> None:
-        super().__init__(action_dim=latent_dim, unique=unique)
+        super().__init__(latent_dim, unique, temperature)
         self.slate_size, self.item_dim = slate_size, item_dim
         self.lambda_click, self.lambda_kl, self.lambda_prior = lambda_click, lambda_KL, lambda_prior
         self.posterior_noise = posterior_noise
         self.item_embeddings = nn.Parameter(torch.randn(num_items, item_dim))
         self.encoder = mlp(slate_size * (item_dim + 1), encoder_hidden, 2 * latent_dim)
-        self.decoder = nn.Sequential(mlp(latent_dim, decoder_hidden[:-1], decoder_hidden[-1]), nn.ReLU())
-        self.slate_head = nn.Linear(decoder_hidden[-1], slate_size * item_dim)
-        self.click_head = nn.Linear(decoder_hidden[-1], slate_size)
         self.prior = nn.Parameter(torch.zeros(2, latent_dim), requires_grad=lambda_prior > 0)
+
+    def decode(self, latent: Tensor, slates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries [B, S, E], whose products with items are their logits, and logits of clicks [B, S].
+
+        Args:
+            latent: [B, A].
+            slates: [B, S]. A slot may read the items of the slots before it, but neither its own nor a later one.
+        """
+        raise NotImplementedError
 
     def posterior(self, slates: Tensor, clicks: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [B, A] of the latent, given slates and clicks [B, S]."""
         items = self.item_embeddings.index_select(0, slates.reshape(-1).long()).view(len(slates), -1)
         mean, log_variance = self.encoder(items, clicks.to(items.dtype)).chunk(2, dim=1)
         return mean, log_variance
-
-    def rank(self, latent: Tensor) -> Tensor:
-        queries = layers([latent], [*self.decoder.parameters(), *self.slate_head.parameters()])
-        return self.best_by_slot(queries.unflatten(1, (self.slate_size, self.item_dim)), self.item_embeddings)
 
     def encode(self, slate: Tensor, clicks: Tensor) -> Tensor:
         return self.posterior(slate, clicks)[0]
@@ -93,17 +99,15 @@ class GeMS(Ranker):
         if noise is not None:
             scale = log_variance if self.posterior_noise == "variance" else log_variance / 2
             latent = mean + noise * scale.exp()
-        hidden = layers([latent], list(self.decoder.parameters()), relu_last=True)
-        # one query per slot scores the items
-        queries = layers([hidden], list(self.slate_head.parameters())).view(-1, self.item_dim)
-        slate_loss, accuracy = _ItemCrossEntropy.apply(queries, self.item_embeddings.detach(), slates.flatten().long())
+        queries, click_logits = self.decode(latent, slates)
+        slate_loss, accuracy = _ItemCrossEntropy.apply(
+            queries.flatten(0, 1), self.item_embeddings.detach(), slates.flatten().long()
+        )
         prior_mean, prior_log_variance = self.prior
         ratio = ((mean - prior_mean).square() + log_variance.exp()) / prior_log_variance.exp()
         return GeMSLosses(
             slate=slate_loss,
-            click=binary_cross_entropy_with_logits(
-                layers([hidden], list(self.click_head.parameters())), clicks.to(hidden.dtype)
-            ),
+            click=binary_cross_entropy_with_logits(click_logits, clicks.to(click_logits.dtype)),
             kl=0.5 * (ratio - 1 + prior_log_variance - log_variance).mean(),
             prior=self.prior.square().sum(),
             accuracy=accuracy,
@@ -124,6 +128,40 @@ class GeMS(Ranker):
             lows.append((mean - deviation).amin(0))
             highs.append((mean + deviation).amax(0))
         self.set_box(torch.stack(lows).amin(0), torch.stack(highs).amax(0))
+
+
+class GeMS(SlateVAE):
+    """The VAE of the paper: one MLP decodes all slots at once, so that they are independent given z.
+
+    Args:
+        decoder_hidden: widths of the hidden layers.
+        others: see SlateVAE.
+    """
+
+    def __init__(
+        self, *, slate_size: int, item_dim: Count, latent_dim: Count, decoder_hidden: Widths, **others: Any
+    ) -> None:
+        super().__init__(slate_size=slate_size, item_dim=item_dim, latent_dim=latent_dim, **others)
+        self.decoder = nn.Sequential(mlp(latent_dim, decoder_hidden[:-1], decoder_hidden[-1]), nn.ReLU())
+        self.slate_head = nn.Linear(decoder_hidden[-1], slate_size * item_dim)
+        self.click_head = nn.Linear(decoder_hidden[-1], slate_size)
+
+    def decode(self, latent: Tensor, slates: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = layers([latent], list(self.decoder.parameters()), relu_last=True)
+        queries = layers([hidden], list(self.slate_head.parameters()))
+        clicks = layers([hidden], list(self.click_head.parameters()))
+        return queries.view(-1, self.slate_size, self.item_dim), clicks
+
+    def rank(self, latent: Tensor) -> Tensor:
+        return self.best_by_slot(self.queries(latent), self.item_embeddings)
+
+    def draw(self, latent: Tensor, generator: torch.Generator) -> Tensor:
+        return self.best_by_slot(self.queries(latent), self.item_embeddings, generator)
+
+    def queries(self, latent: Tensor) -> Tensor:
+        """Return the queries of `decode` alone, [B, A] -> [B, S, E]."""
+        queries = layers([latent], [*self.decoder.parameters(), *self.slate_head.parameters()])
+        return queries.unflatten(1, (self.slate_size, self.item_dim))
 
 
 class _ItemCrossEntropy(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
-from slaterl.rankers.gems import GeMS, GeMSLosses
+from slaterl.rankers.gems import GeMSLosses, SlateVAE
 from slaterl.training.epochs import Epochs
 from slaterl.training.learner import Learner
 
@@ -28,7 +28,7 @@ class GeMSPretraining(Learner):
     TERMS: ClassVar = ("loss/total", "loss/slate", "loss/click", "loss/kl", "loss/prior", "accuracy/slot")
     VAL_TERMS: ClassVar = tuple(f"val/{name}" for name in TERMS)
 
-    def __init__(self, gems: GeMS, *, lr: float, generator: torch.Generator) -> None:
+    def __init__(self, gems: SlateVAE, *, lr: float, generator: torch.Generator) -> None:
         super().__init__()
         self.gems = gems
         self.generators["noise"] = generator

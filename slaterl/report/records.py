@@ -113,9 +113,10 @@ def name_methods(records: Sequence[Record]) -> list[str]:
 
 
 def without_lambdas(record: Record) -> Record:
-    """Copy the record of a run with GeMS without the weights lambda_KL and lambda_click."""
+    """Copy the record of a run with GeMS without the weights lambda_KL and lambda_click, also in its name."""
     ranker = {key: value for key, value in record.config["ranker"].items() if key not in ("lambda_KL", "lambda_click")}
-    return replace(record, config={**record.config, "ranker": {**ranker, "name": "gems"}})
+    name = record.config["ranker"]["name"].partition("_KL")[0]
+    return replace(record, config={**record.config, "ranker": {**ranker, "name": name}})
 
 
 def settings_of(record: Record) -> dict[str, Any]:
@@ -125,6 +126,8 @@ def settings_of(record: Record) -> dict[str, Any]:
         file = Path(record.result["checkpoint"])
         return {"checkpoint": f"{file.parent.name}/{file.name}", **precision}
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
+    if "_target_" in parts.get("ranker", {}):
+        parts["ranker"] = {"temperature": 0.0, **parts["ranker"]}  # older runs had no such setting
     if "belief" in parts:
         parts["belief"] = {"shared": False, **parts["belief"]}  # older runs had no such setting
     parts |= precision

@@ -20,6 +20,7 @@ from slaterl.config.build import (
     parameters_of,
     plain,
     precision_spec,
+    ranker_settings,
     settings_of,
     simulator,
 )
@@ -59,7 +60,8 @@ def ranker_spec(cfg: DictConfig, inputs: Mapping[str, Product]) -> dict[str, Any
         spec["item_embeddings"] = settings_of(cfg.item_embeddings)
     if _takes_ranker(cfg):
         spec["unique"] = cfg.ranker.get("unique", False)
-        spec.setdefault("ranker", settings_of(cfg.ranker))
+        spec |= {"temperature": cfg.ranker.temperature} if cfg.ranker.get("temperature") else {}
+        spec.setdefault("ranker", ranker_settings(cfg.ranker))
     elif getattr(get_object(cfg.agent["_target_"]), "REFINES", False):
         spec["unique"] = False  # it makes its own ranker
     return spec

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from slaterl.config.build import make as make_object
-from slaterl.config.build import plain, precision_spec, pretraining_of, resolve_device, settings_of
+from slaterl.config.build import plain, precision_spec, pretraining_of, ranker_settings, resolve_device
 from slaterl.config.dataset import source_of
 from slaterl.config.fits import is_gems
 from slaterl.data import trajectories
@@ -37,8 +37,8 @@ def pretrain(cfg: DictConfig) -> Product:
         name=f"{cfg.ranker.name}-seed{seed}",
         spec={
             "logged_data": logged.run.digest,
-            # `unique` changes how a trained ranker fills slates, not its training
-            "ranker": {key: value for key, value in settings_of(cfg.ranker).items() if key != "unique"},
+            # these change how a trained ranker fills slates, not its training
+            "ranker": ranker_settings(cfg.ranker, "unique", "temperature"),
             "pretrain": pretraining_of(settings),
             **precision_spec(cfg),
             "seed": seed,

@@ -43,7 +43,7 @@ def by_propensities(cfg: DictConfig) -> Product:
             rows = []
             with progress("estimates by propensities", len(agents), "policies") as show:
                 for file, (agent, about) in agents.items():
-                    for sampled in (False, True) if agent.explores else (False,):
+                    for sampled in (False, True) if agent.stochastic else (False,):
                         draw = stream(cfg.seed, "ips", env.device) if sampled else None
                         found = shares(agent, data, draws=cfg.ips.draws, generator=draw)
                         settings = {"resamples": cfg.ips.resamples, "generator": stream(cfg.seed, "bootstrap")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,14 +25,25 @@ def coverage_of(data: Trajectories, num_items: int, least: int) -> Coverage:
     """Find the cells and the pairs with at least `least` impressions in the sessions."""
     found = []
     for keys_of in (cell_keys, pair_keys):
-        keys, counts = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-        for start in range(0, len(data), SESSIONS):
-            slates, _ = shown_turns(data[start : start + SESSIONS])
-            new, times = keys_of(slates.cpu(), num_items).flatten().unique(return_counts=True)
-            keys, place = torch.cat([keys, new]).unique(return_inverse=True)
-            counts = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, place, torch.cat([counts, times]))
+        keys, counts = counted(keys_of(shown_turns(part)[0].cpu(), num_items) for part in parts(data))
         found.append(keys[counts >= least])
     return Coverage(*found)
+
+
+def parts(data: Trajectories) -> Iterator[Trajectories]:
+    """Yield the sessions, some at a time, so that what is made of them fits into memory."""
+    for start in range(0, len(data), SESSIONS):
+        yield data[start : start + SESSIONS]
+
+
+def counted(several: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Count the keys in several tensors, int64 on the CPU. Returns those that occur, sorted, and their counts, [n]."""
+    keys, counts = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    for part in several:
+        new, times = part.flatten().unique(return_counts=True)
+        keys, place = torch.cat([keys, new]).unique(return_inverse=True)
+        counts = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, place, torch.cat([counts, times]))
+    return keys, counts
 
 
 def cell_keys(slates: Tensor, num_items: int) -> Tensor:

@@ -13,6 +13,7 @@ from slaterl.bounds import File, NonNegative, Text, Whole
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
+from slaterl.user_models.intrinsic import Disagreement, Intrinsic
 from slaterl.user_models.saved import UserModel, load_user_model
 
 
@@ -28,9 +29,8 @@ class LearnedEnv(Env):
         items: fingerprint of the items in the data.
         leaves: whether users may leave before `episode_length` turns, as in the file.
         member: the only member that all users belong to; null draws one for each user.
-        penalty: what a turn pays less for each click of the members' disagreement. It is the standard deviation
-            over the members of the number of clicks that they expect (MOPO, arXiv 2005.13239, equation 6). Above 0,
-            rewards are no longer clicks.
+        penalty: what a turn pays less for each click of the members' disagreement, see Disagreement.
+        intrinsic: further terms of the reward by name. With a penalty or a term, rewards are no longer clicks.
         common: see Env.
     """
 
@@ -44,12 +44,18 @@ class LearnedEnv(Env):
         leaves: bool,
         member: Whole | None,
         penalty: NonNegative,
+        intrinsic: dict[str, Intrinsic] = {},  # noqa: B006 (never changed)
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.file, self.member, self.penalty = Path(user_model).expanduser(), member, penalty
+        self.file, self.member = Path(user_model).expanduser(), member
         self.fingerprint, self.ends_early = items, leaves
-        self.reward_is_clicks = penalty == 0
+        for key, term in intrinsic.items():
+            if not isinstance(term, Intrinsic):
+                raise UserError(f"env.intrinsic.{key}={term}: expected a term with _target_, as in env=learned_dorl")
+        self.terms = list(intrinsic.values())
+        self.terms += [Disagreement(weight=penalty)] if penalty else []
+        self.reward_is_clicks = not self.terms
 
     @cached_property
     def model(self) -> UserModel:
@@ -70,6 +76,11 @@ class LearnedEnv(Env):
 
     def reset(self, num_users: int, *, generator: torch.Generator) -> Observation:
         model = self.model
+        for term in self.terms:
+            try:
+                term.begin(model)
+            except UserError as error:
+                raise UserError(f"env.user_model={self.file}: {error}") from error
         self.members = model.members if self.member is None else [model.members[self.member]]
         self.generator, self.turn = generator, 0
         self.everyone = torch.arange(num_users, device=self.device)
@@ -85,8 +96,8 @@ class LearnedEnv(Env):
         own = chances[self.belongs, self.everyone]
         clicks = torch.rand(own.shape, generator=self.generator, device=self.device) < own
         rewards = clicks.sum(1, dtype=torch.float32)
-        if self.penalty and len(self.members) > 1:
-            rewards -= self.penalty * chances.sum(2).std(0)
+        for term in self.terms:
+            rewards += term.reward(chances, slate)
         observation = self._read(Observation(slate, clicks))
         if not self.ends_early:
             return observation, rewards, self.turn == self.episode_length

@@ -19,6 +19,7 @@ from slaterl.runs.files import in_short
 from slaterl.training import checkpoints
 from slaterl.user_models.click_model import ClickModel
 from slaterl.user_models.coverage import Coverage
+from slaterl.user_models.entropy import next_item_entropies
 
 FILE = "user_model.ckpt"  # in the folder of every run of stage=user_model
 FIRST_FRAMES = 10_000  # most that a file holds
@@ -32,6 +33,7 @@ class UserModel:
         members: the K models, frozen.
         first_slates, first_clicks: [F, S] first frames of sessions in the data.
         coverage: what the data have seen at least `least` times.
+        entropies: [N] of the behaviour's items after each item, see entropy.py; None in files of older versions.
         config: the node `user_model`, the sizes, the fingerprint of the items, and `item_ids`, a log's own ids or None.
     """
 
@@ -41,6 +43,7 @@ class UserModel:
     coverage: Coverage
     least: int
     config: dict[str, Any]
+    entropies: Tensor | None
 
 
 def build_member(node: Mapping[str, Any], sizes: Mapping[str, Any]) -> ClickModel:
@@ -60,7 +63,7 @@ def save_user_model(
     """Write a trained ensemble, whole or not at all.
 
     Args:
-        data: the dataset, from which first frames are drawn.
+        data: the dataset, from which first frames are drawn and entropies are counted.
         config: see UserModel.
         generator: draws the first frames.
     """
@@ -73,6 +76,7 @@ def save_user_model(
         "first_clicks": data.clicks[chosen, 0].clone(),
         "coverage": coverage._asdict(),
         "least": least,
+        "entropies": next_item_entropies(data, config["num_items"]),
     }
     checkpoints.save(path, state)
 
@@ -96,7 +100,9 @@ def load_user_model(path: Path, device: torch.device) -> UserModel:
             member.load_state_dict(weights)
         members.append(member.to(device).requires_grad_(False).eval())
     slates, clicks = state["first_slates"].to(device), state["first_clicks"].to(device)
-    return UserModel(members, slates, clicks, Coverage(**state["coverage"]), state["least"], config)
+    entropies = state.get("entropies")
+    entropies = None if entropies is None else entropies.to(device)
+    return UserModel(members, slates, clicks, Coverage(**state["coverage"]), state["least"], config, entropies)
 
 
 def sizes_of(file: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from slaterl.agents.offline.base import OfflineAgent, with_actions
 from slaterl.agents.online.collecting import OnlineData
 from slaterl.config.build import AGENT_NODES, build_agent, build_env, compares_items, parameters_of, plain
 from slaterl.config.check import check_config
+from slaterl.config.fits import is_gems
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.topic_rec import TopicRec
 from slaterl.errors import UserError
@@ -69,6 +70,7 @@ def takes(agent: str, what: str) -> bool:
 
 
 RANKERS = sorted(file.stem for file in (CONF / "ranker").glob("*.yaml") if file.stem != "none")
+PRETRAINED = [ranker for ranker in RANKERS if is_gems(compose_config(f"ranker={ranker}"))]
 PAIRS = [
     (agent, ranker)
     for agent in learners() + learners(offline=True)
@@ -116,9 +118,10 @@ def serve(agent: Agent, env: TopicRec, count: int = 6, explore: int | None = 0) 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a home with logged data, GeMS, item embeddings and a dataset, which the agents need."""
+    """Make a home with logged data, pretrained rankers, item embeddings and a dataset, which the agents need."""
     home = tmp_path_factory.mktemp("inputs")
-    for stage, more in (("pretrain", ["ranker=gems"]), ("mf", ["item_embeddings=mf"]), ("collect", [])):
+    pretrained = [("pretrain", [f"ranker={ranker}"]) for ranker in PRETRAINED]
+    for stage, more in (*pretrained, ("mf", ["item_embeddings=mf"]), ("collect", [])):
         run_stage(compose_config(*SMALL, f"stage={stage}", f"paths.root={home}", *more))
     return home
 
@@ -249,7 +252,9 @@ def test_variants_learn(agent: str, more: str) -> None:
 
 
 @pytest.mark.parametrize("items", ["ideal", "scratch"])
-@pytest.mark.parametrize(("agent", "ranker"), [pair for pair in PAIRS if pair[0] in learners() and pair[1] != "gems"])
+@pytest.mark.parametrize(
+    ("agent", "ranker"), [pair for pair in PAIRS if pair[0] in learners() and pair[1] not in PRETRAINED]
+)
 def test_item_embeddings_fit_or_are_refused(agent: str, ranker: str | None, items: str) -> None:
     """Item embeddings other than the matrix factorisation, which is tested as the default."""
     cfg = settings(agent, ranker, f"item_embeddings={items}")
@@ -298,12 +303,25 @@ def test_acts(agent: str, ranker: str | None) -> None:
     assert torch.equal(data.slates, serve(built, env, explore=None).slates)
     exploring = serve(built, env, explore=0)
     assert torch.equal(exploring.slates, serve(built, env, explore=0).slates)
-    assert torch.equal(exploring.slates, serve(built, env, explore=1).slates) != built.explores
+    assert torch.equal(exploring.slates, serve(built, env, explore=1).slates) != built.stochastic
     random = rollout(
         built.random_policy(stream(0, "random")), env, 6, generator=stream(5, "users"), deterministic=False
     )
     assert random.slates.shape == data.slates.shape
     assert random.columns().keys() == {key for key in exploring.columns() if not key.startswith("hidden")}
+
+
+@pytest.mark.parametrize("ranker", RANKERS)
+def test_a_temperature_makes_any_agent_draw(ranker: str) -> None:
+    warm, cold = (build(settings("td3_bc", ranker, f"ranker.temperature={t}"))[0] for t in (1, 0))
+    env = build(settings("td3_bc", ranker))[1]
+    assert warm.stochastic and not cold.stochastic
+    greedy = serve(cold, env, explore=None).slates
+    assert torch.equal(serve(warm, env, explore=None).slates, greedy), "deterministic acting stays the argmax"
+    assert torch.equal(serve(cold, env).slates, greedy)
+    drawn = serve(warm, env).slates
+    assert torch.equal(drawn, serve(warm, env).slates)
+    assert not torch.equal(drawn, greedy) and not torch.equal(drawn, serve(warm, env, explore=1).slates)
 
 
 @pytest.mark.parametrize("ranker", RANKERS)

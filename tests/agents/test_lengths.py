@@ -106,7 +106,7 @@ def learned(agent: str, more: str, data: Callable[[Agent, TopicRec], Trajectorie
 
 
 def served(built: Agent, env: TopicRec) -> Trajectories:
-    return serve(built, env, explore=0 if built.explores else None)
+    return serve(built, env, explore=0 if built.stochastic else None)
 
 
 def close(one: tuple[Agent, dict[str, Tensor]], other: tuple[Agent, dict[str, Tensor]]) -> None:

@@ -90,7 +90,7 @@ def preset(group: str, name: str) -> DictConfig:
         more.append("dataset.path=log.npz")
     if (group, name) in (("dataset", "log"), ("env", "log")):
         return config("stage=collect", "dataset=log", "dataset.path=log.csv")
-    if (group, name) == ("env", "learned"):
+    if group == "env" and name.startswith("learned"):
         more.append(f"env.user_model={user_model_file()}")
     if (group, name) == ("stage", "offline"):
         more.append("agent=bc")

@@ -54,6 +54,7 @@ def named() -> list[list[str]]:
     main += [["belief=none"], ["click_model=mixPBM"], ["ranker.unique=true"], ["seed=1", "ranker_seed=2"]]
     for ranker in ("top_k", "k_head_argmax"):
         main += [[f"ranker={ranker}", f"item_embeddings={items}"] for items in ("mf", "ideal", "scratch")]
+    main += [["ranker=gems_transformer"], ["ranker.temperature=0.5"], ["stage=pretrain", "ranker=gems_transformer"]]
     main += [["logged_data.source=dataset", "dataset=random"], ["agent.gamma=0.9", "agent.q_hidden=[64,64]"]]
     main += [["experiment=head_to_head"], ["experiment=gamma0"], ["experiment=lambda_grid"]]
     main += [["stage=log_data"], ["stage=pretrain"], ["stage=mf", "item_embeddings=mf"]]
@@ -79,11 +80,13 @@ def parameters() -> dict[str, dict[str, list[int]]]:
     from slaterl.config.build import AGENT_NODES, build_agent, build_env, plain
 
     found = {}
-    for agent in ONLINE + OFFLINE:
-        cfg = compose_config("scale=smoke", f"agent={agent}", "env.num_items=40", "env.slate_size=4")
+    for given in [[f"agent={agent}"] for agent in ONLINE + OFFLINE] + [["agent=sac", "ranker=gems_transformer"]]:
+        cfg = compose_config("scale=smoke", *given, "env.num_items=40", "env.slate_size=4")
         env = build_env(cfg.env, torch.device("cpu"))
         built = build_agent({name: plain(cfg[name]) for name in AGENT_NODES}, env, seed=0)
-        found[agent] = {name: list(value.shape) for name, value in built.state_dict().items()}
+        found[" ".join(given).removeprefix("agent=")] = {
+            name: list(value.shape) for name, value in built.state_dict().items()
+        }
     return found
 
 
@@ -92,6 +95,7 @@ def results(home: Path) -> dict[str, Any]:
     os.environ["SLATERL_HOME"] = str(home)
     commands = [[f"agent={agent}"] for agent in ONLINE]
     commands += [["agent=sac", "ranker=top_k"], ["agent=td3", "ranker=k_head_argmax", "item_embeddings=ideal"]]
+    commands += [["ranker=gems_transformer"], ["stage=offline", "agent=td3_bc", "ranker.temperature=1"]]
     commands += [["belief=none"], ["ranker.unique=true", "env=diffuse_divpen"], ["params=params1", "seed=1"]]
     commands += [["stage=evaluate", f"agent={agent}"] for agent in HEURISTICS]
     commands += [["stage=collect", f"dataset={dataset}"] for dataset in DATASETS]

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from slaterl.errors import UserError
 from slaterl.report.find import find
-from slaterl.report.records import Record, name_methods
+from slaterl.report.records import Record, name_methods, without_lambdas
 from slaterl.sweeps.records import announce, recording
 from tests.report import made
 
@@ -288,6 +288,22 @@ def test_patience_that_was_not_set_is_not_named(tmp_path: Path) -> None:
     patient = made.config_of(tmp_path, seed=3, **{"pretrain.patience": 2})
     assert len(set(names((old, {}), (new, {}), root=tmp_path))) == 1
     assert "pretrain.patience=2" in names((old, {}), (patient, {}), root=tmp_path)[1]
+
+
+def test_runs_from_before_rankers_had_a_temperature(tmp_path: Path) -> None:
+    old, new, warm = (made.config_of(tmp_path, seed=seed) for seed in (1, 2, 3))
+    with open_dict(old):
+        del old.ranker["temperature"]
+    warm.ranker.temperature = 0.5
+    found = names(*((cfg, {"ranker_run": "its"}) for cfg in (old, new, warm)), root=tmp_path)
+    assert found[0] == found[1] != found[2]
+    assert "ranker.temperature=0.5" in found[2]
+
+
+def test_a_grid_of_lambdas_keeps_the_kinds_of_gems_apart(tmp_path: Path) -> None:
+    kinds = [made.config_of(tmp_path, f"ranker={name}", seed=1) for name in ("gems", "gems_transformer")]
+    records = [find(str(made.finished(cfg, 1.0)), tmp_path)[0] for cfg in kinds]
+    assert [without_lambdas(record).config["ranker"]["name"] for record in records] == ["gems", "gems_transformer"]
 
 
 def test_runs_from_before_the_precision_was_a_setting(tmp_path: Path) -> None:

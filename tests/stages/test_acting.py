@@ -106,6 +106,15 @@ def test_agents_that_do_not_explore_have_one_return(home: Path, agent: str) -> N
     assert metrics.curve(folder / "metrics.csv", "val/return")[0] == [2, 4, 6]
 
 
+def test_a_temperature_gives_such_an_agent_a_sampled_return(home: Path) -> None:
+    folder = make(home, "stage=offline", "dataset=random", "agent=td3_bc", "ranker.temperature=3")
+    plain = make(home, "stage=offline", "dataset=random", "agent=td3_bc")
+    warm, cold = (read_json(path / "result.json") for path in (folder, plain))
+    assert folder != plain and warm["ranker_run"] == cold["ranker_run"]
+    assert warm["test_return"] == cold["test_return"], "learning and acting without exploration stay as they are"
+    assert warm["test_return_sampled"] != warm["test_return"]
+
+
 def test_the_return_that_chooses(sac: Path, home: Path) -> None:
     folder = make(home, "validation.by=sampled")
     assert folder.name != sac.name and columns(folder) == columns(sac)

@@ -76,5 +76,5 @@ def test_kind_of_gems_is_pretrained(tmp_path: Path) -> None:
     others = compose_config("item_embeddings=mf")
     with open_dict(cfg):
         cfg.stage, cfg.item_embeddings = others.stage, others.item_embeddings
-    with pytest.raises(UserError, match="item_embeddings=mf: ranker=gems learns its own"):
+    with pytest.raises(UserError, match="item_embeddings=mf: ranker=own learns its own"):
         run_stage(cfg)
