@@ -157,7 +157,7 @@ class DecisionTransformer(OfflineAgent):
         earlier = torch.ones_like(itself).tril(-1)
         hidden_keys = ~(earlier & there.unsqueeze(1) | itself)  # [B, 3K, 3K]
         heads = self.transformer.layers[0].self_attn.num_heads
-        encoded = self.transformer(sequence, mask=hidden_keys.repeat_interleave(heads, dim=0))
+        encoded = self.transformer(sequence, mask=hidden_keys.repeat_interleave(heads, dim=0), is_causal=False)
         return self.actor(encoded.unflatten(1, (-1, 3))[:, :, 1]).tanh()
 
     def action(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
