@@ -83,11 +83,16 @@ class Tune(Sweeper):
     def _check_job(self, overrides: Sequence[str]) -> None:
         """Report mistakes now, and not in every trial."""
         from slaterl.config.check import check_config, keys_of
+        from slaterl.errors import UserError
 
         assert self.config is not None and self.hydra_context is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        if config.stage.name not in ("online", "offline"):
+            raise UserError(f"stage={config.stage.name}: only stage=online and offline have a validation to tune by")
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         check_config(own, keys_of(overrides))
+        if own.stage.name == "offline" and own.offline.validation == "none":
+            raise UserError("offline.validation=none: a study needs validations; use user_model or fqe")
 
 
 def _consecutive(numbers: Sequence[int]) -> list[list[int]]:

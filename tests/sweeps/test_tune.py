@@ -174,6 +174,7 @@ def test_trials_with_gaps_are_launched_apart(tmp_path: Path) -> None:
         ([*SPACE, "seed=6"], {}, "its trials have other settings (seed=5 seed=6); choose another folder"),
         (["seed=5"], {}, "hydra.sweeper.params: nothing to tune"),
         ([*SPACE, "seed=5"], {"trials": 0}, "hydra.sweeper.trials=0: expected a whole number from 1 on"),
+        ([*SPACE, "stage=pretrain"], {}, "stage=pretrain: only stage=online and offline have a validation to tune by"),
         (["agent.gamma=interval(2,3)", "seed=5"], {}, "agent.gamma=2.0: expected a number from 0 to 1"),
     ],
 )
