@@ -38,7 +38,7 @@ def listening(listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
 
 
 def tell(**facts: Any) -> None:
-    """Send new facts about the run to all listeners: its folder; title, done, total and unit; score."""
+    """Send new facts about the run to all listeners: its folder; title, done, total and unit; score and its name."""
     for listener in _listeners:
         listener(facts)
 

@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class Pruned(UserError):
+    """A study ended this trial, because others did better at the same step."""
+
+
 class Interrupted(BaseException):
     """A signal ended the run. run.py exits with status 128 + signum.
 

@@ -45,9 +45,10 @@ def products_by() -> str:
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """Return rows @ weight.T + bias, with `relu` its positive part: [R, I], [O, I] and [O] -> [R, O].
 
-    The shapes alone decide who multiplies, because results must not depend on anything that a resumed run lacks.
+    The shapes alone decide who multiplies, because results must not depend on anything that a resumed run lacks. But a
+    graph that torch.export records is for any number of rows, so torch always multiplies there.
     """
-    large = rows.shape[0] * rows.shape[1] * weight.shape[0] >= SMALL
+    large = not torch.compiler.is_compiling() and rows.shape[0] * rows.shape[1] * weight.shape[0] >= SMALL
     if large and rows.device.type == "cpu" and rows.dtype == torch.float32 and onednn_is_faster():
         rows, weight = _without_gaps(rows), _without_gaps(weight)
         # its own "relu" would turn NaN into 0, which hides that training diverges
@@ -55,6 +56,14 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool
     else:
         result = linear(rows, weight, bias)
     return result.relu_() if relu else result
+
+
+def in_blocks(rows: Tensor, width: int) -> tuple[Tensor, ...]:
+    """Split [R, ...] into blocks of rows that each become `width` numbers, for the second-level cache.
+
+    A graph that torch.export records has one block, because it is for any number of rows.
+    """
+    return (rows,) if torch.compiler.is_compiling() else rows.split(max(1, BLOCK // width))
 
 
 def first_derivative_only(name: str) -> None:
@@ -95,7 +104,7 @@ def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _blocks(rows: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return rows.split(max(1, BLOCK // max(weight.shape[0] for weight in parameters[::2])))
+    return in_blocks(rows, max(weight.shape[0] for weight in parameters[::2]))
 
 
 def _through(rows: Tensor, parameters: Sequence[Tensor], relu_last: bool) -> list[Tensor]:

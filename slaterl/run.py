@@ -36,9 +36,11 @@ OmegaConf.register_new_resolver("choices", as_help, replace=True)  # what --help
 @explain_quoting
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    from slaterl.errors import Interrupted, UserError
+    from slaterl.console import note
+    from slaterl.errors import Interrupted, Pruned, UserError
     from slaterl.runs.signals import handling, requeue
     from slaterl.sweeps.records import recording
+    from slaterl.sweeps.study import as_trial
 
     output.set_up()  # also in the processes of a sweep's jobs
 
@@ -54,8 +56,12 @@ def main(cfg: DictConfig) -> float | None:
         launcher = hydra_cfg.runtime.choices["hydra/launcher"]
         if not sweep and launcher != "one_by_one":
             raise UserError(f"hydra/launcher={launcher}: only sweeps use it; add -m")
-        with handling(stop=stop, save=save), recording(sweep, hydra_cfg.job.num, cfg) if sweep else nullcontext():
+        record = recording(sweep, hydra_cfg.job.num, cfg) if sweep else nullcontext()
+        with handling(stop=stop, save=save), record, as_trial(hydra_cfg):
             return run_stage(cfg)
+    except Pruned as error:
+        note(str(error))
+        return None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         if sweep:

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from slaterl.config.check import check_config
 from slaterl.paths import CONF
 from slaterl.sweeps.records import jobs
+from slaterl.sweeps.study import space_of
 from tests.helpers import compose_config
 
 # how many jobs each preset has, and a part of it that is quick to run, with how many it has
@@ -42,6 +44,22 @@ def test_all_jobs_are_sound(preset: str, count: int) -> None:
         check_config(cfg)
         sizes = (20_000, 10_000) if preset in ("offline_benchmark", "stable_environments") else (100_000, 50_000)
         assert (cfg.max_steps, cfg.save_every_n_steps) == sizes
+
+
+def test_every_preset_is_here() -> None:
+    presets = {file.stem for file in (CONF / "experiment").glob("*.yaml")}
+    assert presets - {"head_to_head", "tune"} == {preset[0] for preset in PRESETS}  # the one is no sweep
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_what_is_tuned(end: str) -> None:
+    """Both ends of each interval are sound. tests/sweeps/test_tune.py runs studies."""
+    pytest.importorskip("optuna")
+    params = OmegaConf.load(CONF / "experiment" / "tune.yaml").hydra.sweeper.params
+    parser = OverridesParser.create()
+    fixed, space = space_of(parser.parse_overrides([f"{key}={values}" for key, values in params.items()]))
+    assert len(space) == 4 and not fixed
+    check_config(compose_config("experiment=tune", *(f"{key}={getattr(one, end)}" for key, one in space.items())))
 
 
 def test_offline_benchmark_completes_one_dataset_after_the_other() -> None:

@@ -97,9 +97,9 @@ class ListFlow(ItemAgent):
         Args:
             uniform: [B, 1] whose slates are drawn uniformly instead; None for nobody's.
         """
-        listed = state.new_zeros(len(state), self.slate_size, self.item_embeddings.shape[1])
+        listed = state.new_zeros(state.shape[0], self.slate_size, self.item_embeddings.shape[1])
         slate = torch.zeros(listed.shape[:2], dtype=torch.int64, device=state.device)
-        taken = torch.zeros(len(state), self.num_items, dtype=torch.bool, device=state.device)
+        taken = torch.zeros(state.shape[0], self.num_items, dtype=torch.bool, device=state.device)
         for slot in range(self.slate_size):
             scores = self.scores(state, listed.flatten(1))
             if uniform is not None:

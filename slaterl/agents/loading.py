@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from torch import Tensor
 
+from slaterl.agents.base import Agent, BeliefPolicy
 from slaterl.config.build import build_agent, build_env, catalogue_argument, env_spec
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
@@ -73,6 +74,20 @@ def policy_of(
         agent.load_state_dict(state["learner"]["module"])
     agent.step = state["learner"]["step"]  # DQN's exploration depends on it
     return LoadedPolicy(agent.policy(), own, config, state["learner"]["step"])
+
+
+def reader_of(loaded: LoadedPolicy, source: str | Path) -> Agent:
+    """Return the agent of a policy that needs slates and clicks alone.
+
+    Raises:
+        UserError: it reads the simulator's hidden state, or it does not act on a belief.
+    """
+    policy, name = loaded.policy, loaded.config["agent"]["name"]
+    if getattr(policy, "sees_hidden", False):
+        raise UserError(f"{source}: agent={name} reads its users' hidden state, which only a simulator shows")
+    if not isinstance(policy, BeliefPolicy):
+        raise UserError(f"{source}: agent={name} does not act on the state of a belief")
+    return policy.agent
 
 
 def check_environment(loaded: LoadedPolicy, spec: Mapping[str, Any], source: str | Path) -> None:

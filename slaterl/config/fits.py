@@ -46,7 +46,7 @@ def check_readers(cfg: DictConfig, given: Iterable[str]) -> None:
 
 def check_protocol(cfg: DictConfig) -> None:
     """Refuse numbers of steps and sizes that contradict each other, and checkpoints that the stage does not read."""
-    for key, stages in (("init_from", ("online",)), ("checkpoint", ("evaluate", "recommend"))):
+    for key, stages in (("init_from", ("online",)), ("checkpoint", ("evaluate", "recommend", "export"))):
         if cfg[key] is not None and cfg.stage.name not in stages:
             raise UserError(f"{key}={cfg[key]}: only {' or '.join(f'stage={stage}' for stage in stages)} reads it")
     if cfg.random_steps >= cfg.max_steps:

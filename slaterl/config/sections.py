@@ -138,6 +138,7 @@ class Report(Section):
 @dataclass
 class Export(Section):
     minari: MinariId
+    onnx: bool
 
 
 @dataclass

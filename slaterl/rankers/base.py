@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from slaterl.layers import BLOCK, product
+from slaterl.layers import in_blocks, product
 from slaterl.networks import with_gumbel_noise
 from slaterl.runtime import exact_products
 
@@ -110,8 +110,7 @@ class Ranker(nn.Module):
         Returns:
             slates [B, S].
         """
-        # in blocks whose scores stay in the second-level cache
-        blocks = queries.split(max(1, BLOCK // (queries.shape[1] * len(items))))
+        blocks = in_blocks(queries, queries.shape[1] * len(items))
         scores = (product(block.flatten(0, 1), items).unflatten(0, block.shape[:2]) for block in blocks)
         return torch.cat([best_of(self.tempered(each, generator), self.unique) for each in scores])
 
@@ -141,8 +140,8 @@ def best_of(scores: Tensor, unique: bool) -> Tensor:
 def argmax(scores: Tensor) -> Tensor:
     """Return the place of the first largest score, [..., N] -> [...].
 
-    On the CPU, NumPy searches the same memory nine times as fast as torch 2.13.
+    On the CPU, NumPy searches the same memory nine times as fast as torch 2.13. A graph of torch.export has no NumPy.
     """
-    if scores.device.type == "cpu":
+    if scores.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.as_tensor(scores.detach().numpy().argmax(-1))
     return scores.argmax(-1)

@@ -81,7 +81,7 @@ class SlateVAE(Ranker):
 
     def posterior(self, slates: Tensor, clicks: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [B, A] of the latent, given slates and clicks [B, S]."""
-        items = self.item_embeddings.index_select(0, slates.reshape(-1).long()).view(len(slates), -1)
+        items = self.item_embeddings.index_select(0, slates.reshape(-1).long()).view(slates.shape[0], -1)
         mean, log_variance = self.encoder(items, clicks.to(items.dtype)).chunk(2, dim=1)
         return mean, log_variance
 

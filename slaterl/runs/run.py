@@ -25,7 +25,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import note, tell
-from slaterl.errors import Interrupted, UserError
+from slaterl.errors import Interrupted, Pruned, UserError
 from slaterl.runs.files import fingerprint_of, read_json, write_json
 
 WAIT_POLL_SECONDS = 0.5  # seconds between polls of the lock; on a shared file system every poll is a request
@@ -145,7 +145,7 @@ class Run:
             try:
                 self._write(entry)
                 yield True
-            except Interrupted as error:
+            except (Interrupted, Pruned) as error:
                 self._write({**entry, "status": "interrupted", "reason": str(error), "ended": _now()})
                 raise
             except BaseException as error:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from slaterl.agents.base import Agent, BeliefPolicy
-from slaterl.agents.loading import check_items, policy_of
+from slaterl.agents.loading import check_items, policy_of, reader_of
 from slaterl.agents.next_slates import next_slates
 from slaterl.config.build import precision_spec, settings_of, simulator
 from slaterl.config.check import given_keys
@@ -49,9 +48,7 @@ def recommend(cfg: DictConfig) -> Product:
         require_package("polars", "logs", "stage=recommend")
         env = simulator(cfg)
         loaded = policy_of(state, file, env.device)
-        acting: Agent | None = loaded.policy.agent if isinstance(loaded.policy, BeliefPolicy) else None
-        if acting is None or acting.sees_hidden:
-            raise UserError(f"{file}: agent={agent} reads its users' hidden state, which no dataset shows to a policy")
+        acting = reader_of(loaded, file)
         check_items(loaded, env, file)
 
         def make() -> dict[str, Any]:

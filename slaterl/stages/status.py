@@ -34,7 +34,7 @@ def status(cfg: DictConfig) -> None:
     for job in found:
         if job.reason:
             note(describe(job, labels[job.number]))
-    if any(job.state != "finished" for job in found):
+    if any(job.state not in ("finished", "pruned") for job in found):
         note("run only the missing jobs with:")
         print(command_of(sweep))
 

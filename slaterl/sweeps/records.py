@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl.console import listening
-from slaterl.errors import Interrupted, UserError
+from slaterl.errors import Interrupted, Pruned, UserError
 from slaterl.runs.files import read_json, write_json
 
 WRITE_EVERY_SECONDS = 1.0
@@ -34,8 +34,8 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        state: waiting, running, finished, failed, interrupted (resumes if started again), killed, or damaged (its
-            record cannot be read).
+        state: waiting, running, finished, failed, interrupted (resumes if started again), pruned (by a study), killed,
+            or damaged (its record cannot be read).
         record: content of job.json; only the reason if the job is damaged.
     """
 
@@ -92,6 +92,9 @@ def recording(sweep: Path, number: int, config: DictConfig) -> Iterator[None]:
                 yield
             except Interrupted as error:
                 record.end("interrupted", str(error))
+                raise
+            except Pruned as error:
+                record.end("pruned", str(error).removeprefix("pruned: "))
                 raise
             except BaseException as error:
                 record.end("failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")

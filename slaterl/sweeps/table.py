@@ -13,7 +13,7 @@ from rich.table import Table
 from slaterl.console import console, note
 from slaterl.sweeps.records import Job, jobs
 
-_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow"}
+_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "pruned": "yellow"}
 _STYLES |= dict.fromkeys(("failed", "killed", "damaged"), "red")
 _FRAME_LINES = 5  # title, header and borders of the table
 
@@ -78,7 +78,7 @@ def jobs_table(found: Sequence[Job], rows: int | None = None) -> Table:
 
 def _most_telling(found: Sequence[Job], count: int) -> list[Job]:
     """Choose the jobs to show, and keep their order."""
-    ranks = {"running": 0, "waiting": 2, "finished": 3}
+    ranks = {"running": 0, "waiting": 2, "pruned": 3, "finished": 3}
     chosen = sorted(found, key=lambda job: ranks.get(job.state, 1))[:count]  # sorted keeps the order of equals
     return sorted(chosen, key=lambda job: job.number)
 

@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from slaterl.console import note, progress
+from slaterl.console import note, progress, tell
 from slaterl.errors import Interrupted, UserError
 from slaterl.layers import products_by
 from slaterl.runs.signals import handling
@@ -245,6 +245,7 @@ class _Loop(L.Callback):
             acts = {"module": learner.state_dict(), "step": step}
             self._save(learner, f"{PREFIX}{step}.ckpt", learner=acts)
         self.show(step, score=score)
+        tell(done=step, score=score, scored=self.score)  # a study may end the run here
         shown = f"{self.score} {score:.4g}, best {self.best['score']:.4g} at step {self.best['step']:,}"
         note(f"{self.title}: step {step:,}: {shown}")
         return metrics

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.singleton import Singleton
 
 from slaterl.config.check import check_config, keys_of
@@ -26,9 +27,15 @@ def first_of_sweeps(overrides: list[str]) -> list[str]:
     """The first job of a sweep: of values separated by commas the first one."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     return [
-        f"{one.get_key_element()}={next(one.sweep_string_iterator())}" if one.is_sweep_override() else text
+        f"{one.get_key_element()}={first_of(one)}" if one.is_sweep_override() else text
         for one, text in zip(parsed, overrides, strict=True)
     ]
+
+
+def first_of(sweep: Override) -> object:
+    """The first of some values, or the lower end of an interval."""
+    value = sweep.value()
+    return value.start if isinstance(value, IntervalSweep) else next(sweep.sweep_string_iterator())
 
 
 def test_there_are_commands() -> None:

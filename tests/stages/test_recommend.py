@@ -175,7 +175,9 @@ def test_agents_that_read_the_simulator(tmp_path: Path) -> None:
     sizes = [*SIZES.split(), f"paths.root={tmp_path}", "dataset=random", "collect.trajectories=10"]
     sizes += ["max_steps=12", "random_steps=10", "num_envs=5", "batch_size=3"]
     run_stage(compose_config(*sizes, "agent=dqn", "belief=none"))
-    with pytest.raises(UserError, match=r"best.ckpt: agent=dqn reads its users' hidden state, which no dataset shows"):
+    with pytest.raises(
+        UserError, match=r"best.ckpt: agent=dqn reads its users' hidden state, which only a simulator shows"
+    ):
         checkpoint = only(tmp_path, "online/*/*/best.ckpt")
         run_stage(compose_config(*sizes, "stage=recommend", f"checkpoint='{checkpoint}'"))
 
@@ -183,7 +185,9 @@ def test_agents_that_read_the_simulator(tmp_path: Path) -> None:
 def test_only_this_stage_reads_its_settings() -> None:
     with pytest.raises(UserError, match=r"recommend.form: stage=online does not read it; stage=recommend does"):
         check_config(compose_config("recommend.form=long"), given={"recommend.form"})
-    with pytest.raises(UserError, match="checkpoint=x: only stage=evaluate or stage=recommend reads it"):
+    with pytest.raises(
+        UserError, match="checkpoint=x: only stage=evaluate or stage=recommend or stage=export reads it"
+    ):
         check_config(compose_config("checkpoint=x"))
 
 

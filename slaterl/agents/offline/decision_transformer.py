@@ -19,7 +19,7 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import UserError
-from slaterl.layers import BLOCK, product
+from slaterl.layers import in_blocks, product
 from slaterl.rankers.base import Ranker
 
 
@@ -240,7 +240,7 @@ def encode_last(encoder: nn.TransformerEncoder, sequence: Tensor, visible: Tenso
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
         hidden = hidden + _linear(attended, attention.out_proj.weight, attention.out_proj.bias)
         # in blocks of rows whose widest layer stays in the second-level cache
-        blocks = hidden.flatten(0, 1).split(max(1, BLOCK // layer.linear1.out_features))
+        blocks = in_blocks(hidden.flatten(0, 1), layer.linear1.out_features)
         hidden = torch.cat([_mlp(layer, rows) for rows in blocks]).view_as(hidden)
     assert encoder.norm is not None
     return encoder.norm(hidden)[:, -1]

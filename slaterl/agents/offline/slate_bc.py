@@ -15,7 +15,7 @@ from slaterl.beliefs.base import Belief, states_of
 from slaterl.bounds import Count, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.layers import BLOCK
+from slaterl.layers import BLOCK, in_blocks
 from slaterl.networks import mlp, with_gumbel_noise
 from slaterl.rankers.base import best_of
 from slaterl.rollout import Decision
@@ -76,7 +76,7 @@ class SlateBC(ItemAgent):
         self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
     ) -> Decision:
         # in blocks of users, because the scores of all items can be large
-        blocks = self.actor(state).split(max(1, BLOCK // self.slot_bias.numel()))
+        blocks = in_blocks(self.actor(state), self.slot_bias.numel())
         return Decision(torch.cat([self._choose(queries, generator) for queries in blocks]))
 
     def slot_chances(self, state: Tensor, slates: Tensor) -> Tensor | None:
