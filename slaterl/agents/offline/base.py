@@ -153,9 +153,7 @@ def with_actions(data: Trajectories, ranker: Ranker) -> Trajectories:
 
 
 @torch.no_grad()
-def with_labels(
-    data: Trajectories, ranker: Ranker, calibration: tuple[Tensor, Tensor] | None = None
-) -> Trajectories:
+def with_labels(data: Trajectories, ranker: Ranker, calibration: tuple[Tensor, Tensor] | None = None) -> Trajectories:
     """Add the actions [N, H, A] in [-1, 1] that a ranker reads from the slates, calibrated on them (`calibrate`).
 
     Rankers in the space of item embeddings are not calibrated: their slates do not depend on the scale of an action, so
