@@ -24,6 +24,8 @@ from slaterl.data.formats.log_values import (
 )
 from slaterl.errors import UserError
 
+STRAY = 0.01  # share of the rows at later positions
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -32,9 +34,9 @@ class Shown:
     Attributes:
         session: [R] numbers of the sessions, which rise.
         time: [R] turns or times, which rise in a session.
-        rows: [R] row of the file that holds the slate, or its first item.
+        rows: [R] row of the file that holds the slate, or its first item; with a hole, an item that is out of place.
         sizes: [R] items of each slate.
-        holes: [R] bool, whether a position is missing between or before others.
+        holes: [R] bool, whether a position is missing between or before others, or is one that hardly any slate has.
         items: codes [K] and names of the items.
         clicks: [K] uint8.
         propensity: [K] float32, or None.
@@ -100,7 +102,7 @@ def _from_items(frame: pl.DataFrame, layout: Layout, place: Place, session: np.n
     new = np.concatenate([[True], (np.diff(session) != 0) | (np.diff(time) != 0)])
     starts = np.flatnonzero(new)
     sizes = np.diff(np.append(starts, len(new)))
-    holes = np.zeros(len(starts), bool)
+    holes, rows = np.zeros(len(starts), bool), order[starts]
     if layout.position:
         position = keys["position"][order]
         twice = (np.diff(position) == 0) & ~new[1:]
@@ -108,11 +110,32 @@ def _from_items(frame: pl.DataFrame, layout: Layout, place: Place, session: np.n
             first, second = sorted(order[twice.argmax() :][:2].tolist())
             found = f"{layout.position} {frame[layout.position][first]} of {place(first)} appears again in row {second}"
             raise UserError(f"{place.where}: {found}; expected one row for each session, turn and position")
-        slot = np.arange(len(new)) - np.repeat(starts, sizes)
-        holes = np.logical_or.reduceat(position != slot, starts)
+        odd = _slots(position)[position] != np.arange(len(new)) - np.repeat(starts, sizes)
+        holes = np.logical_or.reduceat(odd, starts)
+        if odd.any():
+            at = np.flatnonzero(odd)
+            slate, others = np.searchsorted(starts, at, side="right") - 1, np.bincount(position)[position[at]]
+            rarest = np.lexsort((others, slate))  # the rarest position of a slate is most likely the wrong one
+            found, first = np.unique(slate[rarest], return_index=True)
+            rows[found] = order[at[rarest[first]]]
     chances = None if propensity is None else propensity[order]
     codes = Ids(items.codes[order], items.names)
-    return Shown(session[starts], time[starts], order[starts], sizes, holes, codes, clicks[order], chances)
+    return Shown(session[starts], time[starts], rows, sizes, holes, codes, clicks[order], chances)
+
+
+def _slots(position: np.ndarray) -> np.ndarray:
+    """Return the slot of each position that occurs, by its place among all: 0, 1, ...; -1 of a stray one.
+
+    A position is stray if hardly any slate has it, though many have later ones. A wrong number in one row would
+    otherwise shift all slates.
+
+    Args:
+        position: the place of each row's position among all that occur, [rows of the file].
+    """
+    counts = np.bincount(position)
+    later = np.append(np.maximum.accumulate(counts[::-1])[::-1][1:], 0)
+    stray = (counts <= STRAY * later) | ((counts == 1) & (later > 2))
+    return np.where(stray, -1, np.cumsum(~stray) - 1)
 
 
 def _from_slates(frame: pl.DataFrame, layout: Layout, place: Place, session: np.ndarray, time: np.ndarray) -> Shown:

@@ -125,7 +125,9 @@ def _of_one_size(path: str, shown: Any, settings: Mapping[str, Any], place: Any)
         return ~wrong, 0, size
     told = ", ".join(f"{count:,} of {size}" for size, count in zip(sizes.tolist(), counts.tolist(), strict=True))
     with_holes = int((shown.holes & (shown.sizes == size)).sum())
-    told += f"; {with_holes:,} of {size} lack a position" if with_holes else ""
+    if with_holes:
+        row = int(shown.rows[(shown.holes & (shown.sizes == size)).argmax()])
+        told += f"; {with_holes:,} of {size} lack a position, or have one that hardly any slate has: first in row {row}"
     alone = " (or say with dataset.columns.slate and clicks, instead of item and click, that a row is a slate)"
     alone = alone if with_holes and size == 1 else ""
     first = place(int(shown.rows[wrong.argmax()]))

@@ -408,3 +408,31 @@ def test_the_logs_of_the_project(name: str) -> None:
     if name not in ("var_len.csv", "var_slate.csv", "string_items.parquet"):
         assert torch.equal(log.data.slates, plain.data.slates) and torch.equal(log.data.clicks, plain.data.clicks)
     assert (log.data.lengths is not None) == (name == "var_len.csv")
+
+
+@pytest.mark.parametrize("position", ["-3", "0.5", "17"])
+def test_one_stray_position_concerns_one_slate(tmp_path: Path, position: str) -> None:
+    """A number before or between the usual ones moved every later slot of all slates."""
+    rows = long_rows()
+    rows[10] = ",".join([*rows[10].split(",")[:3], position, "1"])
+    said = refused(long(tmp_path, rows))
+    assert "6 of 3; 1 of 3 lack a position, or have one that hardly any slate has: first in row" in said
+    assert "first in row 10; the first" in said and "that of session b, turn 1 (row 10)" in said
+    assert "dataset.ragged=drop leaves 1 slates out" in said
+    found = read(long(tmp_path, rows), ragged="drop")
+    assert found.data.turns == 5 and found.about["dropped_slates"] == 1
+
+
+def test_a_rare_long_slate_has_no_stray_positions(tmp_path: Path) -> None:
+    rows = [row for turn in range(200) for row in long_rows([("a", turn, [10, 20], [0, 1])])]
+    path = long(tmp_path, [*rows, *long_rows([("b", 0, [10, 20, 30], [0, 0, 0])])])
+    found = read(path, ragged="drop", slate_size=3)
+    assert found.data.slates.shape == (1, 2, 3) and found.about["dropped_slates"] == 200
+
+
+def test_positions_that_some_slates_lack_are_no_stray_ones(tmp_path: Path) -> None:
+    """Where many rows are missing, slot 1 is still slot 1."""
+    whole = long_rows([("a", turn, [10, 20, 30], [0, 1, 0]) for turn in range(10)])
+    gaps = [f"b,{turn},{item},{slot},0" for turn in range(30) for item, slot in ((10, 0), (20, 2), (30, 3))]
+    found = read(long(tmp_path, [*whole, *gaps]), ragged="drop")
+    assert found.data.turns == 10 and found.about["dropped_slates"] == 30
