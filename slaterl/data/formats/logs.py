@@ -53,7 +53,7 @@ def read_log(path: str, settings: Mapping[str, Any]) -> Log:
         UserError: names the file, the column and the row, or the setting that helps.
     """
     table = open_table(path, settings["separator"])  # first, because it says if polars is missing
-    from slaterl.data.formats.log_columns import layout_of
+    from slaterl.data.formats.log_columns import FORMS, layout_of
     from slaterl.data.formats.log_shapes import slates_of
     from slaterl.data.formats.log_values import Place, first_empty, ids_of, joined, seconds_of, times_of
 
@@ -103,8 +103,7 @@ def read_log(path: str, settings: Mapping[str, Any]) -> Log:
             raise UserError(f"dataset.{setting}={settings[setting]}: {path} has {found}")
     if len(items) < size:
         raise UserError(f"{path}: slates of {size} items, but only {len(items)} different items in the log")
-    form = {"long": "a row an item", "wide": "a row a slate, a column a slot", "lists": "a row a slate, in lists"}
-    about = {"source": Path(path).name, "form": form[layout.form], "rows": rows, "frame_0": FRAME_0}
+    about = {"source": Path(path).name, "form": FORMS[layout.form], "rows": rows, "frame_0": FRAME_0}
     about |= {"dropped_slates": dropped} if dropped else {}
     return Log(data, items, sessions, about, _warnings(data, items, dropped, int(kept.sum())))
 

@@ -436,3 +436,37 @@ def test_positions_that_some_slates_lack_are_no_stray_ones(tmp_path: Path) -> No
     gaps = [f"b,{turn},{item},{slot},0" for turn in range(30) for item, slot in ((10, 0), (20, 2), (30, 3))]
     found = read(long(tmp_path, [*whole, *gaps]), ragged="drop")
     assert found.data.turns == 10 and found.about["dropped_slates"] == 30
+
+
+def with_chances(folder: Path, slots: int) -> Path:
+    header, *rows = wide(folder).read_text().splitlines()
+    names = "".join(f",chance_{slot + 1}" for slot in range(slots))
+    return text(folder, header + names, *(row + "".join(f",0.{slot + 1}" for slot in range(slots)) for row in rows))
+
+
+def test_propensities_of_slots(tmp_path: Path) -> None:
+    log = read(with_chances(tmp_path, 3), columns={"propensity": "chance"})
+    same(log)
+    assert log.data.propensity is not None
+    assert log.data.propensity[2, 1].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    for slots in (2, 4):
+        told = refused(with_chances(tmp_path, slots), columns={"propensity": "chance"})
+        counts = f"found 3 columns of items (item_1, ...), {slots} of propensities"
+        assert told.endswith(f"{counts}; expected a column of propensities for each slot")
+
+
+@pytest.mark.parametrize("role", ["session", "turn", "item", "click", "position", "propensity", "slate", "clicks"])
+@pytest.mark.parametrize("shape", [long, wide, lists])
+def test_a_misspelt_column_is_refused_in_every_shape(tmp_path: Path, shape: Any, role: str) -> None:
+    path = shape(tmp_path)
+    assert refused(path, columns={role: "chanse"}).startswith(
+        f"dataset.columns.{role}=chanse: no such column in {path}"
+    )
+
+
+def test_a_column_without_use_is_refused(tmp_path: Path) -> None:
+    path = wide(tmp_path)
+    told = refused(path, columns={"propensity": "item_1"})
+    no_use = "is read as a row a slate, a column a slot, which has no use for it"
+    assert told == f"dataset.columns.propensity=item_1: {path} {no_use}"
+    assert "dataset.columns.position=item_1: " in refused(path, columns={"position": "item_1"})
