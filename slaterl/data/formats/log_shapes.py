@@ -86,6 +86,7 @@ def _from_items(frame: pl.DataFrame, layout: Layout, place: Place, session: np.n
     if (row := first_empty(column)) is not None:
         raise place.wrong(item, row, None, "an item id")
     items = ids_of(column)
+    _check_numbers(place, item, items)
     if layout.propensity:
         name = layout.propensity[0]
         propensity = _chances(frame.drop_in_place(name), name, place)
@@ -168,6 +169,7 @@ def _from_slates(frame: pl.DataFrame, layout: Layout, place: Place, session: np.
         clicked = _clicks(_flat(clicks), layout.click[0], place, row_of)
     chance = None if chances is None else _chances(_flat(chances), layout.propensity[0], place, row_of)
     codes = ids_of(flat)
+    _check_numbers(place, name, codes, row_of)
     # the same order for the items inside of the slates
     starts = np.cumsum(sizes) - sizes
     sorted_sizes = sizes[order]
@@ -189,6 +191,7 @@ def _side_by_side(frame: pl.DataFrame, items: tuple[str, ...], columns: tuple[st
     """Join the columns of the slots to lists; slots without an item are left out."""
     if not columns:
         return None
+    frame = frame.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None))  # a gap, as pandas writes it
     if frame[columns[0]].dtype == pl.String or frame[items[0]].dtype == pl.String:
         frame = frame.with_columns(pl.col(pl.String).replace("", None))
     shown = [
@@ -236,6 +239,17 @@ def _clicked(place: Place, name: str, listed: pl.Series, flat: pl.Series, row_of
         raise place.wrong(name, elsewhere["row"][0], elsewhere["id"][0], "an item of the slate")
     marked = shown.join(ids.unique().with_columns(yes=True), on=["row", "id"], how="left", maintain_order="left")
     return marked["yes"].fill_null(False).cast(pl.UInt8).to_numpy()
+
+
+def _check_numbers(place: Place, name: str, ids: Ids, row_of: np.ndarray | None = None) -> None:
+    """Raise UserError if an id is the text NaN while all others are numbers: then it stands for a gap."""
+    gaps = [code for code, one in enumerate(ids.names) if isinstance(one, str) and one.strip().lower() == "nan"]
+    if not gaps:
+        return
+    others = pl.Series([str(one) for code, one in enumerate(ids.names) if code not in gaps], dtype=pl.String)
+    if others.cast(pl.Float64, strict=False).null_count() == 0:
+        at = int(np.isin(ids.codes, gaps).argmax())
+        raise place.wrong(name, at if row_of is None else int(row_of[at]), ids.names[gaps[0]], "an item id")
 
 
 def _clicks(column: pl.Series, name: str, place: Place, row_of: np.ndarray | None = None) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -470,3 +471,41 @@ def test_a_column_without_use_is_refused(tmp_path: Path) -> None:
     no_use = "is read as a row a slate, a column a slot, which has no use for it"
     assert told == f"dataset.columns.propensity=item_1: {path} {no_use}"
     assert "dataset.columns.position=item_1: " in refused(path, columns={"position": "item_1"})
+
+
+def test_a_gap_among_numbers_is_no_item(tmp_path: Path) -> None:
+    """A column with gaps is one of floats for pandas, and a gap is NaN."""
+    nan = float("nan")
+    rows = {"session": ["a", "a", "b"], "turn": [0, 1, 0], "position": [0, 0, 0], "click": [1, 0, 0]}
+    pl.DataFrame(rows | {"item": [1.0, nan, 2.0]}).write_parquet(path := tmp_path / "log.parquet")
+    assert refused(path) == f"{path}: item of session a, turn 1 (row 1): found nothing, expected an item id"
+    told = refused(parquet(tmp_path, slate=[[1.0, 2.0, 3.0]] * 5 + [[1.0, nan, 2.0]]))
+    assert "slate of session c, turn 1 (row 5): found nothing" in told
+    told = refused(long(tmp_path, [long_rows()[0], *(row.replace(",20,", ",nan,") for row in long_rows()[1:])]))
+    assert "item_id of session a, turn 0 (row 1): found 'nan', expected an item id" in told
+    pl.DataFrame({"session": ["a", "b"], "turn": [0, 0], "item_0": [1.0, 2.0], "item_1": [nan, 1.0], "click_0": [0, 1],
+                  "click_1": [None, 1]}).write_parquet(path)  # fmt: skip
+    assert "1 of 1, 1 of 2" in refused(path)  # as of a column of whole numbers with a gap
+    names = [row.replace(",20,", ",NaN,").replace(",30,", ",Nan & Co,") for row in long_rows()]
+    assert "NaN" in read(long(tmp_path, names)).items.ids  # among names it is one
+    pl.DataFrame({"user": [1.0, nan], "day": [1, 1], "turn": [0, 0], "slate": [[1], [2]], "clicks": [[0], [1]]}
+                 ).write_parquet(path)  # fmt: skip
+    assert "user, day of row 1: empty" in refused(path, columns={"session": ["user", "day"]})
+
+
+@pytest.mark.parametrize("form", ["%Y%m%d%H%M", "%Y%m%d%H%M%S", "%Y%m%d%H%M%S000"])
+def test_numbers_that_are_dates(tmp_path: Path, form: str) -> None:
+    """In 20240517085900 and 20240517090100 the numbers differ by 4,200, the times by two minutes."""
+    times = [datetime(2024, 5, 17, 8, 30) + timedelta(minutes=m) for m in (0, 29, 31, 62)]
+    path = text(tmp_path, "user,timestamp,slate,clicks", *(f"u,{time.strftime(form)},1 2,0 1" for time in times))
+    assert len(read(path, session_gap="30m").data) == 2
+    assert len(read(path, session_gap="32m").data) == 1 and len(read(path, session_gap="1m").data) == 4
+    pl.read_csv(path).write_parquet(tmp_path / "log.parquet")
+    assert len(read(tmp_path / "log.parquet", session_gap="30m").data) == 2
+
+
+def test_a_number_that_is_no_date_among_many(tmp_path: Path) -> None:
+    rows = [f"u,202405170830{second:02d},1 2,0 1" for second in range(60)] * 2
+    path = text(tmp_path, "user,timestamp,slate,clicks", *rows, "u,20249917083000,1 2,0 1")
+    told = refused(path, session_gap="30m")
+    assert told.endswith("(row 120): found '20249917083000', expected a time such as 20240517083000")
