@@ -83,8 +83,8 @@ def layout_of(where: str, found: Sequence[str], given: Mapping[str, Any], timed:
     of = _Finder(where, found, given)
     of.check_names()
     layout = _layout_of(where, of, given, timed)
-    own = {"slate": layout.item, "clicks": layout.click} if layout.form == "lists" else {}
-    own |= {} if own else {"item": layout.item, "click": layout.click}
+    shown = ("slate", "clicks") if layout.form == "lists" else ("item", "click")
+    own: dict[str, tuple[str | None, ...]] = dict(zip(shown, (layout.item, layout.click), strict=True))
     own |= {"session": layout.session, "turn": (layout.turn,), "clicked": (layout.clicked,)}
     own |= {"position": (layout.position,), "propensity": layout.propensity}
     for role, named in given.items():

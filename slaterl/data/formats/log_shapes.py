@@ -117,8 +117,8 @@ def _from_items(frame: pl.DataFrame, layout: Layout, place: Place, session: np.n
             at = np.flatnonzero(odd)
             slate, others = np.searchsorted(starts, at, side="right") - 1, np.bincount(position)[position[at]]
             rarest = np.lexsort((others, slate))  # the rarest position of a slate is most likely the wrong one
-            found, first = np.unique(slate[rarest], return_index=True)
-            rows[found] = order[at[rarest[first]]]
+            faulty, first_of_each = np.unique(slate[rarest], return_index=True)
+            rows[faulty] = order[at[rarest[first_of_each]]]
     chances = None if propensity is None else propensity[order]
     codes = Ids(items.codes[order], items.names)
     return Shown(session[starts], time[starts], rows, sizes, holes, codes, clicks[order], chances)

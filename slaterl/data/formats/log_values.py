@@ -88,11 +88,17 @@ def ids_of(column: pl.Series) -> Ids:
 
 
 def joined(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
-    """Return a column, or several as one text; null where one of them is empty."""
+    """Return a column, or several as one text that tells all of their values apart; null where one of them is empty."""
     frame = frame.select(pl.col(name).fill_nan(None) if frame[name].dtype.is_float() else name for name in columns)
     if len(columns) == 1:
         return frame[columns[0]]
-    return frame.select(pl.concat_str([pl.col(name).cast(pl.String) for name in columns], separator=" ")).to_series()
+    texts = [frame[name].cast(pl.String) for name in columns]
+    # "a b" and "c" are other values than "a" and "b c"
+    free = (sign for sign in " /|" if not any(text.str.contains(sign, literal=True).any() for text in texts))
+    separator = next(free, None)
+    if separator is None:
+        separator, texts = " ", [text.str.replace_all(r"([\\ ])", r"\$1") for text in texts]
+    return pl.select(pl.concat_str(texts, separator=separator)).to_series()
 
 
 def first_empty(column: pl.Series) -> int | None:

@@ -509,3 +509,20 @@ def test_a_number_that_is_no_date_among_many(tmp_path: Path) -> None:
     path = text(tmp_path, "user,timestamp,slate,clicks", *rows, "u,20249917083000,1 2,0 1")
     told = refused(path, session_gap="30m")
     assert told.endswith("(row 120): found '20249917083000', expected a time such as 20240517083000")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "ids"),
+    [
+        ([("a", "1"), ("b", "1")], ["a 1", "b 1"]),
+        ([("a b", "c"), ("a", "b c"), ("ab", "c"), ("a", "bc")], ["a b/c", "a/b c", "a/bc", "ab/c"]),
+        ([("a /|", "b"), ("a", "/| b"), ("a\\", "b|"), ("a", "\\ b")],
+         ["a /|".replace(" ", "\\ ") + " b", "a /|\\ b", "a \\\\\\ b", "a\\\\ b|"]),
+    ],
+)  # fmt: skip
+def test_joined_columns_tell_all_of_their_values_apart(
+    tmp_path: Path, pairs: list[tuple[str, str]], ids: list[str]
+) -> None:
+    path = text(tmp_path, "user,day,turn,slate,clicks", *(f"{user},{day},0,7 8,0 1" for user, day in pairs))
+    found = read(path, columns={"session": ["user", "day"]})
+    assert sorted(found.sessions.ids) == sorted(ids) and len(found.data) == len(pairs)
