@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slaterl.data.dependence import explained_by_history, items_per_slot
+from slaterl.data.groups import half_width_of_mean
 from slaterl.data.score import normalised
 from slaterl.data.trajectories import Trajectories
 
@@ -93,7 +94,9 @@ def _part(data: Trajectories, num_items: int, edges: Sequence[float]) -> dict[st
     }
     return {
         "trajectories": len(data),
-        "returns": _distribution(returns) | {"histogram": np.histogram(returns.numpy(), edges)[0].tolist()},
+        "returns": _distribution(returns)
+        | _interval(data)
+        | {"histogram": np.histogram(returns.numpy(), edges)[0].tolist()},
         **_lengths(data),
         "slates": variety,
         "items": _concentration(slates, num_items),
@@ -110,6 +113,11 @@ def _distribution(values: Tensor) -> dict[str, float]:
         "std": values.std().item() if len(values) > 1 else 0.0,
         **dict(zip(("min", "q25", "median", "q75", "max"), quartiles, strict=True)),
     }
+
+
+def _interval(data: Trajectories) -> dict[str, float | None]:
+    """Half-width of the mean return's interval, if it does not follow from the deviation of the returns."""
+    return {} if data.group is None else {"interval": half_width_of_mean(data.returns, data)}
 
 
 def _lengths(data: Trajectories) -> dict[str, Any]:

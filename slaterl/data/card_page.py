@@ -55,7 +55,8 @@ def as_markdown(card: Mapping[str, Any], picture: str | None = "card.png") -> st
     reached.append(("**this dataset**", returns["mean"], score))
     reached.sort(key=lambda row: (row[1] is None, row[1]))
     compared = _table(["", "mean return", "normalised score"], [(who, _number(a), _number(b)) for who, a, b in reached])
-    mean = with_interval(returns["mean"], half_width(returns["std"], card["trajectories"]))
+    interval = returns["interval"] if "interval" in returns else half_width(returns["std"], card["trajectories"])
+    mean = with_interval(returns["mean"], interval)
     scored = f", normalised score {_number(score)} (random slates: 0, expert: 100)" if card["anchors"] else ""
     sections = [
         f"# {card.get('title', 'Offline dataset')}",

@@ -19,6 +19,7 @@ from slaterl.agents.base import LatentAgent
 from slaterl.agents.losses import continuing_turns, mean, valid_turns
 from slaterl.beliefs.frames import FrameBelief
 from slaterl.beliefs.gru import GRUBelief
+from slaterl.data.groups import numbered
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
@@ -73,7 +74,8 @@ def fitted_q_evaluation(
         discount: gamma, how far m looks ahead; below 1.
         updates, batch_size: number of updates, and of trajectories in each.
         lr, tau: Adam's learning rate, and the Polyak rate of the heads' targets.
-        members: number of members; each weights a trajectory by its count in a bootstrap sample of the data.
+        members: number of members; each weights a trajectory by its count in a bootstrap sample of the data, or of the
+            users with several trajectories.
         hidden: width of the two hidden layers of a head.
 
     Raises:
@@ -88,8 +90,10 @@ def fitted_q_evaluation(
     # They are not calibrated: that is a linear map, which the heads' first layer can learn.
     data = with_places(data.with_room(), agent.ranker)
     own = policy_actions(agent, data)
-    weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
+    number, groups = numbered(data)
+    weights = torch.poisson(torch.ones(members, groups, device=device), generator=generator)  # [M, G]
     weights[weights.sum(1) == 0] = 1  # a sample of few trajectories can miss them all
+    weights = weights[:, number]  # [M, N]
     with seeded_weights(seed, "fqe weights"):
         sizes = dict(num_items=num_items, members=members, hidden=hidden)
         ensemble = FittedQ(data, **sizes, discount=discount, lr=lr, tau=tau).to(device)

@@ -16,7 +16,7 @@ from slaterl.console import note, with_interval
 from slaterl.data import sessions, trajectories, vocabulary
 from slaterl.data.formats.checks import require_package
 from slaterl.data.formats.logs import read_log
-from slaterl.data.score import half_width
+from slaterl.data.groups import half_width_of_mean
 from slaterl.errors import UserError
 from slaterl.evaluation.dataset_card import write_card
 from slaterl.runs.products import Make, Product, find_or_make, product_of
@@ -73,7 +73,7 @@ def logged(cfg: DictConfig) -> Product:
                 "turns": data.turns,
                 "return_mean": data.returns.mean().item(),
                 "return_std": deviation,
-                "return_interval": half_width(deviation, len(data)),
+                "return_interval": half_width_of_mean(data.returns, data),
                 "checksum": metadata["checksum"],
                 "seconds": seconds,
             }

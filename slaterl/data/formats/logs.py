@@ -26,7 +26,8 @@ class Log:
     """What a log holds.
 
     Attributes:
-        data: trajectories of N sessions; with `lengths` if these differ, with `truncated` where dataset.max_turns cut.
+        data: trajectories of N sessions; with `lengths` if these differ, with `truncated` where dataset.max_turns cut,
+            with `group` if sessions of the file have several pieces.
         items: the log's own item ids.
         sessions: the log's own session ids.
         about: plain values about the file and what was left out.
@@ -96,6 +97,8 @@ def read_log(path: str, settings: Mapping[str, Any]) -> Log:
     data = _padded(path, new, cut, codes, clicks, chances, len(items))
     cuts = gap is not None or settings["max_turns"] is not None
     parts = np.add.reduceat(new.astype(int), np.flatnonzero(first)).tolist() if cuts else None
+    if parts and max(parts) > 1:
+        data.group = torch.from_numpy(np.repeat(np.arange(len(parts), dtype=np.int32), parts))
     sessions = Sessions([session_ids[code] for code in session[first].tolist()], parts)
     sizes = {"num_items": len(items), "slate_size": size, "episode_length": data.slates.shape[1] - 1}
     for setting, found in sizes.items():

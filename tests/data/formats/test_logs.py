@@ -526,3 +526,10 @@ def test_joined_columns_tell_all_of_their_values_apart(
     path = text(tmp_path, "user,day,turn,slate,clicks", *(f"{user},{day},0,7 8,0 1" for user, day in pairs))
     found = read(path, columns={"session": ["user", "day"]})
     assert sorted(found.sessions.ids) == sorted(ids) and len(found.data) == len(pairs)
+
+
+def test_pieces_say_whose_they_are(tmp_path: Path) -> None:
+    path = long(tmp_path, long_rows([(s, 2 * i, items, clicks) for i, (s, _, items, clicks) in enumerate(SLATES)]))
+    assert read(path).data.group is None and read(path, max_turns=2).data.group is None  # nothing was cut
+    cut = read(path, max_turns=1).data
+    assert cut.group is not None and cut.group.tolist() == [0, 0, 1, 1, 2, 2] and cut.group.dtype == torch.int32
