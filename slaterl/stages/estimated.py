@@ -156,10 +156,11 @@ def _show(run: Run) -> None:
     for row in result["checkpoints"]:
         known = row["simulated"] is not None
         shown = f"{row['simulated']:.1f} ± {row['simulated_interval']:.1f}" if known else ""
-        seen = f"{row['covered_cells']:.0%}, {row['covered_pairs']:.0%}" + (" !" if row["warning"] else "")
+        shares = (row["covered_cells"], row["covered_pairs"], row.get("covered_slates"))
+        seen = ", ".join(f"{share:.0%}" for share in shares if share is not None) + (" !" if row["warning"] else "")
         rows.append([row["checkpoint"], f"{row['step']:,}", _with(row), shown, seen])
     title = f"returns by the user model of {result['dataset']} data"
-    table(title, ["policy", "step", "estimate", "simulator", "items, pairs seen"], rows)
+    table(title, ["policy", "step", "estimate", "simulator", "items, pairs, slates seen"], rows)
     for row in result["checkpoints"]:
         if row["warning"]:
             note(f"warning: {row['checkpoint']}: {row['warning']}")

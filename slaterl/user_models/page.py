@@ -68,7 +68,8 @@ def as_markdown(result: Mapping[str, Any], picture: str = "user_model.png") -> s
         "## What the data have seen",
         f"{result['known_cells']:.1%} of all {result['cells']:,} pairs of an item and a rank were shown at least "
         f"{result['covered']} times. Of what the test sessions show, {result['covered_cells']:.1%} of the items at "
-        f"their ranks and {result['covered_pairs']:.1%} of the pairs of items in a slate were shown as often.",
+        f"their ranks and {result['covered_pairs']:.1%} of the pairs of items in a slate were shown as often. "
+        f"{result['covered_slates']:.1%} of their slates join no stranger items than 95 % of other held-out slates do.",
     ]
     return "\n\n".join(sections) + "\n"
 
