@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from scipy import stats
+from torch import Tensor
 
 from slaterl.agents.base import Agent, BeliefPolicy, LatentAgent
-from slaterl.agents.loading import check_items, load_policy
+from slaterl.agents.loading import item_numbers, load_policy, renumbered
 from slaterl.config.build import plain, simulator
 from slaterl.console import note, progress, table, with_interval
 from slaterl.data import trajectories
+from slaterl.data.vocabulary import item_ids
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.evaluate import evaluate
@@ -44,7 +46,7 @@ def estimates(cfg: DictConfig) -> Product:
 
     def begin() -> Make:
         env = simulator(cfg)
-        agents = {file: _agent(file, env) for file in files}
+        agents = {file: _agent(file, env, dataset.run.path) for file in files}
         return lambda: _make(cfg, env, run, dataset.run, agents)
 
     return Product(run, cfg, begin, {"dataset": dataset}, _show)
@@ -63,8 +65,21 @@ def checkpoints_in(given: str | None, evaluation: str) -> list[Path]:
     return files
 
 
-def _agent(file: Path, env: Env) -> tuple[str, int, LatentAgent]:
-    """Load the name, the step and the agent of a checkpoint.
+class _Loaded(NamedTuple):
+    """An agent of a checkpoint, its name and step, and the numbers of its items, see `item_numbers`."""
+
+    name: str
+    step: int
+    agent: LatentAgent
+    num_items: int
+    numbers: Tensor | None
+
+
+def _agent(file: Path, env: Env, dataset: Path) -> _Loaded:
+    """Load the agent of a checkpoint.
+
+    Args:
+        dataset: folder of the data, which has the ids of a log's items.
 
     Raises:
         UserError: the agent does not act in the latent space of a ranker, or learned on other items.
@@ -74,21 +89,20 @@ def _agent(file: Path, env: Env) -> tuple[str, int, LatentAgent]:
     name = loaded.config["agent"]["name"]
     if not isinstance(agent, LatentAgent) or agent.sees_hidden or agent.REFINES:
         raise UserError(f"{file}: evaluation=fqe needs an agent that shows its ranker's slates, unlike agent={name}")
-    check_items(loaded, env, file)
-    return name, loaded.step, agent
+    numbers = item_numbers(loaded, env, file, item_ids(dataset, env.fingerprint))
+    return _Loaded(name, loaded.step, agent, loaded.env.num_items, numbers)
 
 
-def _make(
-    cfg: DictConfig, env: Env, run: Run, dataset: Run, agents: Mapping[Path, tuple[str, int, LatentAgent]]
-) -> dict[str, Any]:
+def _make(cfg: DictConfig, env: Env, run: Run, dataset: Run, agents: Mapping[Path, _Loaded]) -> dict[str, Any]:
     simulated = env.simulates and cfg.dataset.name != "file"
     recorded, metadata = trajectories.load(dataset.path / trajectories.FILE, num_items=env.num_items)
     recorded = recorded.to(env.device)
     rows: list[dict[str, Any]] = []
-    for file, (name, step, agent) in agents.items():
+    for file, (name, step, agent, num_items, numbers) in agents.items():
+        data = renumbered(recorded, numbers, num_items)
         with progress(f"fqe of {file.name}", cfg.fqe.updates, "updates") as show:
             estimate = fitted_q_evaluation(
-                agent, recorded, num_items=env.num_items, **plain(cfg.fqe), seed=cfg.seed, on_progress=show
+                agent, data, num_items=num_items, **plain(cfg.fqe), seed=cfg.seed, on_progress=show
             )
         row = {"checkpoint": file.name, "agent": name, "step": step, "estimate": estimate.mean_return}
         row |= {"interval": estimate.interval, "loss": estimate.loss, "simulated": None, "simulated_interval": None}

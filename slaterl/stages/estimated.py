@@ -10,11 +10,12 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from slaterl.agents.base import Agent, LatentAgent
-from slaterl.agents.loading import load_policy
+from slaterl.agents.loading import Ids, check_items, load_policy
 from slaterl.config.build import parameters_of, plain, precision_spec, settings_of, simulator
 from slaterl.config.dataset import is_foreign
 from slaterl.console import note, progress, table
 from slaterl.data.trajectories import Trajectories
+from slaterl.data.vocabulary import item_ids
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.evaluation.estimates import draw, rank_correlation
@@ -63,7 +64,8 @@ def estimated(cfg: DictConfig) -> Product:
         name = f"{files[0].parent.name.partition('-')[0]}"
 
         def load(env: Env) -> Callable[[], Named]:
-            found = [_policy(file, env) for file in files]
+            ids = item_ids(product_of(cfg, "collect").run.path, env.fingerprint)
+            found = [_policy(file, env, ids) for file in files]
             return lambda: found
 
     label = f"user_model-{name}-{cfg.dataset.name}-seed{cfg.seed}"
@@ -112,13 +114,9 @@ def _files(given: str) -> list[Path]:
     return files
 
 
-def _policy(file: Path, env: Env) -> tuple[str, str, int, Policy]:
+def _policy(file: Path, env: Env, ids: Ids) -> tuple[str, str, int, Policy]:
     loaded = load_policy(file, env.device)
-    for name in ("fingerprint", "num_items", "slate_size"):
-        there, here = getattr(loaded.env, name), getattr(env, name)
-        if there != here:
-            what = "its items are" if name == "fingerprint" else f"env.{name} is"
-            raise UserError(f"{file}: learned in another environment: {what} {there} there, but {here} here")
+    check_items(loaded, env, file, ids)  # a user model knows no other items
     return file.name, loaded.config["agent"]["name"], loaded.step, loaded.policy
 
 
