@@ -13,7 +13,7 @@ from slaterl.agents.base import Agent, LatentAgent
 from slaterl.agents.loading import Ids, check_items, load_policy
 from slaterl.config.build import parameters_of, plain, precision_spec, settings_of, simulator
 from slaterl.config.dataset import is_foreign
-from slaterl.console import note, progress, table
+from slaterl.console import note, progress, table, with_interval
 from slaterl.data.trajectories import Trajectories
 from slaterl.data.vocabulary import item_ids
 from slaterl.envs.env import Env
@@ -152,11 +152,12 @@ def _show(run: Run) -> None:
     result = run.result()
     rows = []
     for row in result["checkpoints"]:
-        known = row["simulated"] is not None
-        shown = f"{row['simulated']:.1f} ± {row['simulated_interval']:.1f}" if known else ""
+        shown = "" if row["simulated"] is None else with_interval(row["simulated"], row["simulated_interval"])
         shares = (row["covered_cells"], row["covered_pairs"], row.get("covered_slates"))
         seen = ", ".join(f"{share:.0%}" for share in shares if share is not None) + (" !" if row["warning"] else "")
-        rows.append([row["checkpoint"], f"{row['step']:,}", _with(row), shown, seen])
+        rows.append(
+            [row["checkpoint"], f"{row['step']:,}", with_interval(row["estimate"], row["interval"]), shown, seen]
+        )
     title = f"returns by the user model of {result['dataset']} data"
     table(title, ["policy", "step", "estimate", "simulator", "items, pairs, slates seen"], rows)
     for row in result["checkpoints"]:
@@ -164,7 +165,3 @@ def _show(run: Run) -> None:
             note(f"warning: {row['checkpoint']}: {row['warning']}")
     if result["rank_correlation"] is not None:
         note(f"rank correlation of estimate and simulator: {result['rank_correlation']:.2f}")
-
-
-def _with(row: Mapping[str, Any]) -> str:
-    return f"{row['estimate']:.1f} ± {row['interval']:.1f}"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.config.build import env_spec, plain, simulator
-from slaterl.console import note, progress
+from slaterl.console import note, progress, with_interval
 from slaterl.data import trajectories
 from slaterl.errors import UserError
 from slaterl.rollout import collect
@@ -67,7 +67,7 @@ def log_data(cfg: DictConfig) -> Product:
             trajectories.save(run.path / trajectories.FILE, data, metadata)
             returns = data.returns
             mean = returns.mean().item()
-            note(f"logged data: {count:,} trajectories, mean return {mean:.1f}, in {seconds:.0f} s")
+            note(f"logged data: {count:,} trajectories, mean return {with_interval(mean, None)}, in {seconds:.0f} s")
             return {
                 "item_embeddings": env.fingerprint,
                 "trajectories": count,
