@@ -210,7 +210,8 @@ def _of_anchors(card: Mapping[str, Any]) -> list[str]:
     elif oracle is not None and oracle > expert:
         found.append(f"The expert's mean return of {_told(expert)} is below the short-term oracle's {_told(oracle)}.")
     if frequent is not None and frequent >= mean > 0:
-        beaten = f"each slot's most frequent item, shown to all, returns {_told(frequent)} ({frequent / mean:.0%} of the data)"
+        returned = f"{_told(frequent)} ({frequent / mean:.0%} of the data)"
+        beaten = f"each slot's most frequent item, shown to all, returns {returned}"
         found.append(f"A constant slate is better than the data: {beaten}. Compare learned policies with it.")
     if random is not None and mean < random:
         found.append(

@@ -17,7 +17,7 @@ from slaterl.data import trajectories
 from slaterl.data.vocabulary import item_ids
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
-from slaterl.evaluation.estimates import checkpoints_in
+from slaterl.evaluation.compared import checkpoints_in
 from slaterl.evaluation.propensities import estimates, shares
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product, product_of
