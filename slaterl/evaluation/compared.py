@@ -29,7 +29,9 @@ def checkpoints_in(given: str | None, evaluation: str) -> list[Path]:
         UserError: none is given, or the folder has none.
     """
     if given is None:
-        raise UserError(f"checkpoint: evaluation={evaluation} needs checkpoint=<a checkpoint, or the folder of a run>")
+        unlearned = "agents that do not learn have none, and evaluation=user_model estimates them"
+        needed = f"evaluation={evaluation} needs checkpoint=<a checkpoint, or the folder of a run>"
+        raise UserError(f"checkpoint: {needed}; {unlearned}")
     if not Path(given).is_dir():
         return [Path(given)]
     steps = sorted(Path(given).glob("*step*.ckpt"), key=lambda file: (int(file.stem.rpartition("step")[2]), file.stem))

@@ -11,6 +11,8 @@ from scipy import stats
 
 from slaterl.errors import UserError
 from slaterl.evaluation.compared import checkpoints_in, correlated, interval_of, tell_correlation
+from slaterl.run import run_stage
+from tests.helpers import compose_config
 
 
 def rows(estimates: Any, simulated: Any) -> list[dict[str, Any]]:
@@ -66,3 +68,18 @@ def test_checkpoints_of_a_folder_in_the_order_of_their_steps(tmp_path: Path) -> 
     assert names == ["step9", "kept-step10", "step10", "best"]
     with pytest.raises(UserError, match="evaluation=ips needs checkpoint="):
         checkpoints_in(None, "ips")
+
+
+@pytest.mark.parametrize(
+    "agent", [["agent=random"], ["agent=constant_slate", "ranker=none", "agent.slate=[1,2,3]"], []]
+)
+@pytest.mark.parametrize("evaluation", ["ips", "fqe"])
+def test_agents_that_do_not_learn_are_sent_to_the_user_model(agent: list[str], evaluation: str, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,turn,slate,clicks,propensity\n")
+    log = ["dataset=log", f"dataset.path={tmp_path / 'log.csv'}", f"paths.root={tmp_path / 'home'}"]
+    cfg = compose_config("stage=evaluate", f"evaluation={evaluation}", *agent, *log)
+    with pytest.raises(
+        UserError, match=f"checkpoint: evaluation={evaluation} needs .*; agents that do not learn .*user"
+    ):
+        run_stage(cfg)
+    assert not (tmp_path / "home").exists()
