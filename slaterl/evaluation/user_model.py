@@ -17,6 +17,7 @@ from slaterl.runs.run import Run
 from slaterl.seeds import stream
 from slaterl.user_models.coverage import cell_keys, covered, pair_keys, strangeness
 from slaterl.user_models.env import LearnedEnv
+from slaterl.user_models.page import doubt
 from slaterl.user_models.quality import shown_turns
 from slaterl.user_models.saved import FILE, UserModel, sizes_of
 
@@ -36,7 +37,7 @@ class Estimate:
         covered_cells, covered_pairs: shares of the shown items at their ranks, and of the pairs of items in the shown
             slates, that the data hold often enough.
         covered_slates: share of the shown slates that are no stranger than the data's; None if the file is too old.
-        warning: what is not covered; None if enough is.
+        warning: what is not covered, and whether the model itself is no good; None if there is nothing to say.
     """
 
     mean_return: float
@@ -54,9 +55,14 @@ class Estimate:
 
 
 class Members:
-    """The members of a user model, each as an environment of its own."""
+    """The members of a user model, each as an environment of its own.
 
-    def __init__(self, file: Path, members: int, device: torch.device) -> None:
+    Args:
+        doubt: why its estimates say nothing, for their warnings; None if it is good.
+    """
+
+    def __init__(self, file: Path, members: int, device: torch.device, doubt: str | None = None) -> None:
+        self.doubt = doubt
         about = sizes_of(str(file))
         sizes = {name: about[name] for name in ("num_items", "slate_size", "episode_length", "items", "leaves")}
         common: dict[str, Any] = {"name": "learned", "user_model": str(file), "penalty": 0.0, "device": device, **sizes}
@@ -65,7 +71,8 @@ class Members:
     @classmethod
     def of(cls, run: Run, device: torch.device) -> Members:
         """Return the members of a finished run of stage=user_model."""
-        return cls(run.path / FILE, run.result()["members"], device)
+        result = run.result()
+        return cls(run.path / FILE, result["members"], device, doubt(result))
 
     def estimate(self, policy: Policy, users: int, seed: int, name: str) -> Estimate:
         """Serve users without exploration.
@@ -89,7 +96,7 @@ class Members:
             covered_cells=share["covered_cells"],
             covered_pairs=share["covered_pairs"],
             covered_slates=share.get("covered_slates"),
-            warning=_warning(share, model, served[0], num_items),
+            warning="; ".join(filter(None, (self.doubt, _warning(share, model, served[0], num_items)))) or None,
         )
 
 

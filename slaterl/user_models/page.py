@@ -18,17 +18,27 @@ from slaterl.user_models.quality import BASELINES
 OWN = "user model"
 
 
+def doubt(result: Mapping[str, Any]) -> str | None:
+    """Say why estimates by a user model say nothing; None if it predicts better than the baselines, beyond chance."""
+    gain = result["advantage"]
+    if gain["interval"] is None:
+        return "one test session cannot tell whether the user model is any good"
+    if gain["mean"] > gain["interval"]:
+        return None
+    return "the user model does not beat the baselines, so its estimates say nothing"
+
+
 def verdict(result: Mapping[str, Any]) -> str:
     """Say in one line whether the model predicts better than the baselines, beyond chance."""
     name, gain = result["best_baseline"], result["advantage"]
     loss, other = result["quality"]["log_loss"], result["baselines"][name]["log_loss"]
     compared = f"log-loss {loss:.5f}, and {other:.5f} by the {BASELINES[name]}"
-    if gain["interval"] is None:
-        return f"**One test session cannot tell whether the user model is any good**: {compared}."
-    compared += f" (difference {gain['mean']:.5f} ± {gain['interval']:.5f})"
-    if gain["mean"] > gain["interval"]:
+    if gain["interval"] is not None:
+        compared += f" (difference {gain['mean']:.5f} ± {gain['interval']:.5f})"
+    why_not = doubt(result)
+    if why_not is None:
         return f"The user model beats all three baselines on sessions that it has not seen: {compared}."
-    return f"**The user model does not beat the baselines, so its estimates say nothing**: {compared}."
+    return f"**{why_not[0].upper()}{why_not[1:]}**: {compared}."
 
 
 def as_markdown(result: Mapping[str, Any], picture: str = "user_model.png") -> str:

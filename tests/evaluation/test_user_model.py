@@ -97,6 +97,9 @@ def test_a_warning_names_slates_whose_items_are_known_alone(tmp_path: Path) -> N
         policy = ConstantSlate(slate=slate, num_items=30, slate_size=5)
         return Members(tmp_path / file, 2, CPU).estimate(policy, 4, seed=0, name="test")
 
+    unknown = ConstantSlate(slate=[5, 6, 7, 8, 9], num_items=30, slate_size=5)
+    doubted = Members(tmp_path / "new.ckpt", 2, CPU, "it is no good").estimate(unknown, 4, seed=0, name="test")
+    assert doubted.warning == "it is no good"
     known = estimate("new.ckpt", [5, 6, 7, 8, 9])
     assert known.covered_slates == 1 and known.warning is None
     found = estimate("new.ckpt", [0, 5, 1, 6, 2])
