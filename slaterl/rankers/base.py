@@ -75,7 +75,7 @@ class Ranker(nn.Module):
         """Return the actions [B, A] of slates [B, S] without the limits of the box, for networks that read slates.
 
         An encoder can read a policy's slates far from the actions that made them. A box that was fitted to actions, or
-        to calibrated labels, can then lie beside what is read. Clipped to it, different slates would look the same.
+        to calibrated labels, can then lie far from what is read. Clipped to it, different slates would look the same.
         A dimension whose box has no width gives 0.
         """
         latent = self.encode(slates, torch.zeros_like(slates))

@@ -75,9 +75,9 @@ def pair_keys(slates: Tensor, num_items: int) -> Tensor:
 def strangeness(coverage: Coverage, slates: Tensor, num_items: int) -> Tensor:
     """Return how much more rarely than by chance the data show each pair of items of slates: [..., S] -> [..., pairs].
 
-    It is max(0, log((e + PRIOR) / (c + PRIOR))). Here c counts the pair in the data, and e is the number that items
-    as frequent as these two would have if slots were filled independently (pointwise mutual information, Church and
-    Hanks 1990). So it tells items that are often shown and never together from items that are simply rare. A slate of
+    It is max(0, log((e + PRIOR) / (c + PRIOR))), the negative part of pointwise mutual information (Church and Hanks
+    1990). Here c counts the pair in the data. If slots were filled independently, items as frequent as these two would
+    meet e times. So it tells items that are often shown and never together from items that are simply rare. A slate of
     one item has one value, 0.
     """
     assert coverage.items is not None and coverage.counts is not None
