@@ -67,7 +67,9 @@ def recommended(home: Path, path: Path, checkpoint: Path, *more: str) -> tuple[P
 
 
 def expected(home: Path, checkpoint: Path) -> list[list[str]]:
-    (folder,) = home.glob("collect/shop/*")
+    uncut = [len(TURNS), sum(TURNS.values())]  # another test cuts the log
+    made = {file.parent: json.loads(file.read_text()) for file in home.glob("collect/shop/*/result.json")}
+    (folder,) = (path for path, result in made.items() if [result["trajectories"], result["turns"]] == uncut)
     data, _ = trajectories.load(folder / trajectories.FILE)
     ids = json.loads((folder / "items.json").read_text())["ids"]
     slates = next_slates(load_policy(checkpoint).policy.agent, data, generator=None)  # type: ignore[attr-defined]
