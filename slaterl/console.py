@@ -88,13 +88,21 @@ def note(message: str) -> None:
 def with_interval(mean: float, interval: float | None) -> str:
     """Write a mean and the half-width of its interval, which is None if it is unknown.
 
-    One decimal is enough for returns of simulated users. Clicks of a log can be 0.03 a session, and get as many as the
-    smaller of both numbers needs for two digits.
+    See `decimals_of` for the number of digits.
+    """
+    decimals = decimals_of(mean, interval)
+    return " ± ".join(f"{value:.{decimals}f}" for value in (mean, interval) if value is not None)
+
+
+def decimals_of(mean: float, interval: float | None) -> int:
+    """Return the number of decimals that a return and its interval are written with.
+
+    One is enough for returns of simulated users. Clicks of a log can be 0.03 a session, and get as many as the smaller
+    of both numbers needs for two digits.
     """
     known = [abs(mean)] if interval is None or math.isnan(interval) else [abs(mean), interval]
     small = min((value for value in known if value > 0), default=1.0)
-    decimals = 1 if small >= (1 if interval is None else 0.1) else min(8, 1 - math.floor(math.log10(small)))
-    return " ± ".join(f"{value:.{decimals}f}" for value in (mean, interval) if value is not None)
+    return 1 if small >= (1 if interval is None else 0.1) else min(8, 1 - math.floor(math.log10(small)))
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -76,6 +77,21 @@ class Agent(Learner):
 
     def prepare(self, data: Trajectories) -> Trajectories:
         """Hook of agents that learn from a dataset: select or measure it once, before training."""
+        return data
+
+    def preparation(self) -> dict[str, Tensor]:
+        """Return what `prepare` has found and the state dict does not hold, for `prepare_again`."""
+        return {}
+
+    def prepare_again(self, data: Trajectories, found: Mapping[str, Tensor]) -> Trajectories:
+        """Return what `prepare` returned in the run that a resumed run continues. The agent has its state already.
+
+        Args:
+            found: what `preparation` returned there.
+        """
+        state = {name: value.clone() for name, value in self.state_dict().items()}
+        data = self.prepare(data)
+        self.load_state_dict(state)
         return data
 
     def steps_in(self, batch: object) -> int:

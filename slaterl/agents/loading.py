@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from torch import Tensor
 
 from slaterl.agents.base import Agent, BeliefPolicy
 from slaterl.config.build import build_agent, build_env, catalogue_argument, env_spec
+from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
 from slaterl.rollout import Policy
 from slaterl.runs.files import in_short
 from slaterl.training import checkpoints
+
+Ids = Sequence[int] | Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class LoadedPolicy:
         policy: acts without exploration.
         env: the environment that the agent learned in, item embeddings included.
         config: the nodes env, agent, belief, ranker and item_embeddings, and `evaluation` (the run's seed and
-            test_users).
+            test_users); item_ids, the log's own, if it learned from a log.
         step: training step of the checkpoint.
     """
 
@@ -104,16 +107,66 @@ def check_environment(loaded: LoadedPolicy, spec: Mapping[str, Any], source: str
             )
 
 
-def check_items(loaded: LoadedPolicy, env: Env, source: str | Path) -> None:
+def check_items(loaded: LoadedPolicy, env: Env, source: str | Path, ids: Ids = None) -> None:
     """Check that slates of a policy mean the same in an environment.
+
+    Args:
+        ids: a log's own ids of the environment's items; None without a log.
 
     Raises:
         UserError: it learned on other items, or on slates of another size.
     """
+    numbers, own = item_numbers(loaded, env, source, ids), loaded.env
+    if numbers is None:
+        return
+    if len(numbers) < own.num_items:
+        known = set(numbers.tolist())
+        first = next(i for i in range(own.num_items) if i not in known)
+        lacking = f"shows the item {loaded.config['item_ids'][first]}, which {env.name} does not have"
+        raise UserError(f"{source}: {lacking} ({own.num_items - len(numbers):,} of {own.num_items:,} items)")
+    if (numbers.diff() < 0).any():
+        raise UserError(f"{source}: its log has the items of {env.name} in another order, as text or as numbers")
+
+
+def item_numbers(loaded: LoadedPolicy, env: Env, source: str | Path, ids: Ids = None) -> Tensor | None:
+    """Return the numbers [N] that a policy has for the N items of an environment, found by a log's own ids.
+
+    None if both have the same numbers for the same items.
+
+    Args:
+        ids: see `check_items`.
+
+    Raises:
+        UserError: an item is unknown to the policy, or its slates have another size.
+    """
     own = loaded.env
-    if own.fingerprint != env.fingerprint:
-        there = f"learned on the item embeddings {own.fingerprint} of {own.name} ({own.num_items:,} items)"
-        raise UserError(f"{source}: {there}, but env={env.name} has {env.fingerprint} ({env.num_items:,} items)")
     if own.slate_size != env.slate_size:
         sizes = f"env.slate_size is {own.slate_size} there, but {env.slate_size} here"
         raise UserError(f"{source}: learned in another environment: {sizes}")
+    if own.fingerprint == env.fingerprint:
+        return None
+    learned = loaded.config.get("item_ids")  # checkpoints of older versions do not have them
+    if ids is None or learned is None:
+        there = f"learned on the item embeddings {own.fingerprint} of {own.name} ({own.num_items:,} items)"
+        raise UserError(f"{source}: {there}, but env={env.name} has {env.fingerprint} ({env.num_items:,} items)")
+    number = {str(one): place for place, one in enumerate(learned)}  # one log may hold 7 as a number, another as text
+    unknown = [one for one in ids if str(one) not in number]
+    if unknown:
+        count = f"{len(unknown):,} of the {len(ids):,} items of {env.name}"
+        raise UserError(f"{source}: learned from a log without the item {unknown[0]} ({count} are unknown to it)")
+    return torch.tensor([number[str(one)] for one in ids])
+
+
+def renumbered(data: Trajectories, numbers: Tensor | None, num_items: int) -> Trajectories:
+    """Return a log's trajectories with the numbers that a policy has for its items, see `item_numbers`.
+
+    Frame 0 shows the items 0, 1, ..., as it does in every log.
+
+    Args:
+        num_items: number of the policy's items.
+    """
+    if numbers is None:
+        return data
+    slates = numbers.to(data.slates.device)[data.slates.long()]
+    slates[:, 0] = torch.arange(slates.shape[2], device=slates.device).clamp(max=num_items - 1)
+    return replace(data, slates=slates).compact(num_items)

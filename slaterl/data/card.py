@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slaterl.console import with_interval
 from slaterl.data.dependence import explained_by_history, items_per_slot
+from slaterl.data.groups import half_width_of_mean
 from slaterl.data.score import normalised
 from slaterl.data.trajectories import Trajectories
 
@@ -97,7 +99,9 @@ def _part(data: Trajectories, num_items: int, edges: Sequence[float]) -> dict[st
     }
     return {
         "trajectories": len(data),
-        "returns": _distribution(returns) | {"histogram": np.histogram(returns.numpy(), edges)[0].tolist()},
+        "returns": _distribution(returns)
+        | _interval(data)
+        | {"histogram": np.histogram(returns.numpy(), edges)[0].tolist()},
         **_lengths(data),
         "slates": variety,
         "items": _concentration(slates, num_items),
@@ -114,6 +118,16 @@ def _distribution(values: Tensor) -> dict[str, float]:
         "std": values.std().item() if len(values) > 1 else 0.0,
         **dict(zip(("min", "q25", "median", "q75", "max"), quartiles, strict=True)),
     }
+
+
+def _interval(data: Trajectories) -> dict[str, float | None]:
+    """Half-width of the mean return's interval, if it does not follow from the deviation of the returns."""
+    return {} if data.group is None else {"interval": half_width_of_mean(data.returns, data)}
+
+
+def _told(value: float) -> str:
+    """Write a return with as many digits as it needs."""
+    return with_interval(value, None)
 
 
 def _lengths(data: Trajectories) -> dict[str, Any]:
@@ -192,23 +206,26 @@ def _of_anchors(card: Mapping[str, Any]) -> list[str]:
     score, mean = best["normalised_score"], card["returns"]["mean"]
     found = []
     if score is not None and score >= TOO_EASY:
-        reached = f"has a mean return of {best['return']:.1f}, the expert {expert:.1f} (normalised score {score:.0f})"
+        reached = (
+            f"has a mean return of {_told(best['return'])}, the expert {_told(expert)} (normalised score {score:.0f})"
+        )
         found.append(f"The environment is too easy: a constant slate {reached}.")
     if random is None or expert is None:
         missing = [who for who, value in (("random slates", random), ("the expert", expert)) if value is None]
         found.append(f"No normalised scores: the mean return of {' and '.join(missing)} is unknown.")
     elif expert <= random:
-        returned = f"the expert has a mean return of {expert:.1f}, random slates {random:.1f}"
+        returned = f"the expert has a mean return of {_told(expert)}, random slates {_told(random)}"
         found.append(f"No normalised scores: {returned}.")
     elif oracle is not None and oracle > expert:
-        found.append(f"The expert's mean return of {expert:.1f} is below the short-term oracle's {oracle:.1f}.")
+        found.append(f"The expert's mean return of {_told(expert)} is below the short-term oracle's {_told(oracle)}.")
     if frequent is not None and frequent >= mean > 0:
-        beaten = (
-            f"each slot's most frequent item, shown to all, returns {frequent:.1f} ({frequent / mean:.0%} of the data)"
-        )
+        returned = f"{_told(frequent)} ({frequent / mean:.0%} of the data)"
+        beaten = f"each slot's most frequent item, shown to all, returns {returned}"
         found.append(f"A constant slate is better than the data: {beaten}. Compare learned policies with it.")
     if random is not None and mean < random:
-        found.append(f"The mean return of the data, {mean:.1f}, is below the return of random slates, {random:.1f}.")
+        found.append(
+            f"The mean return of the data, {_told(mean)}, is below the return of random slates, {_told(random)}."
+        )
     return found
 
 

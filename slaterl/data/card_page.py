@@ -55,7 +55,8 @@ def as_markdown(card: Mapping[str, Any], picture: str | None = "card.png") -> st
     reached.append(("**this dataset**", returns["mean"], score))
     reached.sort(key=lambda row: (row[1] is None, row[1]))
     compared = _table(["", "mean return", "normalised score"], [(who, _number(a), _number(b)) for who, a, b in reached])
-    mean = with_interval(returns["mean"], half_width(returns["std"], card["trajectories"]))
+    interval = returns["interval"] if "interval" in returns else half_width(returns["std"], card["trajectories"])
+    mean = with_interval(returns["mean"], interval)
     scored = f", normalised score {_number(score)} (random slates: 0, expert: 100)" if card["anchors"] else ""
     sections = [
         f"# {card.get('title', 'Offline dataset')}",
@@ -212,7 +213,9 @@ def _draw_anchors(axis: Axes, anchors: Mapping[str, Mapping[str, float | None]])
     for row, (value, name) in enumerate(known):
         height, score = 1 - step * (row + 0.5), anchors[name]["normalised_score"]
         axis.axvline(value, ymax=height + step / 3, color="black", linestyle="--", linewidth=1)
-        text = f" {ANCHORS[name]} {value:.1f}" + ("" if score is None else f" (score {score:.0f})") + " "
+        text = (
+            f" {ANCHORS[name]} {with_interval(value, None)}" + ("" if score is None else f" (score {score:.0f})") + " "
+        )
         side = "left" if value <= middle else "right"
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0}
         axis.text(value, height, text, transform=axis.get_xaxis_transform(), ha=side, va="center", fontsize=8, bbox=box)

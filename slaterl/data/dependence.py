@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slaterl.data.groups import numbered
 from slaterl.data.trajectories import Trajectories
 
 TRAJECTORIES, TURNS = 1000, 20  # at most so many are read, evenly spaced
@@ -25,8 +26,9 @@ def explained_by_history(data: Trajectories) -> float | None:
     Ridge regression predicts it from the stage of the episode and the clicks on each item. Three sums of clicks are
     read: of the last slate, of all slates, and of all slates with weights that fall by DECAY a turn.
 
-    Half of the trajectories fit the weights, and a quarter chooses the penalty. On the last quarter,
-    R^2 = 1 - squared error / squared error of the mean. Other functions may explain more, so it is a lower bound.
+    Half of the trajectories fit the weights, and a quarter chooses the penalty. Pieces of one user of a log are in the
+    same part. On the last quarter, R^2 = 1 - squared error / squared error of the mean. Other functions may explain
+    more, so it is a lower bound.
 
     Of sessions that differ in length, only their own turns are read.
 
@@ -41,7 +43,7 @@ def explained_by_history(data: Trajectories) -> float | None:
     turns, slates = _turns(data), data.slates.long()
     there = data.mask[:, turns - 1]  # [n, turns]
     inputs = _features(slates, data.clicks.float(), turns)[there]  # [rows, d]
-    group = (torch.arange(len(chosen)) % 4).unsqueeze(1).expand_as(there)[there]
+    group = (numbered(data)[0] % 4).unsqueeze(1).expand_as(there)[there]
     fit, choose, test = group < 2, group == 2, group == 3
     mean = inputs[fit].mean(0)
     inputs = inputs - mean

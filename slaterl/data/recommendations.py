@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,14 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from slaterl.data.sessions import Sessions
-from slaterl.data.vocabulary import Vocabulary
 from slaterl.runs.files import whole_file
 
 
 def write(
     path: Path,
     slates: Tensor,
-    items: Vocabulary | None,
+    items: Sequence[int] | Sequence[str] | None,
     sessions: Sessions | None,
     *,
     form: Literal["wide", "long"],
@@ -29,7 +29,7 @@ def write(
 
     Args:
         slates: [N, S] numbers of items, in the order of the sessions.
-        items, sessions: the log's own ids; None for a dataset without any, whose numbers are written.
+        items, sessions: a log's own ids; None for a dataset without any, whose numbers are written.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -46,7 +46,7 @@ def write(
         frame = frame.with_columns(pl.Series("part", np.repeat(part, each)))
 
     def named(column: str, numbers: np.ndarray) -> pl.Series:
-        return (pl.Series(numbers) if items is None else pl.Series(items.ids).gather(numbers)).alias(column)
+        return (pl.Series(numbers) if items is None else pl.Series(items).gather(numbers)).alias(column)
 
     codes = slates.numpy()
     if form == "wide":

@@ -43,6 +43,7 @@ class Trajectories:
         truncated: [N] bool, whether the log was cut after the last turn, so that values bootstrap there; None if every
             session ended because its user left or its turns were over.
         propensity: [N, H, S] float32, the probability with which a log's policy showed each item; None if unknown.
+        group: [N] int32, equal for pieces of one session or user of a log, see groups.py; None if all are independent.
     """
 
     slates: Tensor
@@ -54,6 +55,7 @@ class Trajectories:
     lengths: Tensor | None = None
     truncated: Tensor | None = None
     propensity: Tensor | None = None
+    group: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.slates)
@@ -122,7 +124,7 @@ class Trajectories:
 
     def _resized(self, change: Callable[[Tensor], Tensor]) -> Trajectories:
         """Change the number of frames and turns in all columns that have them."""
-        without = ("policy_id", "lengths", "truncated")
+        without = ("policy_id", "lengths", "truncated", "group")
         columns = self.columns().items()
         return self.from_columns({name: c if name in without else change(c) for name, c in columns})
 
@@ -130,7 +132,7 @@ class Trajectories:
         """Return the present columns by name; hidden columns as `hidden.<name>`."""
         named = {"slates": self.slates, "clicks": self.clicks, "actions": self.actions, "policy_id": self.policy_id}
         named |= {"reward": self.reward, "lengths": self.lengths, "truncated": self.truncated}
-        named |= {"propensity": self.propensity}
+        named |= {"propensity": self.propensity, "group": self.group}
         named |= {f"hidden.{name}": column for name, column in self.hidden.items()}
         return {name: column for name, column in named.items() if column is not None}
 

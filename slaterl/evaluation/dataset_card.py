@@ -53,6 +53,22 @@ def reference_returns(
     }
 
 
+def entries_of(data: Trajectories, item_embeddings: str) -> dict[str, Any]:
+    """Return what the result of every stage that makes trajectories says about them.
+
+    Args:
+        item_embeddings: fingerprint of the items.
+    """
+    returns = data.returns
+    return {
+        "item_embeddings": item_embeddings,
+        "trajectories": len(data),
+        "turns": data.turns,
+        "return_mean": returns.mean().item(),
+        "return_std": returns.std().item() if len(data) > 1 else 0.0,
+    }
+
+
 def write_card(
     folder: Path,
     data: Trajectories,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, cast
 
 import torch
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from slaterl.agents.base import LatentAgent
 from slaterl.agents.losses import continuing_turns, mean, valid_turns
-from slaterl.agents.offline.base import with_actions
 from slaterl.beliefs.frames import FrameBelief
 from slaterl.beliefs.gru import GRUBelief
+from slaterl.data.groups import numbered
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
 from slaterl.networks import mlp, polyak, target_of
+from slaterl.rankers.base import Ranker
 from slaterl.seeds import seeded_weights, stream
 from slaterl.training.learner import Learner
 
@@ -73,7 +74,8 @@ def fitted_q_evaluation(
         discount: gamma, how far m looks ahead; below 1.
         updates, batch_size: number of updates, and of trajectories in each.
         lr, tau: Adam's learning rate, and the Polyak rate of the heads' targets.
-        members: number of members; each weights a trajectory by its count in a bootstrap sample of the data.
+        members: number of members; each weights a trajectory by its count in a bootstrap sample of the data, or of the
+            users with several trajectories.
         hidden: width of the two hidden layers of a head.
 
     Raises:
@@ -85,10 +87,13 @@ def fitted_q_evaluation(
     generator = stream(seed, "fqe", device)
     # Also where actions were recorded: an estimate values slates, and the same encoder reads those of data and policy.
     # Recorded actions would give one slate many names, and those of a policy could be names that the data lack.
-    data = with_actions(data.with_room(), agent.ranker)
+    # They are not calibrated: that is a linear map, which the heads' first layer can learn.
+    data = with_places(data.with_room(), agent.ranker)
     own = policy_actions(agent, data)
-    weights = torch.poisson(torch.ones(members, count, device=device), generator=generator)  # [M, N]
+    number, groups = numbered(data)
+    weights = torch.poisson(torch.ones(members, groups, device=device), generator=generator)  # [M, G]
     weights[weights.sum(1) == 0] = 1  # a sample of few trajectories can miss them all
+    weights = weights[:, number]  # [M, N]
     with seeded_weights(seed, "fqe weights"):
         sizes = dict(num_items=num_items, members=members, hidden=hidden)
         ensemble = FittedQ(data, **sizes, discount=discount, lr=lr, tau=tau).to(device)
@@ -214,11 +219,19 @@ class FittedQ(Learner):
 
 
 @torch.no_grad()
-def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
-    """Return an agent's actions without exploration in each turn of recorded trajectories, [N, H, A] in [-1, 1].
+def with_places(data: Trajectories, ranker: Ranker) -> Trajectories:
+    """Set the actions [N, H, A] to what a ranker reads from the slates, see `Ranker.place_of`; of padding, any."""
+    parts = [data.slates[start : start + 256, 1:] for start in range(0, len(data), 256)]
+    places = [ranker.place_of(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in parts]
+    return replace(data, actions=torch.cat(places))
 
-    They are encoded from the slates that it would show, like the data's actions. The policy's own actions can lie
-    outside the range of the encoder.
+
+@torch.no_grad()
+def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
+    """Return an agent's actions without exploration in each turn of recorded trajectories, [N, H, A].
+
+    They are read from the slates that it would show, like the data's actions (`with_places`). The policy's own actions
+    can lie outside the range of the encoder.
     """
     found = []
     for start in range(0, len(data), 512):
@@ -229,6 +242,6 @@ def policy_actions(agent: LatentAgent, data: Trajectories) -> Tensor:
         for slate, clicks in zip(part.slates[:, :-1].unbind(1), part.clicks[:, :-1].unbind(1), strict=True):
             memory = belief.step(Observation(slate.long(), clicks), memory)
             slate = agent.ranker.rank(agent.ranker.to_latent(agent.action(belief.state_of(memory), None)))
-            turns.append(agent.ranker.action_of(slate))
+            turns.append(agent.ranker.place_of(slate))
         found.append(torch.stack(turns, dim=1))
     return torch.cat(found)

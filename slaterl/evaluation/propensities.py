@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from slaterl.agents.base import Agent
+from slaterl.data.groups import summed
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
 
@@ -96,7 +97,7 @@ def estimates(
     Args:
         data: N sessions of H turns with `propensity`, which is the probability of an item given those above it.
         slot, above: [N, H, S] as `shares` returns them.
-        resamples: number of bootstrap samples of the sessions.
+        resamples: number of bootstrap samples of the sessions, or of the users with several.
         generator: draws them, on the CPU.
     """
     assert data.propensity is not None
@@ -107,15 +108,16 @@ def estimates(
     turns = data.mask.sum(1).double()
     weights = {"iips": (independent, clicks), "rips": (cascade, clicks)}
     weights["sips"] = (cascade[:, :, -1:], clicks.sum(2, keepdim=True))
-    sums = {name: ((w * r).sum(1), w.sum(1)) for name, (w, r) in weights.items()}  # [N, slots]
+    sums = {name: tuple(summed(x.sum(1), data) for x in (w * r, w)) for name, (w, r) in weights.items()}  # [G, slots]
+    turns_of, sessions_of = summed(turns, data), summed(torch.ones_like(turns), data)
 
     def values(sessions: Tensor | slice) -> list[float]:
-        """Return the clicks per session by each estimator, in some of the sessions."""
-        per_session = turns[sessions].mean()
+        """Return the clicks per session by each estimator, in some of the users."""
+        per_session = turns_of[sessions].sum() / sessions_of[sessions].sum()
         rates = ((gained[sessions].sum(0) / weighed[sessions].sum(0)).sum() for gained, weighed in sums.values())
         return [(rate * per_session).item() for rate in rates]
 
-    count = len(data)
+    count = len(turns_of)
     # one after the other, because all together would need N * resamples numbers
     drawn = [values(torch.randint(count, (count,), generator=generator)) for _ in range(resamples)]
     found = zip(weights.items(), values(slice(None)), torch.tensor(drawn, dtype=torch.float64).T, strict=True)

@@ -15,12 +15,14 @@ from slaterl.data.trajectories import Trajectories
 from slaterl.rollout import Policy, rollout
 from slaterl.runs.run import Run
 from slaterl.seeds import stream
-from slaterl.user_models.coverage import cell_keys, covered
+from slaterl.user_models.coverage import cell_keys, covered, pair_keys, strangeness
 from slaterl.user_models.env import LearnedEnv
+from slaterl.user_models.page import doubt
 from slaterl.user_models.quality import shown_turns
 from slaterl.user_models.saved import FILE, UserModel, sizes_of
 
-ENOUGH_CELLS, ENOUGH_PAIRS = 0.9, 0.5  # with smaller shares seen, an estimate comes with a warning
+# with smaller shares seen, an estimate comes with a warning; by chance 5 % of the slates are stranger than most
+ENOUGH_CELLS, ENOUGH_PAIRS, ENOUGH_SLATES = 0.9, 0.5, 0.75
 NAMED = 3  # unseen items that a warning names
 
 
@@ -34,7 +36,8 @@ class Estimate:
         members: mean return in each member.
         covered_cells, covered_pairs: shares of the shown items at their ranks, and of the pairs of items in the shown
             slates, that the data hold often enough.
-        warning: what is not covered; None if enough is.
+        covered_slates: share of the shown slates that are no stranger than the data's; None if the file is too old.
+        warning: what is not covered, and whether the model itself is no good; None if there is nothing to say.
     """
 
     mean_return: float
@@ -42,6 +45,7 @@ class Estimate:
     members: list[float]
     covered_cells: float
     covered_pairs: float
+    covered_slates: float | None
     warning: str | None
 
     def named(self, prefix: str) -> dict[str, Any]:
@@ -51,9 +55,14 @@ class Estimate:
 
 
 class Members:
-    """The members of a user model, each as an environment of its own."""
+    """The members of a user model, each as an environment of its own.
 
-    def __init__(self, file: Path, members: int, device: torch.device) -> None:
+    Args:
+        doubt: why its estimates say nothing, for their warnings; None if it is good.
+    """
+
+    def __init__(self, file: Path, members: int, device: torch.device, doubt: str | None = None) -> None:
+        self.doubt = doubt
         about = sizes_of(str(file))
         sizes = {name: about[name] for name in ("num_items", "slate_size", "episode_length", "items", "leaves")}
         common: dict[str, Any] = {"name": "learned", "user_model": str(file), "penalty": 0.0, "device": device, **sizes}
@@ -62,7 +71,8 @@ class Members:
     @classmethod
     def of(cls, run: Run, device: torch.device) -> Members:
         """Return the members of a finished run of stage=user_model."""
-        return cls(run.path / FILE, run.result()["members"], device)
+        result = run.result()
+        return cls(run.path / FILE, result["members"], device, doubt(result))
 
     def estimate(self, policy: Policy, users: int, seed: int, name: str) -> Estimate:
         """Serve users without exploration.
@@ -83,8 +93,10 @@ class Members:
             mean_return=mean,
             interval=interval,
             members=[data.returns.mean().item() for data in served],
-            **share,
-            warning=_warning(share, model, served[0], num_items),
+            covered_cells=share["covered_cells"],
+            covered_pairs=share["covered_pairs"],
+            covered_slates=share.get("covered_slates"),
+            warning="; ".join(filter(None, (self.doubt, _warning(share, model, served[0], num_items)))) or None,
         )
 
 
@@ -110,6 +122,21 @@ def _warning(share: dict[str, float], model: UserModel, data: Trajectories, num_
         told.append(f"{1 - share['covered_cells']:.0%} of the items at their ranks (most of all {named})")
     if share["covered_pairs"] < ENOUGH_PAIRS:
         told.append(f"{1 - share['covered_pairs']:.0%} of the pairs of items in a slate")
-    if not told:
-        return None
-    return f"of what this policy shows, the data have shown fewer than {model.least} times: {'; '.join(told)}"
+    rarely = f"of what this policy shows, the data have shown fewer than {model.least} times: {'; '.join(told)}"
+    parts = [rarely] if told else []
+    if share.get("covered_slates", 1.0) < ENOUGH_SLATES:
+        first, second = (ids[item] for item in _strangest_pair(model, data, num_items))
+        parts.append(
+            f"{1 - share['covered_slates']:.0%} of its slates are further from the data than nearly all of theirs: "
+            f"they join items that the data show often, but hardly together, such as {first} and {second}"
+        )
+    return "; ".join(parts) or None
+
+
+def _strangest_pair(model: UserModel, data: Trajectories, num_items: int) -> tuple[int, int]:
+    """Return the pair of items that contributes most to the strangeness of the shown slates."""
+    slates = shown_turns(data)[0].cpu()
+    keys, place = pair_keys(slates, num_items).flatten().unique(return_inverse=True)
+    of_pairs = strangeness(model.coverage, slates, num_items).flatten()
+    key = int(keys[torch.zeros(len(keys), dtype=of_pairs.dtype).index_add_(0, place, of_pairs).argmax()])
+    return key // num_items, key % num_items

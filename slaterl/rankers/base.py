@@ -88,6 +88,17 @@ class Ranker(nn.Module):
         """
         return self.to_action(self.encode(slates, torch.zeros_like(slates)))
 
+    def place_of(self, slates: Tensor) -> Tensor:
+        """Return the actions [B, A] of slates [B, S] without the limits of the box, for networks that read slates.
+
+        An encoder can read a policy's slates far from the actions that made them. A box that was fitted to actions, or
+        to calibrated labels, can then lie far from what is read. Clipped to it, different slates would look the same.
+        A dimension whose box has no width gives 0.
+        """
+        latent = self.encode(slates, torch.zeros_like(slates))
+        wide = self.half_width > 0
+        return ((latent - self.center) / self.half_width.where(wide, 1.0)).where(wide, 0.0)
+
     def fingerprint(self) -> str:
         """Return 16 hex digits that change with any bit of the weights or the box, with the class, and with `unique`.
 

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from slaterl.data.groups import boundary
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.rankers.gems import GeMSLosses, SlateVAE
@@ -59,7 +60,8 @@ class SlateData(Epochs):
 
     Args:
         data: on the learner's device.
-        holdout: share of the trajectories used for validation, the first ones.
+        holdout: share of the trajectories used for validation, the first ones. The pieces of one user lie side by side,
+            and are on one side of the boundary.
         source: the setting that chose the data, for the message.
         others: see Epochs.
 
@@ -70,7 +72,7 @@ class SlateData(Epochs):
     UNIT: ClassVar = "slates"
 
     def __init__(self, data: Trajectories, learner: Learner, *, holdout: float, source: str, **others: int) -> None:
-        held = max(1, round(len(data) * holdout))
+        held = boundary(data, max(1, round(len(data) * holdout)))
         if held >= len(data):
             raise UserError(
                 f"{source}: too few trajectories ({len(data)}); pretrain.holdout={holdout} keeps {held} for validation "

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from slaterl.console import decimals_of, with_interval
 from slaterl.data.score import normalised
 from slaterl.errors import UserError
 from slaterl.report.records import REFERENCES, Record, name_methods, name_tasks
@@ -167,9 +168,18 @@ def shown(table: pd.DataFrame, spread: str) -> pd.DataFrame:
     def number(value: float | None, form: str = ".1f") -> str:
         return "" if value is None or math.isnan(value) else format(value, form)
 
+    def returned(value: float | None, width: float | None = None) -> str:
+        known = value is not None and not math.isnan(value)
+        return with_interval(value, width if number(width) else None) if known and value is not None else ""
+
     def with_spread(mean: str, its_spread: str) -> list[str]:
-        pairs = zip(table[mean], table[its_spread], strict=True)
-        return [number(value) + (f" ± {width:.1f}" if number(width) else "") for value, width in pairs]
+        return [returned(*pair) for pair in zip(table[mean], table[its_spread], strict=True)]
+
+    def with_bounds(value: float, low: float, high: float) -> str:
+        if not number(low):
+            return returned(value)
+        decimals = decimals_of(value, (high - low) / 2)
+        return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
     columns = {
         "environment": table["environment"],
@@ -178,13 +188,10 @@ def shown(table: pd.DataFrame, spread: str) -> pd.DataFrame:
         "test return": with_spread("mean", spread),
         "sampled": with_spread("sampled", f"sampled {spread}"),
         "normalised": [number(value) for value in table["score"]],
-        "median": [number(value) for value in table["median"]],
-        "IQM": [
-            number(value) + (f" [{low:.1f}, {high:.1f}]" if number(low) else "")
-            for value, low, high in zip(table["IQM"], table["IQM low"], table["IQM high"], strict=True)
-        ],
-        "best val": [number(value) for value in table["best val"]],
-        "last val": [number(value) for value in table["last val"]],
+        "median": [returned(value) for value in table["median"]],
+        "IQM": [with_bounds(*of) for of in zip(table["IQM"], table["IQM low"], table["IQM high"], strict=True)],
+        "best val": [returned(value) for value in table["best val"]],
+        "last val": [returned(value) for value in table["last val"]],
         "steps": [f"{value:,}" if value else "" for value in table["steps"]],
     }
     for name, column in (("sampled", "sampled"), ("score", "normalised")):

@@ -157,6 +157,7 @@ def train(
     validate: Callable[[], dict[str, float]],
     validated: Sequence[str],
     test: Test,
+    item_ids: Sequence[int] | Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Fit an agent, test its best checkpoint and draw its curves. Returns the entries of the result.
 
@@ -164,8 +165,10 @@ def train(
         users: number of test users.
         validated: names of the metrics that `validate` returns.
         test: measures the best checkpoint: test_users, test_return, test_interval and more.
+        item_ids: a log's own ids, for the checkpoints; None without a log.
     """
     catalogue, protocol = env.catalogue(), {"seed": cfg.seed, "test_users": users}
+    ids = {} if item_ids is None else {"item_ids": list(item_ids)}
     # both scores are one if the agent does not explore
     by_sampled = cfg.validation.by == "sampled" and "val/return_sampled" in validated
     outcome = fit(
@@ -173,7 +176,7 @@ def train(
         data,
         folder=run.path,
         kind="agent",
-        config={**nodes_of(cfg), "catalogue": catalogue, "evaluation": protocol},
+        config={**nodes_of(cfg), "catalogue": catalogue, "evaluation": protocol, **ids},
         schedule=schedule,
         validate=validate,
         validated=validated,

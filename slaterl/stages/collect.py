@@ -23,7 +23,7 @@ from slaterl.config.logs import is_log
 from slaterl.console import note, with_interval
 from slaterl.data import trajectories
 from slaterl.errors import UserError
-from slaterl.evaluation.dataset_card import reference_returns, write_card
+from slaterl.evaluation.dataset_card import entries_of, reference_returns, write_card
 from slaterl.evaluation.medium import medium_checkpoint
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run, versions
@@ -98,11 +98,7 @@ def collect(cfg: DictConfig) -> Product:
             )
             return {
                 "dataset": dataset.name,
-                "item_embeddings": env.fingerprint,
-                "trajectories": len(data),
-                "turns": data.turns,
-                "return_mean": data.returns.mean().item(),
-                "return_std": data.returns.std().item() if len(data) > 1 else 0.0,
+                **entries_of(data, env.fingerprint),
                 **{f"{name}_return": value for name, value in returns.items()},
                 "checksum": metadata["checksum"],
                 "seconds": seconds,

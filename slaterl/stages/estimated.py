@@ -10,15 +10,15 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from slaterl.agents.base import Agent, LatentAgent
-from slaterl.agents.loading import load_policy
+from slaterl.agents.loading import Ids, check_items, load_policy
 from slaterl.config.build import parameters_of, plain, precision_spec, settings_of, simulator
 from slaterl.config.dataset import is_foreign
 from slaterl.console import note, progress, table
 from slaterl.data.trajectories import Trajectories
+from slaterl.data.vocabulary import item_ids
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
-from slaterl.evaluation.estimates import draw, rank_correlation
-from slaterl.evaluation.evaluate import evaluate
+from slaterl.evaluation.compared import cells, checkpoints_in, correlated, draw, row_of, tell_correlation
 from slaterl.evaluation.fqe import fitted_q_evaluation
 from slaterl.evaluation.user_model import Members
 from slaterl.rollout import Policy
@@ -58,12 +58,13 @@ def estimated(cfg: DictConfig) -> Product:
 
             return loaded
     else:
-        files = _files(cfg.checkpoint)
+        files = checkpoints_in(cfg.checkpoint, cfg.evaluation)
         spec["checkpoints"] = [fingerprint_of(file) for file in files]
         name = f"{files[0].parent.name.partition('-')[0]}"
 
         def load(env: Env) -> Callable[[], Named]:
-            found = [_policy(file, env) for file in files]
+            ids = item_ids(product_of(cfg, "collect").run.path, env.fingerprint)
+            found = [_policy(file, env, ids) for file in files]
             return lambda: found
 
     label = f"user_model-{name}-{cfg.dataset.name}-seed{cfg.seed}"
@@ -101,24 +102,9 @@ def estimator(
     return by_fqe
 
 
-def _files(given: str) -> list[Path]:
-    """Return a checkpoint, or those of a run's folder in the order of their steps."""
-    if not Path(given).is_dir():
-        return [Path(given)]
-    steps = sorted(Path(given).glob("*step*.ckpt"), key=lambda file: int(file.stem.rpartition("step")[2]))
-    files = [*steps, *Path(given).glob("best.ckpt")]
-    if not files:
-        raise UserError(f"checkpoint={given}: no checkpoints in this folder")
-    return files
-
-
-def _policy(file: Path, env: Env) -> tuple[str, str, int, Policy]:
+def _policy(file: Path, env: Env, ids: Ids) -> tuple[str, str, int, Policy]:
     loaded = load_policy(file, env.device)
-    for name in ("fingerprint", "num_items", "slate_size"):
-        there, here = getattr(loaded.env, name), getattr(env, name)
-        if there != here:
-            what = "its items are" if name == "fingerprint" else f"env.{name} is"
-            raise UserError(f"{file}: learned in another environment: {what} {there} there, but {here} here")
+    check_items(loaded, env, file, ids)  # a user model knows no other items
     return file.name, loaded.config["agent"]["name"], loaded.step, loaded.policy
 
 
@@ -128,23 +114,19 @@ def _make(cfg: DictConfig, env: Env, run: Run, model: Run, policies: Named) -> d
     with progress("estimates by the user model", len(policies), "policies") as show:
         for file, agent, step, policy in policies:
             found = members.estimate(policy, cfg.test_users, cfg.seed, "test")
-            row = {"checkpoint": file, "agent": agent, "step": step, "estimate": found.mean_return, **found.named("")}
-            row |= {"simulated": None, "simulated_interval": None}
-            if simulated:
-                served = evaluate(policy, env, cfg.test_users, cfg.seed, "test")
-                row |= {"simulated": served.mean_return, "simulated_interval": served.interval}
-            rows.append(row)
+            entries = {"estimate": found.mean_return, **found.named("")}
+            rows.append(row_of(file, agent, step, entries, policy, env if simulated else None, cfg))
             show(len(rows))
-    correlation = rank_correlation(rows) if simulated else None
+    correlation = correlated(rows)
     if simulated and len(rows) > 1:
-        draw(run.path / "user_model.png", rows, correlation, "the user model")
+        draw(run.path / "user_model.png", rows, correlation["rank_correlation"], "the user model")
     return {
         "evaluation": "user_model",
         "dataset": cfg.dataset.name,
         "seed": cfg.seed,
         "users": cfg.test_users,
         "user_model_run": model.digest,
-        "rank_correlation": correlation,
+        **correlation,
         "checkpoints": rows,
         "item_embeddings": env.fingerprint,
     }
@@ -154,18 +136,12 @@ def _show(run: Run) -> None:
     result = run.result()
     rows = []
     for row in result["checkpoints"]:
-        known = row["simulated"] is not None
-        shown = f"{row['simulated']:.1f} ± {row['simulated_interval']:.1f}" if known else ""
-        seen = f"{row['covered_cells']:.0%}, {row['covered_pairs']:.0%}" + (" !" if row["warning"] else "")
-        rows.append([row["checkpoint"], f"{row['step']:,}", _with(row), shown, seen])
+        shares = (row["covered_cells"], row["covered_pairs"], row.get("covered_slates"))
+        seen = ", ".join(f"{share:.0%}" for share in shares if share is not None) + (" !" if row["warning"] else "")
+        rows.append([*cells(row), seen])
     title = f"returns by the user model of {result['dataset']} data"
-    table(title, ["policy", "step", "estimate", "simulator", "items, pairs seen"], rows)
+    table(title, ["policy", "step", "estimate", "simulator", "items, pairs, slates seen"], rows)
     for row in result["checkpoints"]:
         if row["warning"]:
             note(f"warning: {row['checkpoint']}: {row['warning']}")
-    if result["rank_correlation"] is not None:
-        note(f"rank correlation of estimate and simulator: {result['rank_correlation']:.2f}")
-
-
-def _with(row: Mapping[str, Any]) -> str:
-    return f"{row['estimate']:.1f} ± {row['interval']:.1f}"
+    tell_correlation(result)

@@ -8,16 +8,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from slaterl.agents import exported
-from slaterl.agents.loading import check_items, policy_of, reader_of
-from slaterl.config.build import simulates, simulator
+from slaterl.agents.loading import policy_of, reader_of
+from slaterl.config.build import simulates
 from slaterl.config.check import given_keys
-from slaterl.config.logs import is_log
 from slaterl.console import note
 from slaterl.data.formats.checks import require_package
-from slaterl.data.vocabulary import Vocabulary
 from slaterl.errors import UserError
 from slaterl.runs.files import fingerprint_of, write_json
-from slaterl.runs.products import Make, Product, product_of
+from slaterl.runs.products import Make, Product
 from slaterl.runs.run import Run
 from slaterl.stages.elsewhere import refuse_own_parts
 from slaterl.training import checkpoints
@@ -27,18 +25,15 @@ CHECKED = {"users": 50, "turns": 20}
 
 
 def exported_policy(cfg: DictConfig) -> Product:
-    """Return the policy of `checkpoint` as files. With dataset=log, the log's own ids of the items go along."""
+    """Return the policy of `checkpoint` as files. If it learned from a log, the log's own ids of the items go along."""
     file, onnx, given = Path(cfg.checkpoint), cfg.export.onnx, given_keys()
     refuse_own_parts(file, given)
     for key in sorted(given):
-        if key.split(".")[0] in ("env", "click_model"):
-            raise UserError(f"{key}: a policy is exported for the items of its own environment; leave it out")
-        if key.split(".")[0] == "dataset" and not is_log(cfg.dataset):
-            raise UserError(f"{key}: a policy takes only the item ids of dataset=log; leave it out")
+        if key.split(".")[0] in ("env", "click_model", "dataset"):
+            raise UserError(f"{key}: a policy is exported for the items that it learned on; leave it out")
     state = checkpoints.load(file, "agent")
     config, step, content = state["config"], state["learner"]["step"], fingerprint_of(file)
-    dataset = product_of(cfg, "collect") if is_log(cfg.dataset) else None
-    spec = {"checkpoint": content, "onnx": onnx, "items": None if dataset is None else dataset.run.digest}
+    spec = {"checkpoint": content, "onnx": onnx}
     files = ("result.json", POLICY, ABOUT, *([ONNX] if onnx else []))
     name, env_name = f"{config['agent']['name']}-step{step}", config["env"]["name"]
     run = Run(Path(cfg.paths.root), "export", env_name, name, spec, products=files)
@@ -49,14 +44,11 @@ def exported_policy(cfg: DictConfig) -> Product:
                 require_package(package, "onnx", "export.onnx=true")
         loaded = policy_of(state, file)
         agent, env = reader_of(loaded, file), loaded.env
-        if dataset is not None:
-            check_items(loaded, simulator(cfg), file)
-        elif not simulates(config["env"]):
-            note("the policy shows numbers of items; dataset=log dataset.path=<file> adds the log's own ids")
+        items = config.get("item_ids")
+        if items is None and not simulates(config["env"]):
+            note("the policy shows numbers of items, because its checkpoint does not hold the log's own ids")
 
         def make() -> dict[str, Any]:
-            folder = None if dataset is None else dataset.run.path
-            items = None if folder is None else list(Vocabulary.load(folder, env.fingerprint).ids)
             program = exported.record(agent, env.slate_size, file)
             exported.save(program, run.path / POLICY)
             if onnx:
@@ -75,7 +67,7 @@ def exported_policy(cfg: DictConfig) -> Product:
 
         return make
 
-    return Product(run, cfg, begin, {} if dataset is None else {"dataset": dataset}, _show)
+    return Product(run, cfg, begin, {}, _show)
 
 
 def _show(run: Run) -> None:

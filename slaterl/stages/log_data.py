@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 
 from slaterl.agents.heuristics import EpsilonOracle
 from slaterl.config.build import env_spec, plain, simulator
-from slaterl.console import note, progress
+from slaterl.console import note, progress, with_interval
 from slaterl.data import trajectories
 from slaterl.errors import UserError
+from slaterl.evaluation.dataset_card import entries_of
 from slaterl.rollout import collect
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.runs.run import Run
@@ -65,18 +66,10 @@ def log_data(cfg: DictConfig) -> Product:
             behaviour = {"name": "epsilon_oracle", "epsilon": settings["epsilon"], "seed": seed}
             metadata = {"env": plain(cfg.env), "item_embeddings": env.fingerprint, "behaviours": [behaviour]}
             trajectories.save(run.path / trajectories.FILE, data, metadata)
-            returns = data.returns
-            mean = returns.mean().item()
-            note(f"logged data: {count:,} trajectories, mean return {mean:.1f}, in {seconds:.0f} s")
-            return {
-                "item_embeddings": env.fingerprint,
-                "trajectories": count,
-                "turns": data.turns,
-                "seed": seed,
-                "return_mean": mean,
-                "return_std": returns.std().item() if count > 1 else 0.0,
-                "seconds": seconds,
-            }
+            told = entries_of(data, env.fingerprint)
+            mean = with_interval(told["return_mean"], None)
+            note(f"logged data: {count:,} trajectories, mean return {mean}, in {seconds:.0f} s")
+            return {**told, "seed": seed, "seconds": seconds}
 
         return make
 

@@ -16,9 +16,9 @@ from slaterl.console import note, with_interval
 from slaterl.data import sessions, trajectories, vocabulary
 from slaterl.data.formats.checks import require_package
 from slaterl.data.formats.logs import read_log
-from slaterl.data.score import half_width
+from slaterl.data.groups import half_width_of_mean
 from slaterl.errors import UserError
-from slaterl.evaluation.dataset_card import write_card
+from slaterl.evaluation.dataset_card import entries_of, write_card
 from slaterl.runs.products import Make, Product, find_or_make, product_of
 from slaterl.runs.run import Run, versions
 
@@ -63,17 +63,12 @@ def logged(cfg: DictConfig) -> Product:
                 checksum=metadata["checksum"],
                 top_items=items.most_shown(LISTED),
             )
-            deviation = data.returns.std().item() if len(data) > 1 else 0.0
             sizes = (len(items), data.slates.shape[2], data.slates.shape[1] - 1)
             return {
                 "dataset": dataset.name,
                 **dict(zip(SIZES, sizes, strict=True)),
-                "item_embeddings": items.fingerprint,
-                "trajectories": len(data),
-                "turns": data.turns,
-                "return_mean": data.returns.mean().item(),
-                "return_std": deviation,
-                "return_interval": half_width(deviation, len(data)),
+                **entries_of(data, items.fingerprint),
+                "return_interval": half_width_of_mean(data.returns, data),
                 "checksum": metadata["checksum"],
                 "seconds": seconds,
             }

@@ -13,6 +13,7 @@ from slaterl.config.build import plain, validation_spec
 from slaterl.config.dataset import is_foreign, online_cfg
 from slaterl.console import note
 from slaterl.data import trajectories
+from slaterl.data.vocabulary import item_ids
 from slaterl.runs.products import Make, Product, product_of
 from slaterl.seeds import stream
 from slaterl.stages.agent import agent_inputs, agent_run, begin_agent, give_inputs, provenance, show_agent
@@ -64,7 +65,8 @@ def offline(cfg: DictConfig) -> Product:
             low, high = about.get("random_return"), _expert_return(cfg)
             judge = judge_of(cfg, env, agent, recorded, users_of, low, high)
             users = protocol["test_users"]
-            result = train_agent(cfg, run, env, agent, data, schedule, users, *judge)
+            ids = item_ids(dataset.run.path, env.fingerprint)
+            result = train_agent(cfg, run, env, agent, data, schedule, users, *judge, ids)
             return {
                 **result,
                 **provenance(inputs),

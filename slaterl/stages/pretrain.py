@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from slaterl.config.build import make as make_object
@@ -13,6 +12,7 @@ from slaterl.config.build import plain, precision_spec, pretraining_of, ranker_s
 from slaterl.config.dataset import source_of
 from slaterl.config.fits import is_gems
 from slaterl.data import trajectories
+from slaterl.data.groups import shuffled
 from slaterl.errors import UserError
 from slaterl.rankers.pretraining import GeMSPretraining, SlateData
 from slaterl.runs.products import Make, Product, product_of
@@ -58,7 +58,7 @@ def pretrain(cfg: DictConfig) -> Product:
             if cfg.logged_data.source == "dataset":
                 # A dataset holds one behaviour after the other, but the first trajectories are the held-out ones
                 # and span the action box.
-                data = data[torch.randperm(len(data), generator=stream(seed, "order of the dataset"))]
+                data = data[shuffled(data, stream(seed, "order of the dataset"))]
             slates = SlateData(
                 data.to(device),
                 learner,

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
-from slaterl.agents.base import Agent, BeliefPolicy
-from slaterl.agents.loading import check_items, load_policy
+from slaterl.agents.base import Agent
+from slaterl.agents.loading import item_numbers, load_policy, reader_of, renumbered
 from slaterl.config.build import plain, precision_spec, simulator
 from slaterl.console import note, progress, table
 from slaterl.data import trajectories
+from slaterl.data.vocabulary import item_ids
 from slaterl.envs.env import Env
 from slaterl.errors import UserError
-from slaterl.evaluation.estimates import checkpoints_in
+from slaterl.evaluation.compared import checkpoints_in
 from slaterl.evaluation.propensities import estimates, shares
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product, product_of
@@ -33,7 +35,7 @@ def by_propensities(cfg: DictConfig) -> Product:
 
     def begin() -> Make:
         env = simulator(cfg)
-        agents = {file: _agent(file, env) for file in files}
+        agents = {file: _agent(file, env, dataset.run.path) for file in files}
 
         def make() -> dict[str, Any]:
             data, metadata = trajectories.load(dataset.run.path / trajectories.FILE, num_items=env.num_items)
@@ -42,10 +44,11 @@ def by_propensities(cfg: DictConfig) -> Product:
                 raise UserError(f"evaluation=ips: dataset={cfg.dataset.name} holds no propensities; {column}")
             rows = []
             with progress("estimates by propensities", len(agents), "policies") as show:
-                for file, (agent, about) in agents.items():
+                for file, (agent, about, numbers, num_items) in agents.items():
+                    own = renumbered(data, numbers, num_items)
                     for sampled in (False, True) if agent.stochastic else (False,):
                         draw = stream(cfg.seed, "ips", env.device) if sampled else None
-                        found = shares(agent, data, draws=cfg.ips.draws, generator=draw)
+                        found = shares(agent, own, draws=cfg.ips.draws, generator=draw)
                         settings = {"resamples": cfg.ips.resamples, "generator": stream(cfg.seed, "bootstrap")}
                         by = {name: asdict(one) for name, one in estimates(data, *found, **settings).items()}
                         rows.append({"checkpoint": file.name, **about, "sampled": sampled, "estimates": by})
@@ -65,18 +68,20 @@ def by_propensities(cfg: DictConfig) -> Product:
     return Product(run, cfg, begin, {"dataset": dataset}, _show)
 
 
-def _agent(file: Path, env: Env) -> tuple[Agent, dict[str, Any]]:
-    """Load the agent of a checkpoint, and its name and step.
+def _agent(file: Path, env: Env, dataset: Path) -> tuple[Agent, dict[str, Any], Tensor | None, int]:
+    """Load the agent of a checkpoint, its name and step, the numbers of its items, and their count.
+
+    Args:
+        dataset: folder of the data, which has the ids of a log's items.
 
     Raises:
         UserError: it reads the simulator's hidden state, or learned on other items.
     """
     loaded = load_policy(file, env.device)
-    name = loaded.config["agent"]["name"]
-    if not isinstance(loaded.policy, BeliefPolicy) or loaded.policy.agent.sees_hidden:
-        raise UserError(f"{file}: agent={name} reads its users' hidden state, which no dataset shows to a policy")
-    check_items(loaded, env, file)
-    return loaded.policy.agent, {"agent": name, "step": loaded.step}
+    agent = reader_of(loaded, file)
+    numbers = item_numbers(loaded, env, file, item_ids(dataset, env.fingerprint))
+    about = {"agent": loaded.config["agent"]["name"], "step": loaded.step}
+    return agent, about, numbers, loaded.env.num_items
 
 
 def _show(run: Run) -> None:

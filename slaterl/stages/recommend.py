@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from slaterl.agents.loading import check_items, policy_of, reader_of
+from slaterl.agents.loading import item_numbers, policy_of, reader_of, renumbered
 from slaterl.agents.next_slates import next_slates
 from slaterl.config.build import precision_spec, settings_of, simulator
 from slaterl.config.check import given_keys
@@ -19,7 +19,7 @@ from slaterl.console import note, progress
 from slaterl.data import recommendations, trajectories
 from slaterl.data.formats.checks import require_package
 from slaterl.data.sessions import Sessions
-from slaterl.data.vocabulary import Vocabulary
+from slaterl.data.vocabulary import item_ids
 from slaterl.errors import UserError
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product, product_of
@@ -49,24 +49,26 @@ def recommend(cfg: DictConfig) -> Product:
         env = simulator(cfg)
         loaded = policy_of(state, file, env.device)
         acting = reader_of(loaded, file)
-        check_items(loaded, env, file)
+        learned = item_ids(dataset.run.path, env.fingerprint)
+        numbers = item_numbers(loaded, env, file, learned)
+        shown = learned if numbers is None else loaded.config["item_ids"]
 
         def make() -> dict[str, Any]:
             started = time.perf_counter()
             folder = dataset.run.path
             data, metadata = trajectories.load(folder / trajectories.FILE, num_items=env.num_items)
-            items = Vocabulary.load(folder, metadata["items"]) if is_log(cfg.dataset) else None
+            data = renumbered(data, numbers, loaded.env.num_items)
             sessions = Sessions.load(folder, metadata["sessions"]) if is_log(cfg.dataset) else None
             generator = stream(cfg.seed, "recommend", env.device) if settings["sample"] else None
             with progress("recommend", len(data), "sessions") as show:
                 slates = next_slates(acting, data, generator=generator, on_progress=show)
             how = {"form": settings["form"], "format": settings["format"]}
-            recommendations.write(run.path / table, slates, items, sessions, **how)
+            recommendations.write(run.path / table, slates, shown, sessions, **how)
             newcomer = None
-            if items is not None:  # all sessions of a log begin with the same frame
+            if shown is not None:  # all sessions of a log begin with the same frame
                 start = replace(data[:1], lengths=torch.zeros(1, dtype=torch.int32))
                 first = next_slates(acting, start, generator=generator)
-                newcomer = [items.ids[item] for item in first[0].tolist()]
+                newcomer = [shown[item] for item in first[0].tolist()]
             return {
                 "agent": agent,
                 "step": step,

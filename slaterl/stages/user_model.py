@@ -91,7 +91,7 @@ def user_model(cfg: DictConfig) -> Product:
             best = checkpoints.load(run.path / "best.ckpt", "user_model_training")["learner"]
             learner.load_state_dict(best["module"])
             plot_curves(run.path / "curves.png", run.path / "metrics.csv", CURVES)
-            seen = coverage_of(sessions.training, env.num_items, settings["covered"])
+            seen = coverage_of(sessions.training, env.num_items, settings["covered"], sessions.held_out)
             least, first = settings["covered"], stream(seed, "first frames")
             save_user_model(run.path / FILE, members_of(learner), data, seen, least, config, first)
             found = {"env": env.name, "dataset": cfg.dataset.name, **settings}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from slaterl.data.groups import bootstrap, boundary, shuffled
 from slaterl.data.trajectories import Trajectories
 from slaterl.errors import UserError
 from slaterl.seeds import stream
@@ -120,7 +121,8 @@ class Ensemble(Learner):
 class Sessions(Epochs):
     """The sessions of a dataset in three parts: to train on, to stop by, and to report on.
 
-    Each member trains on its own bootstrap sample: as many sessions as the training part, drawn with replacement.
+    Each member trains on its own bootstrap sample: as many sessions as the training part, drawn with replacement. The
+    pieces of one user are in one part, and are drawn together.
 
     Args:
         data: on the learner's device.
@@ -146,20 +148,23 @@ class Sessions(Epochs):
         source: str,
     ) -> None:
         held = max(1, round(len(data) * holdout / 2))
-        if 2 * held >= len(data):
-            raise UserError(
-                f"{source}: too few sessions ({len(data)}); user_training.holdout={holdout} keeps {held} to stop by "
-                f"and {held} for the test, and leaves none to train on"
-            )
         # a dataset holds one behaviour after the other, and every part needs all of them
-        order = torch.randperm(len(data), generator=stream(seed, "parts of the sessions")).to(learner.device)
-        self.held_out, self.test = data[order[:held]], data[order[held : 2 * held]]
-        self.training = data[order[2 * held :]]
+        order = shuffled(data, stream(seed, "parts of the sessions")).to(learner.device)
+        mixed = data[order]
+        first = boundary(mixed, held)
+        second = boundary(mixed, first + held)
+        if second >= len(data):
+            raise UserError(
+                f"{source}: too few sessions ({len(data)}); user_training.holdout={holdout} keeps {first} to stop by "
+                f"and {second - first} for the test, and leaves none to train on"
+                + ("; pieces of one user stay together" if data.group is not None else "")
+            )
+        self.held_out, self.test, self.training = mixed[:first], mixed[first:second], mixed[second:]
         count = len(self.training)
         super().__init__(learner, count, batch_size=batch_size, epochs=1, seed=seed)
         self.max_steps = max_steps
-        drawn = torch.randint(count, (len(learner.members), count), generator=stream(seed, "bootstrap samples"))
-        self.samples = drawn.to(learner.device)
+        generator = stream(seed, "bootstrap samples")
+        self.samples = torch.stack([bootstrap(self.training, generator) for _ in learner.members]).to(learner.device)
 
     def take(self, index: Tensor) -> list[Trajectories]:
         """Return B sessions for each member: those at the places `index` of its sample."""
@@ -172,5 +177,6 @@ def members_of(learner: Ensemble) -> list[ClickModel]:
 
 
 def sessions_of(data: Trajectories) -> Trajectories:
-    """Return what a user model reads of trajectories: frames and lengths, but nothing of the policies."""
-    return Trajectories(data.slates, data.clicks, lengths=data.lengths, truncated=data.truncated)
+    """Return what a user model reads of trajectories: frames, lengths and groups, but nothing of the policies."""
+    of = {name: getattr(data, name) for name in ("slates", "clicks", "lengths", "truncated", "group")}
+    return Trajectories(**of)

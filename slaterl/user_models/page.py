@@ -18,17 +18,27 @@ from slaterl.user_models.quality import BASELINES
 OWN = "user model"
 
 
+def doubt(result: Mapping[str, Any]) -> str | None:
+    """Say why estimates by a user model say nothing; None if it predicts better than the baselines, beyond chance."""
+    gain = result["advantage"]
+    if gain["interval"] is None:
+        return "one test session cannot tell whether the user model is any good"
+    if gain["mean"] > gain["interval"]:
+        return None
+    return "the user model does not beat the baselines, so its estimates say nothing"
+
+
 def verdict(result: Mapping[str, Any]) -> str:
     """Say in one line whether the model predicts better than the baselines, beyond chance."""
     name, gain = result["best_baseline"], result["advantage"]
     loss, other = result["quality"]["log_loss"], result["baselines"][name]["log_loss"]
     compared = f"log-loss {loss:.5f}, and {other:.5f} by the {BASELINES[name]}"
-    if gain["interval"] is None:
-        return f"**One test session cannot tell whether the user model is any good**: {compared}."
-    compared += f" (difference {gain['mean']:.5f} ± {gain['interval']:.5f})"
-    if gain["mean"] > gain["interval"]:
+    if gain["interval"] is not None:
+        compared += f" (difference {gain['mean']:.5f} ± {gain['interval']:.5f})"
+    why_not = doubt(result)
+    if why_not is None:
         return f"The user model beats all three baselines on sessions that it has not seen: {compared}."
-    return f"**The user model does not beat the baselines, so its estimates say nothing**: {compared}."
+    return f"**{why_not[0].upper()}{why_not[1:]}**: {compared}."
 
 
 def as_markdown(result: Mapping[str, Any], picture: str = "user_model.png") -> str:
@@ -68,7 +78,8 @@ def as_markdown(result: Mapping[str, Any], picture: str = "user_model.png") -> s
         "## What the data have seen",
         f"{result['known_cells']:.1%} of all {result['cells']:,} pairs of an item and a rank were shown at least "
         f"{result['covered']} times. Of what the test sessions show, {result['covered_cells']:.1%} of the items at "
-        f"their ranks and {result['covered_pairs']:.1%} of the pairs of items in a slate were shown as often.",
+        f"their ranks and {result['covered_pairs']:.1%} of the pairs of items in a slate were shown as often. "
+        f"{result['covered_slates']:.1%} of their slates join no stranger items than 95 % of other held-out slates do.",
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from slaterl.data.groups import summed
 from slaterl.data.trajectories import Trajectories
 
 BINS = 10  # of a calibration curve, with equally many predictions
@@ -105,14 +106,15 @@ def advantage(chance: Tensor, other: Tensor, data: Trajectories) -> dict[str, fl
 
     Returns:
         mean: how much lower the first one's log-loss is, mean over impressions.
-        interval: half-width of its 95 % interval over sessions; None for a single one.
+        interval: half-width of its 95 % interval over sessions, or users with several; None for a single one.
     """
     mask = data.mask.double().unsqueeze(2)
     clicks = data.clicks[:, 1:].double()
     gain = (_surprise(other.double(), clicks) - _surprise(chance.double(), clicks)).mul_(mask).sum((1, 2))
-    count, size = len(gain), mask.sum() * clicks.shape[2]
+    size = mask.sum() * clicks.shape[2]
     mean = gain.sum() / size
-    rest = gain - mean * mask.sum((1, 2)) * clicks.shape[2]  # a ratio of two sums over sessions
+    rest = summed(gain - mean * mask.sum((1, 2)) * clicks.shape[2], data)  # a ratio of two sums over sessions
+    count = len(rest)
     if count == 1:
         return {"mean": mean.item(), "interval": None}
     return {"mean": mean.item(), "interval": 1.96 * (rest.std() * math.sqrt(count) / size).item()}

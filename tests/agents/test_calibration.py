@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from slaterl.agents.offline.base import with_actions, with_labels
+from slaterl.agents.offline.base import OfflineAgent, with_actions, with_labels
 from slaterl.agents.offline.calibration import calibrate, overlap, read_latents
+from slaterl.agents.offline.recorded import OfflineData
+from slaterl.beliefs.mean import MeanBelief
 from slaterl.data.trajectories import Trajectories
+from slaterl.evaluation.fqe import with_places
 from slaterl.rankers.base import Ranker
 from slaterl.seeds import stream
 
@@ -100,3 +103,77 @@ def test_rankers_that_ignore_the_scale_of_actions_are_not_calibrated(monkeypatch
     data = Trajectories(slates, torch.zeros_like(slates))
     labels, plain = with_labels(data, ranker).actions, with_actions(data, ranker).actions
     assert labels is not None and plain is not None and torch.equal(labels, plain)
+
+
+class Labelled(OfflineAgent):
+    """Prepares data and learns nothing."""
+
+    TERMS = ()
+
+    def __init__(self) -> None:
+        sizes = dict(num_items=ITEMS, slate_size=WIDTH, item_dim=2, hidden_dim=2, decay=0.9)
+        super().__init__(Rounding(), lambda: MeanBelief(**sizes), stream(0, "updates"))
+
+
+def batches_of(agent: Labelled, data: Trajectories) -> OfflineData:
+    return OfflineData(data, agent, max_steps=1, batch_size=3, batches=stream(0, "batches"))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_resumed_run_learns_the_labels_that_its_checkpoint_has_the_box_of(
+    recorded: bool, old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine sums in another order, so another round of the calibration can show the items best."""
+    ranker, latent = Rounding(), inputs(280).view(40, 7, WIDTH)
+    slates = ranker.rank(latent)
+    data = Trajectories(slates, torch.zeros_like(slates))
+    data.actions = ranker.to_action(latent[:, 1:]) if recorded else None
+    first = Labelled()
+    before = batches_of(first, data)
+    next(iter(before.train_dataloader()))
+    saved = {"learner": first.state_dict(), "data": before.state_dict()}
+    if old:  # of a version that did not keep the calibration
+        del saved["data"]["prepared"]
+    else:
+        monkeypatch.setattr("slaterl.agents.offline.base.calibrate", lambda *given: pytest.fail("computed anew"))
+        monkeypatch.setattr("slaterl.agents.offline.base._spread", lambda *given: (torch.ones(3), torch.ones(3)))
+    second = Labelled()
+    after = batches_of(second, data)
+    second.load_state_dict(saved["learner"])
+    after.load_state_dict(saved["data"])
+    assert torch.equal(after.data.actions, before.data.actions)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    again = after.state_dict()["prepared"]  # it can be resumed once more
+    assert all(torch.equal(value, again[name]) for name, value in before.state_dict()["prepared"].items())
+
+
+def test_slates_that_the_encoder_places_beside_the_box_are_told_apart() -> None:
+    """Fitted Q evaluation and the context of the Decision Transformer read slates, whose labels are calibrated."""
+    ranker, latent = Rounding(), inputs(280).view(40, 7, WIDTH)
+    slates = ranker.rank(latent)
+    agent = Labelled()
+    agent.prepare(Trajectories(slates, torch.zeros_like(slates)))
+    shown = slates[:, 1:].flatten(0, 1)
+    clipped, placed = agent.ranker.action_of(shown), agent.ranker.place_of(shown)
+    assert (clipped[:, 0] == -1).float().mean() > 0.5  # whatever they show
+    assert torch.equal(torch.where(placed.abs() <= 1, placed, clipped), clipped)
+    for slot in range(WIDTH):
+        assert len(placed[:, slot].unique()) == len(shown[:, slot].unique())
+
+
+def test_a_dimension_without_width_has_one_place() -> None:
+    ranker = Rounding()
+    ranker.set_box(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 2.0, 2.0]))
+    placed = ranker.place_of(torch.tensor([[3, 40, 40], [60, 40, 41]]))
+    assert placed.isfinite().all() and (placed[:, 0] == 0).all() and placed[0, 2] != placed[1, 2]
+
+
+def test_fitted_q_evaluation_reads_more_than_the_box_holds() -> None:
+    ranker, latent = Rounding(), inputs(280).view(40, 7, WIDTH)
+    slates = ranker.rank(latent)
+    data = Trajectories(slates, torch.zeros_like(slates))
+    agent = Labelled()
+    agent.prepare(data)
+    found = with_places(data, agent.ranker).actions
+    assert found is not None and found.abs().max() > 1.5

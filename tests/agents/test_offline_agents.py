@@ -38,7 +38,7 @@ from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
-from slaterl.evaluation.fqe import policy_actions
+from slaterl.evaluation.fqe import policy_actions, with_places
 from slaterl.networks import EDGE, log_prob_of
 from slaterl.paths import CONF
 from slaterl.rollout import rollout
@@ -647,7 +647,7 @@ def test_estimates_write_a_policys_actions_as_the_datas() -> None:
     agent, env = tiny(BC), tiny_env()
     data = rollout(agent.policy(), env, 6, generator=torch.Generator().manual_seed(3), deterministic=True)
     # Not to the bit: one call encodes a turn of all users, the other all turns.
-    torch.testing.assert_close(policy_actions(agent, data), with_actions(data, agent.ranker).actions)
+    torch.testing.assert_close(policy_actions(agent, data), with_places(data, agent.ranker).actions)
 
 
 def test_top_fraction_is_the_trajectories_of_the_largest_returns() -> None:
@@ -1051,7 +1051,7 @@ def test_decision_transformer_equals_the_derivation() -> None:
     agent, batch = tiny_transformer(), tiny_trajectories(BATCH)
     assert batch.actions is not None
     before, action, rewards = arrays(agent), batch.actions.double().numpy(), rewards_of(batch)
-    read_back = with_actions(batch, agent.ranker).actions
+    read_back = with_places(batch, agent.ranker).actions
     assert read_back is not None
     shown = read_back.double().numpy()  # the context holds these, and not the labels
     drawn = torch.rand(BATCH, 1, generator=copy_of(agent.generators["update"])).flatten()
@@ -1100,7 +1100,7 @@ def test_decision_transformer_has_not_seen_what_it_is_to_choose(column: str) -> 
 def test_decision_transformer_acts_as_it_was_trained(context: int) -> None:
     """Acting on a recorded trajectory, with its return as the target, gives the actions predicted from the record."""
     agent, data = tiny_transformer(context=context), tiny_trajectories(1)
-    data = with_actions(data, agent.ranker)
+    data = with_places(data, agent.ranker)
     assert data.actions is not None
     agent.target_return.copy_(data.returns[0])
     to_go = data.rewards.flip(1).cumsum(1).flip(1)

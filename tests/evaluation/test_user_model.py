@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from scipy import stats
 
 from slaterl.agents.heuristics import ConstantSlate
-from slaterl.evaluation.user_model import Members, mean_and_interval
+from slaterl.evaluation.user_model import Estimate, Members, mean_and_interval
 from slaterl.rollout import rollout
 from slaterl.seeds import stream
+from slaterl.user_models.coverage import Coverage, coverage_of
 from slaterl.user_models.env import LearnedEnv
+from slaterl.user_models.saved import build_member, save_user_model
 from tests.helpers import ITEMS, SLOTS, TURNS
-from tests.user_models.made import save_tiny_user_model
+from tests.user_models.made import NODE, families, save_tiny_user_model
 
 CPU = torch.device("cpu")
 
@@ -76,3 +79,31 @@ def test_a_warning_names_what_the_data_lack(file: Path) -> None:
     assert f"(most of all item {lacking} at rank 3)" in warning
     share, warning = estimate(slate)
     assert share == 1 and (warning is None or "rank" not in warning)
+
+
+def test_a_warning_names_slates_whose_items_are_known_alone(tmp_path: Path) -> None:
+    data, held_out = (families(count, seed) for seed, count in enumerate((600, 50)))
+    sizes = {"num_items": 30, "slate_size": 5, "leaves": False}
+    node = {**NODE, "item_dim": 2, "hidden_dim": 2, "slot_dim": 2}
+    ids = [f"SKU-{item}" for item in range(30)]
+    config = {"user_model": node, "items": "0123456789abcdef", "episode_length": 3, "item_ids": ids, **sizes}
+    members = [build_member(node, sizes) for _ in range(2)]
+    save = partial(save_user_model, members=members, data=data, least=10, config=config)
+    save(tmp_path / "new.ckpt", coverage=coverage_of(data, 30, 10, held_out), generator=stream(0, "first"))
+    old = Coverage(*coverage_of(data, 30, 10)[:2])
+    save(tmp_path / "old.ckpt", coverage=old, generator=stream(0, "first"))
+
+    def estimate(file: str, slate: list[int]) -> Estimate:
+        policy = ConstantSlate(slate=slate, num_items=30, slate_size=5)
+        return Members(tmp_path / file, 2, CPU).estimate(policy, 4, seed=0, name="test")
+
+    unknown = ConstantSlate(slate=[5, 6, 7, 8, 9], num_items=30, slate_size=5)
+    doubted = Members(tmp_path / "new.ckpt", 2, CPU, "it is no good").estimate(unknown, 4, seed=0, name="test")
+    assert doubted.warning == "it is no good"
+    known = estimate("new.ckpt", [5, 6, 7, 8, 9])
+    assert known.covered_slates == 1 and known.warning is None
+    found = estimate("new.ckpt", [0, 5, 1, 6, 2])
+    assert found.covered_slates == 0 and found.covered_cells == found.covered_pairs == 1
+    assert found.warning is not None and found.warning.startswith("100% of its slates are further from the data")
+    assert "hardly together, such as SKU-" in found.warning
+    assert estimate("old.ckpt", [0, 5, 1, 6, 2]).covered_slates is None

@@ -115,8 +115,17 @@ def test_a_checkpoint_knows_its_log(learned: tuple[Path, Path], tmp_path: Path) 
     assert result["checkpoints"][0]["simulated"] is None and result["rank_correlation"] is None
     other = tmp_path / "other.csv"
     other.write_text(path.read_text().replace("SKU-11", "SKU-12"))
-    with pytest.raises(UserError, match=r"best.ckpt: learned on the item embeddings"):
-        make(home, other, "stage=evaluate", "evaluation=fqe", f"checkpoint='{checkpoint}'", "agent=iql")
+    for evaluation in ("fqe", "user_model"):
+        with pytest.raises(
+            UserError, match=r"best.ckpt: learned from a log without the item SKU-12 \(1 of the 12 items"
+        ):
+            make(home, other, "stage=evaluate", f"evaluation={evaluation}", f"checkpoint='{checkpoint}'", "agent=iql")
+    rows = [row for row in path.read_text().splitlines() if "SKU-00" not in row]
+    other.write_text("\n".join(rows) + "\n")
+    ragged = [f"checkpoint='{checkpoint}'", "agent=iql", "dataset.ragged=drop", "stage=evaluate"]
+    make(tmp_path, other, *ragged, "evaluation=fqe")
+    with pytest.raises(UserError, match=r"shows the item SKU-00, which other does not have \(1 of 12 items\)"):
+        make(tmp_path, other, *ragged, "evaluation=user_model")
 
 
 def test_without_an_estimate_the_last_checkpoint_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

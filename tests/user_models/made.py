@@ -73,6 +73,17 @@ def toy_log(count: int, seed: int = 0) -> Trajectories:
     )
 
 
+def families(count: int, seed: int, strays: float = 0.2) -> Trajectories:
+    """Slates of items 0..4 or of items 5..9 in any order; a share of `strays` shows any of 30 items."""
+    generator = stream(seed, "families")
+    family = torch.rand(count, 20, 5, generator=generator).argsort(-1)
+    family = family + 5 * torch.randint(2, (count, 20, 1), generator=generator)
+    any_items = torch.rand(count, 20, 30, generator=generator).argsort(-1)[..., :5]
+    slates = torch.where(torch.rand(count, 20, 1, generator=generator) < strays, any_items, family)
+    slates = torch.cat([torch.zeros_like(slates[:, :1]), slates], 1)
+    return Trajectories(slates, torch.zeros_like(slates))
+
+
 def save_tiny_user_model(path: Path, members: int = 3) -> Path:
     """A file with untrained members, as stage=user_model writes it."""
     data = tiny_sessions()

@@ -210,7 +210,7 @@ class OfflineActorCritic(OfflineAgent):
         if over > least and not self.warned:
             self.warned = True
             note(
-                f"warning: step {step:,}: value/over_return is {over:.1f}, above {least:.1f}, twice the mean "
+                f"warning: step {step:,}: value/over_return is {over:.3g}, above {least:.3g}, twice the mean "
                 "discounted return of the data; unless the policy returns three times as much, its critics overestimate"
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -65,11 +65,38 @@ class OfflineAgent(LatentAgent):
         self.actor_belief = of_frames(belief) if self.LEARNS_FROM == "dataset" else belief()
         self.register_buffer("data_low", torch.full((ranker.action_dim,), -1.0))
         self.register_buffer("data_high", torch.full((ranker.action_dim,), 1.0))
+        self.found: dict[str, Tensor] | None = None  # by `prepare`
+        self.given: Mapping[str, Tensor] | None = None  # the same of an earlier start, in a resumed run
+        self.box: tuple[Tensor, Tensor] | None = None  # then also the fitted box: center and half-width
 
     @torch.no_grad()
     def prepare(self, data: Trajectories) -> Trajectories:
         """Called once before training: fits the action box to the actions [N, H, A], read from slates if missing."""
-        return self.fit_box(data if data.actions is not None else with_labels(data, self.ranker))
+        self.found = None
+        found = self.preparation() if self.given is None else dict(self.given)
+        self.ranker.center.copy_(found["center"])
+        self.ranker.half_width.copy_(found["half_width"])
+        if data.actions is None:
+            if self.ranker.PRETRAINED and "weight" not in found:
+                found["weight"], found["bias"] = calibration_of(data, self.ranker)
+            data = with_labels(data, self.ranker, (found["weight"], found["bias"]) if "weight" in found else None)
+        self.found = found
+        return self.fit_box(data)
+
+    def preparation(self) -> dict[str, Tensor]:
+        """Return the ranker's own box [A] (center and half_width), and the calibration of the labels if they have one.
+
+        The labels follow from these: see `Calibration`.
+        """
+        if self.found is not None:
+            return dict(self.found)
+        return {"center": self.ranker.center.clone(), "half_width": self.ranker.half_width.clone()}
+
+    def prepare_again(self, data: Trajectories, found: Mapping[str, Tensor]) -> Trajectories:
+        device = self.ranker.center.device
+        self.given = {name: value.to(device) for name, value in found.items()}
+        self.box = (self.ranker.center.clone(), self.ranker.half_width.clone())
+        return super().prepare_again(data, found)
 
     def fit_box(self, data: Trajectories) -> Trajectories:
         """Fit the ranker's box to actions [N, H, A] of the old box. Return the data with actions of the new box."""
@@ -80,6 +107,9 @@ class OfflineAgent(LatentAgent):
         bounds = self.ranker.to_latent(torch.stack([center - reach, center + reach]).clamp(-1, 1))
         latent = self.ranker.to_latent(data.actions)
         self.ranker.set_box(*bounds)
+        if self.box is not None:  # of the checkpoint that a run resumes from
+            self.ranker.center.copy_(self.box[0])
+            self.ranker.half_width.copy_(self.box[1])
         actions = self.ranker.to_action(latent)
         deviation, center = _spread(actions, mask)
         self.data_low.copy_(center - 2 * deviation)
@@ -123,14 +153,26 @@ def with_actions(data: Trajectories, ranker: Ranker) -> Trajectories:
 
 
 @torch.no_grad()
-def with_labels(data: Trajectories, ranker: Ranker) -> Trajectories:
+def with_labels(data: Trajectories, ranker: Ranker, calibration: tuple[Tensor, Tensor] | None = None) -> Trajectories:
     """Add the actions [N, H, A] in [-1, 1] that a ranker reads from the slates, calibrated on them (`calibrate`).
 
     Rankers in the space of item embeddings are not calibrated: their slates do not depend on the scale of an action, so
     nothing would keep the fitted Gaussian from shrinking.
+
+    Args:
+        calibration: weight [A, A] and bias [A] of an earlier one; None fits one to the data.
     """
     if not ranker.PRETRAINED:
         return with_actions(data, ranker)
+    weight, bias = calibration or calibration_of(data, ranker)
+    slates = data.slates[:, 1:].flatten(0, 1)
+    actions = [ranker.to_action(read_latents(ranker, part) @ weight + bias) for part in slates.split(25_600)]
+    return dataclasses.replace(data, actions=torch.cat(actions).unflatten(0, (len(data), -1)))
+
+
+@torch.no_grad()
+def calibration_of(data: Trajectories, ranker: Ranker) -> tuple[Tensor, Tensor]:
+    """Calibrate labels on slates of the data, and say how well they fit. Returns weight [A, A] and bias [A]."""
     slates = data.slates[:, 1:].flatten(0, 1)
     valid = data.mask.flatten().nonzero().squeeze(1)
     spread_out = torch.linspace(0, len(valid) - 1, min(len(valid), CALIBRATED_ON), dtype=torch.float64).long()
@@ -145,11 +187,7 @@ def with_labels(data: Trajectories, ranker: Ranker) -> Trajectories:
             "warning: this is less than half, so a Gaussian policy through this ranker cannot imitate the data; "
             "agent=slate_bc can"
         )
-    actions = [
-        ranker.to_action(read_latents(ranker, part) @ calibration.weight + calibration.bias)
-        for part in slates.split(25_600)
-    ]
-    return dataclasses.replace(data, actions=torch.cat(actions).unflatten(0, (len(data), -1)))
+    return calibration.weight, calibration.bias
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:

@@ -74,7 +74,8 @@ class DecisionTransformer(OfflineAgent):
     session, rather than for good actions.
 
     When acting, the return to go is `target_return` minus the clicks so far. The ranker reads the actions of the
-    context from the shown slates, in training as well, whichever labels a_t there are (see OfflineAgent).
+    context from the shown slates, in training as well, whichever labels a_t there are (see OfflineAgent). They are
+    neither clipped nor calibrated: a calibration is linear, and so is the layer that embeds them.
 
     Args:
         ranker, generator: see OfflineAgent.
@@ -187,7 +188,7 @@ class DecisionTransformer(OfflineAgent):
 
     def shown_actions(self, context: Context) -> Tensor:
         """Read the action after each frame of a context from the next frame, [B, K, A]. The last one means nothing."""
-        return self.ranker.action_of(context.slates.flatten(0, 1)).unflatten(0, context.turn.shape).roll(-1, dims=1)
+        return self.ranker.place_of(context.slates.flatten(0, 1)).unflatten(0, context.turn.shape).roll(-1, dims=1)
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step on a window of K turns of each of B trajectories, which starts at a random turn."""

@@ -15,6 +15,9 @@ from slaterl.data.trajectories import Trajectories
 class OfflineData(L.LightningDataModule):
     """Yield a batch for each update until `max_steps`. A step is an update.
 
+    The agent prepares the data when training begins. A resumed run takes what its checkpoint says of that: labels that
+    are computed again can differ on another machine, and would not fit the action box in the checkpoint.
+
     Args:
         data: the trajectories, on the agent's device; `agent.prepare` may select some of them.
         agent: the agent to train.
@@ -27,13 +30,22 @@ class OfflineData(L.LightningDataModule):
         self, data: Trajectories, agent: Agent, *, max_steps: int, batch_size: int, batches: torch.Generator
     ) -> None:
         super().__init__()
-        self.agent, self.data = agent, agent.prepare(data)
+        self.agent, self.recorded = agent, data
+        self.prepared: Trajectories | None = None
+        self.found = agent.preparation()  # older checkpoints have none; their ranker starts with the same box
         self.max_steps, self.batch_size, self.batches = max_steps, batch_size, batches
         self.measures: Mapping[str, float] = {}
 
     @property
     def counters(self) -> Mapping[str, int]:
         return {"updates": self.agent.step}
+
+    @property
+    def data(self) -> Trajectories:
+        """The prepared trajectories."""
+        if self.prepared is None:
+            self.prepared = self.agent.prepare(self.recorded)
+        return self.prepared
 
     def train_dataloader(self) -> OfflineData:
         return self
@@ -47,7 +59,9 @@ class OfflineData(L.LightningDataModule):
             yield self.data[places[: self.batch_size]]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": self.batches.get_state()}
+        return {"batches": self.batches.get_state(), "prepared": self.agent.preparation()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state after the agent has its own."""
+        self.prepared = self.agent.prepare_again(self.recorded, state.get("prepared", self.found))
         self.batches.set_state(state["batches"])

@@ -33,6 +33,13 @@ KNOWN = {
 }  # fmt: skip
 
 
+FORMS = {
+    "long": "a row an item",
+    "wide": "a row a slate, a column a slot",
+    "lists": "a row a slate, in lists",
+}
+
+
 @dataclass(frozen=True)
 class Layout:
     """Names of a log's columns.
@@ -63,7 +70,7 @@ class Layout:
 
 
 def layout_of(where: str, found: Sequence[str], given: Mapping[str, Any], timed: bool) -> Layout:
-    """Find out which column holds what.
+    """Find out which column holds what, and use every column that was named.
 
     Args:
         found: names of the file's columns.
@@ -71,9 +78,22 @@ def layout_of(where: str, found: Sequence[str], given: Mapping[str, Any], timed:
         timed: whether a time is needed, for session_gap; else a turn number is preferred.
 
     Raises:
-        UserError: a column that was named does not exist, or none has a known name.
+        UserError: a column that was named does not exist or has no use, or none has a known name.
     """
     of = _Finder(where, found, given)
+    of.check_names()
+    layout = _layout_of(where, of, given, timed)
+    shown = ("slate", "clicks") if layout.form == "lists" else ("item", "click")
+    own: dict[str, tuple[str | None, ...]] = dict(zip(shown, (layout.item, layout.click), strict=True))
+    own |= {"session": layout.session, "turn": (layout.turn,), "clicked": (layout.clicked,)}
+    own |= {"position": (layout.position,), "propensity": layout.propensity}
+    for role, named in given.items():
+        if named is not None and not any(own.get(role, ())):
+            raise of.unused(role, named, FORMS[layout.form])
+    return layout
+
+
+def _layout_of(where: str, of: _Finder, given: Mapping[str, Any], timed: bool) -> Layout:
     session, turn = of.several("session"), of.one("turn", (*TIMES, *TURNS) if timed else None)
     if not session:
         raise of.missing("session", "a session or a user")
@@ -90,10 +110,11 @@ def layout_of(where: str, found: Sequence[str], given: Mapping[str, Any], timed:
     if slots:
         if not slot_clicks and not clicked:
             raise of.missing("click", f"the clicks on {slots[0]}, {slots[1]}, ...")
-        if not clicked and len(slots) != len(slot_clicks):
-            counts = f"{len(slots)} columns of items ({slots[0]}, ...), {len(slot_clicks)} of clicks"
-            raise UserError(f"{where}: found {counts}; expected a column of clicks for each slot")
         chances = of.numbered("propensity")
+        for columns, what in ((slot_clicks, "clicks"), (chances, "propensities")):
+            if columns and len(slots) != len(columns) and not (what == "clicks" and clicked):
+                counts = f"{len(slots)} columns of items ({slots[0]}, ...), {len(columns)} of {what}"
+                raise UserError(f"{where}: found {counts}; expected a column of {what} for each slot")
         return Layout("wide", session, turn, slots, () if clicked else slot_clicks, clicked, None, chances)
     item, click = of.one("item"), of.one("click")
     if item is None:
@@ -156,10 +177,22 @@ class _Finder:
         numbers = [(int(match[1]), name) for name in self.found if (match := pattern.fullmatch(name))]
         return tuple(name for _, name in sorted(numbers))
 
+    def check_names(self) -> None:
+        """Refuse names that no column has, and that no numbered columns begin with."""
+        for role, chosen in self.given.items():
+            for name in chosen if isinstance(chosen, list) else [chosen]:
+                if name is not None and not self._begins(role):
+                    self._there(role, name)
+
     def _there(self, role: str, name: str) -> str:
         if name not in self.found:
             raise UserError(f"dataset.columns.{role}={name}: no such column in {self.where}; {self._listed()}")
         return name
+
+    def unused(self, role: str, name: Any, form: str) -> UserError:
+        """Say that a column was named in vain, because of the form of the log."""
+        shown = f"[{','.join(name)}]" if isinstance(name, list) else name
+        return UserError(f"dataset.columns.{role}={shown}: {self.where} is read as {form}, which has no use for it")
 
     def missing(self, role: str, what: str, other: str | None = None) -> UserError:
         ways = f"dataset.columns.{role}=<column>" + (f" or dataset.columns.{other}=<column>" if other else "")

@@ -24,6 +24,8 @@ from slaterl.data.formats.log_values import (
 )
 from slaterl.errors import UserError
 
+STRAY = 0.01  # share of the rows at later positions
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -32,9 +34,9 @@ class Shown:
     Attributes:
         session: [R] numbers of the sessions, which rise.
         time: [R] turns or times, which rise in a session.
-        rows: [R] row of the file that holds the slate, or its first item.
+        rows: [R] row of the file that holds the slate, or its first item; with a hole, an item that is out of place.
         sizes: [R] items of each slate.
-        holes: [R] bool, whether a position is missing between or before others.
+        holes: [R] bool, whether a position is missing between or before others, or is one that hardly any slate has.
         items: codes [K] and names of the items.
         clicks: [K] uint8.
         propensity: [K] float32, or None.
@@ -84,6 +86,7 @@ def _from_items(frame: pl.DataFrame, layout: Layout, place: Place, session: np.n
     if (row := first_empty(column)) is not None:
         raise place.wrong(item, row, None, "an item id")
     items = ids_of(column)
+    _check_numbers(place, item, items)
     if layout.propensity:
         name = layout.propensity[0]
         propensity = _chances(frame.drop_in_place(name), name, place)
@@ -100,7 +103,7 @@ def _from_items(frame: pl.DataFrame, layout: Layout, place: Place, session: np.n
     new = np.concatenate([[True], (np.diff(session) != 0) | (np.diff(time) != 0)])
     starts = np.flatnonzero(new)
     sizes = np.diff(np.append(starts, len(new)))
-    holes = np.zeros(len(starts), bool)
+    holes, rows = np.zeros(len(starts), bool), order[starts]
     if layout.position:
         position = keys["position"][order]
         twice = (np.diff(position) == 0) & ~new[1:]
@@ -108,11 +111,32 @@ def _from_items(frame: pl.DataFrame, layout: Layout, place: Place, session: np.n
             first, second = sorted(order[twice.argmax() :][:2].tolist())
             found = f"{layout.position} {frame[layout.position][first]} of {place(first)} appears again in row {second}"
             raise UserError(f"{place.where}: {found}; expected one row for each session, turn and position")
-        slot = np.arange(len(new)) - np.repeat(starts, sizes)
-        holes = np.logical_or.reduceat(position != slot, starts)
+        odd = _slots(position)[position] != np.arange(len(new)) - np.repeat(starts, sizes)
+        holes = np.logical_or.reduceat(odd, starts)
+        if odd.any():
+            at = np.flatnonzero(odd)
+            slate, others = np.searchsorted(starts, at, side="right") - 1, np.bincount(position)[position[at]]
+            rarest = np.lexsort((others, slate))  # the rarest position of a slate is most likely the wrong one
+            faulty, first_of_each = np.unique(slate[rarest], return_index=True)
+            rows[faulty] = order[at[rarest[first_of_each]]]
     chances = None if propensity is None else propensity[order]
     codes = Ids(items.codes[order], items.names)
-    return Shown(session[starts], time[starts], order[starts], sizes, holes, codes, clicks[order], chances)
+    return Shown(session[starts], time[starts], rows, sizes, holes, codes, clicks[order], chances)
+
+
+def _slots(position: np.ndarray) -> np.ndarray:
+    """Return the slot of each position that occurs, by its place among all: 0, 1, ...; -1 of a stray one.
+
+    A position is stray if hardly any slate has it, though many have later ones. A wrong number in one row would
+    otherwise shift all slates.
+
+    Args:
+        position: the place of each row's position among all that occur, [rows of the file].
+    """
+    counts = np.bincount(position)
+    later = np.append(np.maximum.accumulate(counts[::-1])[::-1][1:], 0)
+    stray = (counts <= STRAY * later) | ((counts == 1) & (later > 2))
+    return np.where(stray, -1, np.cumsum(~stray) - 1)
 
 
 def _from_slates(frame: pl.DataFrame, layout: Layout, place: Place, session: np.ndarray, time: np.ndarray) -> Shown:
@@ -145,6 +169,7 @@ def _from_slates(frame: pl.DataFrame, layout: Layout, place: Place, session: np.
         clicked = _clicks(_flat(clicks), layout.click[0], place, row_of)
     chance = None if chances is None else _chances(_flat(chances), layout.propensity[0], place, row_of)
     codes = ids_of(flat)
+    _check_numbers(place, name, codes, row_of)
     # the same order for the items inside of the slates
     starts = np.cumsum(sizes) - sizes
     sorted_sizes = sizes[order]
@@ -166,6 +191,7 @@ def _side_by_side(frame: pl.DataFrame, items: tuple[str, ...], columns: tuple[st
     """Join the columns of the slots to lists; slots without an item are left out."""
     if not columns:
         return None
+    frame = frame.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None))  # a gap, as pandas writes it
     if frame[columns[0]].dtype == pl.String or frame[items[0]].dtype == pl.String:
         frame = frame.with_columns(pl.col(pl.String).replace("", None))
     shown = [
@@ -213,6 +239,17 @@ def _clicked(place: Place, name: str, listed: pl.Series, flat: pl.Series, row_of
         raise place.wrong(name, elsewhere["row"][0], elsewhere["id"][0], "an item of the slate")
     marked = shown.join(ids.unique().with_columns(yes=True), on=["row", "id"], how="left", maintain_order="left")
     return marked["yes"].fill_null(False).cast(pl.UInt8).to_numpy()
+
+
+def _check_numbers(place: Place, name: str, ids: Ids, row_of: np.ndarray | None = None) -> None:
+    """Raise UserError if an id is the text NaN while all others are numbers: then it stands for a gap."""
+    gaps = [code for code, one in enumerate(ids.names) if isinstance(one, str) and one.strip().lower() == "nan"]
+    if not gaps:
+        return
+    others = pl.Series([str(one) for code, one in enumerate(ids.names) if code not in gaps], dtype=pl.String)
+    if others.cast(pl.Float64, strict=False).null_count() == 0:
+        at = int(np.isin(ids.codes, gaps).argmax())
+        raise place.wrong(name, at if row_of is None else int(row_of[at]), ids.names[gaps[0]], "an item id")
 
 
 def _clicks(column: pl.Series, name: str, place: Place, row_of: np.ndarray | None = None) -> np.ndarray:

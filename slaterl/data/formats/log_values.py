@@ -15,6 +15,13 @@ from slaterl.errors import UserError
 WHOLE = r"^(0|-?[1-9]\d{0,17})$"  # 007 is text
 PARTS = r"""\"[^\"]*\"|'[^']*'|[^\s,;|\[\](){}\"']+"""  # of a list in text; quotes keep blanks and commas together
 FLOAT_WHOLE = r"^(0|-?[1-9]\d{0,17})\.0+$"  # as pandas writes whole numbers of a column with gaps
+# numbers that are a date and a time, as 20240517083000: the least, the one after the largest, and their parts
+CALENDAR = (
+    (1900_01_01_00_00, 2100_01_01_00_00, "%Y%m%d%H%M"),
+    (1900_01_01_00_00_00, 2100_01_01_00_00_00, "%Y%m%d%H%M%S"),
+    (1900_01_01_00_00_00_000, 2100_01_01_00_00_00_000, "%Y%m%d%H%M%S%3f"),
+)
+MOSTLY = 0.99  # share of the values that tells what a column holds
 UNITS = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3), (1e8, 1.0))  # numbers from here on are times; seconds of one
 GAP = re.compile(r"(\d+(?:\.\d+)?) *(s|m|h|d)")
 
@@ -81,16 +88,24 @@ def ids_of(column: pl.Series) -> Ids:
 
 
 def joined(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
-    """Return a column, or several as one text; null where one of them is empty."""
+    """Return a column, or several as one text that tells all of their values apart; null where one of them is empty."""
+    frame = frame.select(pl.col(name).fill_nan(None) if frame[name].dtype.is_float() else name for name in columns)
     if len(columns) == 1:
-        found = frame[columns[0]]
-        return found.fill_nan(None) if found.dtype.is_float() else found
-    return frame.select(pl.concat_str([pl.col(name).cast(pl.String) for name in columns], separator=" ")).to_series()
+        return frame[columns[0]]
+    texts = [frame[name].cast(pl.String) for name in columns]
+    # "a b" and "c" are other values than "a" and "b c"
+    free = (sign for sign in " /|" if not any(text.str.contains(sign, literal=True).any() for text in texts))
+    separator = next(free, None)
+    if separator is None:
+        separator, texts = " ", [text.str.replace_all(r"([\\ ])", r"\$1") for text in texts]
+    return pl.select(pl.concat_str(texts, separator=separator)).to_series()
 
 
 def first_empty(column: pl.Series) -> int | None:
-    """Return the first row without a value; text without a character is none."""
+    """Return the first row without a value; text without a character is none, and neither is a float's NaN."""
     empty = column.is_null()
+    if column.dtype.is_float():
+        empty = empty | column.is_nan().fill_null(False)
     if column.dtype == pl.String:
         empty = empty | (column == "").fill_null(False)
     return first_of(empty)
@@ -126,6 +141,10 @@ def times_of(place: Place, name: str, column: pl.Series) -> tuple[np.ndarray, fl
         parsed, expected = column, "a number or a time"
     else:
         raise UserError(f"{place.where}: {name}: found values of type {column.dtype}, expected numbers or times")
+    if unit is None:
+        calendar = _calendar(parsed)
+        if calendar is not None:
+            parsed, unit, expected = calendar, 1e-6, "a time such as 20240517083000"
     wrong = parsed.is_null()
     if parsed.dtype.is_float():
         wrong = wrong | ~parsed.is_finite().fill_null(False)
@@ -139,6 +158,22 @@ def times_of(place: Place, name: str, column: pl.Series) -> tuple[np.ndarray, fl
         middle = float(np.median(values))
         unit = next((seconds for least, seconds in UNITS if middle >= least), None)
     return values, unit
+
+
+def _calendar(numbers: pl.Series) -> pl.Series | None:
+    """Read numbers such as 20240517083000 as microseconds since 1970, null where one is no time.
+
+    None if most of them are none: a number of milliseconds, or a turn.
+    """
+    middle = numbers.median()
+    if not isinstance(middle, float):
+        return None
+    for least, end, parts in CALENDAR:
+        if least <= middle < end:
+            text = numbers.cast(pl.Int64, strict=False).cast(pl.String)
+            found = text.str.to_datetime(parts, time_unit="us", strict=False).cast(pl.Int64)
+            return found if found.null_count() <= (1 - MOSTLY) * len(found) else None
+    return None
 
 
 def _dates(column: pl.Series) -> pl.Series:

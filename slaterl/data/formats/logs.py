@@ -26,7 +26,8 @@ class Log:
     """What a log holds.
 
     Attributes:
-        data: trajectories of N sessions; with `lengths` if these differ, with `truncated` where dataset.max_turns cut.
+        data: trajectories of N sessions; with `lengths` if these differ, with `truncated` where dataset.max_turns cut,
+            with `group` if sessions of the file have several pieces.
         items: the log's own item ids.
         sessions: the log's own session ids.
         about: plain values about the file and what was left out.
@@ -53,7 +54,7 @@ def read_log(path: str, settings: Mapping[str, Any]) -> Log:
         UserError: names the file, the column and the row, or the setting that helps.
     """
     table = open_table(path, settings["separator"])  # first, because it says if polars is missing
-    from slaterl.data.formats.log_columns import layout_of
+    from slaterl.data.formats.log_columns import FORMS, layout_of
     from slaterl.data.formats.log_shapes import slates_of
     from slaterl.data.formats.log_values import Place, first_empty, ids_of, joined, seconds_of, times_of
 
@@ -96,6 +97,8 @@ def read_log(path: str, settings: Mapping[str, Any]) -> Log:
     data = _padded(path, new, cut, codes, clicks, chances, len(items))
     cuts = gap is not None or settings["max_turns"] is not None
     parts = np.add.reduceat(new.astype(int), np.flatnonzero(first)).tolist() if cuts else None
+    if parts and max(parts) > 1:
+        data.group = torch.from_numpy(np.repeat(np.arange(len(parts), dtype=np.int32), parts))
     sessions = Sessions([session_ids[code] for code in session[first].tolist()], parts)
     sizes = {"num_items": len(items), "slate_size": size, "episode_length": data.slates.shape[1] - 1}
     for setting, found in sizes.items():
@@ -103,8 +106,7 @@ def read_log(path: str, settings: Mapping[str, Any]) -> Log:
             raise UserError(f"dataset.{setting}={settings[setting]}: {path} has {found}")
     if len(items) < size:
         raise UserError(f"{path}: slates of {size} items, but only {len(items)} different items in the log")
-    form = {"long": "a row an item", "wide": "a row a slate, a column a slot", "lists": "a row a slate, in lists"}
-    about = {"source": Path(path).name, "form": form[layout.form], "rows": rows, "frame_0": FRAME_0}
+    about = {"source": Path(path).name, "form": FORMS[layout.form], "rows": rows, "frame_0": FRAME_0}
     about |= {"dropped_slates": dropped} if dropped else {}
     return Log(data, items, sessions, about, _warnings(data, items, dropped, int(kept.sum())))
 
@@ -125,7 +127,9 @@ def _of_one_size(path: str, shown: Any, settings: Mapping[str, Any], place: Any)
         return ~wrong, 0, size
     told = ", ".join(f"{count:,} of {size}" for size, count in zip(sizes.tolist(), counts.tolist(), strict=True))
     with_holes = int((shown.holes & (shown.sizes == size)).sum())
-    told += f"; {with_holes:,} of {size} lack a position" if with_holes else ""
+    if with_holes:
+        row = int(shown.rows[(shown.holes & (shown.sizes == size)).argmax()])
+        told += f"; {with_holes:,} of {size} lack a position, or have one that hardly any slate has: first in row {row}"
     alone = " (or say with dataset.columns.slate and clicks, instead of item and click, that a row is a slate)"
     alone = alone if with_holes and size == 1 else ""
     first = place(int(shown.rows[wrong.argmax()]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +409,127 @@ def test_the_logs_of_the_project(name: str) -> None:
     if name not in ("var_len.csv", "var_slate.csv", "string_items.parquet"):
         assert torch.equal(log.data.slates, plain.data.slates) and torch.equal(log.data.clicks, plain.data.clicks)
     assert (log.data.lengths is not None) == (name == "var_len.csv")
+
+
+@pytest.mark.parametrize("position", ["-3", "0.5", "17"])
+def test_one_stray_position_concerns_one_slate(tmp_path: Path, position: str) -> None:
+    """A number before or between the usual ones moved every later slot of all slates."""
+    rows = long_rows()
+    rows[10] = ",".join([*rows[10].split(",")[:3], position, "1"])
+    said = refused(long(tmp_path, rows))
+    assert "6 of 3; 1 of 3 lack a position, or have one that hardly any slate has: first in row" in said
+    assert "first in row 10; the first" in said and "that of session b, turn 1 (row 10)" in said
+    assert "dataset.ragged=drop leaves 1 slates out" in said
+    found = read(long(tmp_path, rows), ragged="drop")
+    assert found.data.turns == 5 and found.about["dropped_slates"] == 1
+
+
+def test_a_rare_long_slate_has_no_stray_positions(tmp_path: Path) -> None:
+    rows = [row for turn in range(200) for row in long_rows([("a", turn, [10, 20], [0, 1])])]
+    path = long(tmp_path, [*rows, *long_rows([("b", 0, [10, 20, 30], [0, 0, 0])])])
+    found = read(path, ragged="drop", slate_size=3)
+    assert found.data.slates.shape == (1, 2, 3) and found.about["dropped_slates"] == 200
+
+
+def test_positions_that_some_slates_lack_are_no_stray_ones(tmp_path: Path) -> None:
+    """Where many rows are missing, slot 1 is still slot 1."""
+    whole = long_rows([("a", turn, [10, 20, 30], [0, 1, 0]) for turn in range(10)])
+    gaps = [f"b,{turn},{item},{slot},0" for turn in range(30) for item, slot in ((10, 0), (20, 2), (30, 3))]
+    found = read(long(tmp_path, [*whole, *gaps]), ragged="drop")
+    assert found.data.turns == 10 and found.about["dropped_slates"] == 30
+
+
+def with_chances(folder: Path, slots: int) -> Path:
+    header, *rows = wide(folder).read_text().splitlines()
+    names = "".join(f",chance_{slot + 1}" for slot in range(slots))
+    return text(folder, header + names, *(row + "".join(f",0.{slot + 1}" for slot in range(slots)) for row in rows))
+
+
+def test_propensities_of_slots(tmp_path: Path) -> None:
+    log = read(with_chances(tmp_path, 3), columns={"propensity": "chance"})
+    same(log)
+    assert log.data.propensity is not None
+    assert log.data.propensity[2, 1].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    for slots in (2, 4):
+        told = refused(with_chances(tmp_path, slots), columns={"propensity": "chance"})
+        counts = f"found 3 columns of items (item_1, ...), {slots} of propensities"
+        assert told.endswith(f"{counts}; expected a column of propensities for each slot")
+
+
+@pytest.mark.parametrize("role", ["session", "turn", "item", "click", "position", "propensity", "slate", "clicks"])
+@pytest.mark.parametrize("shape", [long, wide, lists])
+def test_a_misspelt_column_is_refused_in_every_shape(tmp_path: Path, shape: Any, role: str) -> None:
+    path = shape(tmp_path)
+    assert refused(path, columns={role: "chanse"}).startswith(
+        f"dataset.columns.{role}=chanse: no such column in {path}"
+    )
+
+
+def test_a_column_without_use_is_refused(tmp_path: Path) -> None:
+    path = wide(tmp_path)
+    told = refused(path, columns={"propensity": "item_1"})
+    no_use = "is read as a row a slate, a column a slot, which has no use for it"
+    assert told == f"dataset.columns.propensity=item_1: {path} {no_use}"
+    assert "dataset.columns.position=item_1: " in refused(path, columns={"position": "item_1"})
+
+
+def test_a_gap_among_numbers_is_no_item(tmp_path: Path) -> None:
+    """A column with gaps is one of floats for pandas, and a gap is NaN."""
+    nan = float("nan")
+    rows = {"session": ["a", "a", "b"], "turn": [0, 1, 0], "position": [0, 0, 0], "click": [1, 0, 0]}
+    pl.DataFrame(rows | {"item": [1.0, nan, 2.0]}).write_parquet(path := tmp_path / "log.parquet")
+    assert refused(path) == f"{path}: item of session a, turn 1 (row 1): found nothing, expected an item id"
+    told = refused(parquet(tmp_path, slate=[[1.0, 2.0, 3.0]] * 5 + [[1.0, nan, 2.0]]))
+    assert "slate of session c, turn 1 (row 5): found nothing" in told
+    told = refused(long(tmp_path, [long_rows()[0], *(row.replace(",20,", ",nan,") for row in long_rows()[1:])]))
+    assert "item_id of session a, turn 0 (row 1): found 'nan', expected an item id" in told
+    pl.DataFrame({"session": ["a", "b"], "turn": [0, 0], "item_0": [1.0, 2.0], "item_1": [nan, 1.0], "click_0": [0, 1],
+                  "click_1": [None, 1]}).write_parquet(path)  # fmt: skip
+    assert "1 of 1, 1 of 2" in refused(path)  # as of a column of whole numbers with a gap
+    names = [row.replace(",20,", ",NaN,").replace(",30,", ",Nan & Co,") for row in long_rows()]
+    assert "NaN" in read(long(tmp_path, names)).items.ids  # among names it is one
+    pl.DataFrame({"user": [1.0, nan], "day": [1, 1], "turn": [0, 0], "slate": [[1], [2]], "clicks": [[0], [1]]}
+                 ).write_parquet(path)  # fmt: skip
+    assert "user, day of row 1: empty" in refused(path, columns={"session": ["user", "day"]})
+
+
+@pytest.mark.parametrize("form", ["%Y%m%d%H%M", "%Y%m%d%H%M%S", "%Y%m%d%H%M%S000"])
+def test_numbers_that_are_dates(tmp_path: Path, form: str) -> None:
+    """In 20240517085900 and 20240517090100 the numbers differ by 4,200, the times by two minutes."""
+    times = [datetime(2024, 5, 17, 8, 30) + timedelta(minutes=m) for m in (0, 29, 31, 62)]
+    path = text(tmp_path, "user,timestamp,slate,clicks", *(f"u,{time.strftime(form)},1 2,0 1" for time in times))
+    assert len(read(path, session_gap="30m").data) == 2
+    assert len(read(path, session_gap="32m").data) == 1 and len(read(path, session_gap="1m").data) == 4
+    pl.read_csv(path).write_parquet(tmp_path / "log.parquet")
+    assert len(read(tmp_path / "log.parquet", session_gap="30m").data) == 2
+
+
+def test_a_number_that_is_no_date_among_many(tmp_path: Path) -> None:
+    rows = [f"u,202405170830{second:02d},1 2,0 1" for second in range(60)] * 2
+    path = text(tmp_path, "user,timestamp,slate,clicks", *rows, "u,20249917083000,1 2,0 1")
+    told = refused(path, session_gap="30m")
+    assert told.endswith("(row 120): found '20249917083000', expected a time such as 20240517083000")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "ids"),
+    [
+        ([("a", "1"), ("b", "1")], ["a 1", "b 1"]),
+        ([("a b", "c"), ("a", "b c"), ("ab", "c"), ("a", "bc")], ["a b/c", "a/b c", "a/bc", "ab/c"]),
+        ([("a /|", "b"), ("a", "/| b"), ("a\\", "b|"), ("a", "\\ b")],
+         ["a /|".replace(" ", "\\ ") + " b", "a /|\\ b", "a \\\\\\ b", "a\\\\ b|"]),
+    ],
+)  # fmt: skip
+def test_joined_columns_tell_all_of_their_values_apart(
+    tmp_path: Path, pairs: list[tuple[str, str]], ids: list[str]
+) -> None:
+    path = text(tmp_path, "user,day,turn,slate,clicks", *(f"{user},{day},0,7 8,0 1" for user, day in pairs))
+    found = read(path, columns={"session": ["user", "day"]})
+    assert sorted(found.sessions.ids) == sorted(ids) and len(found.data) == len(pairs)
+
+
+def test_pieces_say_whose_they_are(tmp_path: Path) -> None:
+    path = long(tmp_path, long_rows([(s, 2 * i, items, clicks) for i, (s, _, items, clicks) in enumerate(SLATES)]))
+    assert read(path).data.group is None and read(path, max_turns=2).data.group is None  # nothing was cut
+    cut = read(path, max_turns=1).data
+    assert cut.group is not None and cut.group.tolist() == [0, 0, 1, 1, 2, 2] and cut.group.dtype == torch.int32
