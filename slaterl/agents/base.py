@@ -88,10 +88,14 @@ class BeliefPolicy:
     def reset(self, num_users: int) -> None:
         self.memory = self.agent.acting_belief.initial_state(num_users)
 
-    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
+    def read(self, observation: Observation | PrivilegedObservation) -> None:
+        """Read an observation into memory and state."""
         belief = self.agent.acting_belief
         self.memory = belief.step(observation, self.memory)
         self.state = belief.state_of(self.memory)
+
+    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
+        self.read(observation)
         return self.agent.decide(self.state, observation, None if deterministic else self.generator)
 
 
@@ -122,7 +126,10 @@ class LatentAgent(Agent):
     def decide(
         self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
     ) -> Decision:
-        action = self.action(state, generator)
+        return self.decided(self.action(state, generator))
+
+    def decided(self, action: Tensor) -> Decision:
+        """Return the slates of actions [B, A] in [-1, 1]."""
         return Decision(self.ranker.rank(self.ranker.to_latent(action)), action)
 
     def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:
