@@ -57,7 +57,7 @@ class DecisionDiffuser(PlanValues):
         replan_every: frames of a plan that are played before the next plan.
         guidance: w; 1 only asks for the condition, without guidance.
         drop: probability with which an update asks for nothing.
-        temperature: variance of the noise that plans start from.
+        temperature: variance of the noise that plans start from, when exploring or choosing among candidates.
         target_return: what condition=return asks for; 1 is the data's 99th percentile (see PlanValues.ahead).
         first_weight: weight of the first planned frame in the loss; the others have 1.
         pi_lr, tau: learning rate of the planner, and rate of its moving average, which acts, and of target critics.
@@ -116,8 +116,11 @@ class DecisionDiffuser(PlanValues):
             conditional=condition != "none",
         )  # fmt: skip
         self.target_actor = target_of(self.actor)
-        # The same noise for every user and turn, so that acting is repeatable.
-        self.register_buffer("acting_noise", torch.randn(candidates, self.frames, ranker.action_dim + 1))
+        # The same noise for every user and turn, so that acting is repeatable. A plan alone starts from zeros, as the
+        # first candidate does: a draw for everybody would be the luck of one seed.
+        noise = torch.randn(candidates, self.frames, ranker.action_dim + 1)
+        noise[0] = 0
+        self.register_buffer("acting_noise", noise)
         self.add_optimizer("actor", self.actor, lr=pi_lr)
         if condition == "advantage":
             self.build_advantage(belief, num_critics, q_hidden, layer_norm)
@@ -149,7 +152,7 @@ class DecisionDiffuser(PlanValues):
 
         Args:
             state: [B, state] of the acting belief.
-            generator: draws noise and candidates. None takes the same noise for everybody, and the best candidate.
+            generator: draws noise and candidates. None takes the noise of `acting_noise`, and the best candidate.
             expected: [B, F, A + 1] a plan to start from; None starts from noise.
         """
         shape = (len(state), *self.acting_noise.shape)
