@@ -13,23 +13,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from slaterl.agents.base import BeliefPolicy
 from slaterl.agents.losses import complete_turns, mean
 from slaterl.agents.offline.actor_critic import best_of
 from slaterl.agents.offline.base import MakeBelief, gradient_norm
 from slaterl.agents.offline.diffusion import Diffusion
 from slaterl.agents.offline.plan_values import PlanValues
 from slaterl.agents.offline.planner import Condition, Planner, Seen
+from slaterl.agents.offline.planning import PlanningPolicy
 from slaterl.agents.offline.windows import ContextWindow, Window, random_turns
 from slaterl.beliefs.base import Belief, JoinedBeliefs
 from slaterl.bounds import Count, Discount, Fraction, NonNegative, Positive, Several, Share, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
-from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import UserError
 from slaterl.networks import polyak, target_of, with_gumbel_noise
 from slaterl.rankers.base import Ranker
-from slaterl.rollout import Decision
 
 ROWS = 2048  # frames that go through the network together while acting; measured: more leave the cache
 
@@ -271,34 +269,3 @@ class DecisionDiffuser(PlanValues):
             value = self.ahead(batch)[taken.users, start].clamp(0, 1)
         kept = torch.rand(start.shape, generator=self.generators["update"], device=start.device) >= self.drop
         return losses, Condition(value, known & kept)
-
-
-class PlanningPolicy(BeliefPolicy):
-    """Play the first frames of each user's plan, then plan again from what is left of it.
-
-    The last plan is moved to the present, and its last frame stands for those that it lacks. Then it gets noise and
-    loses it again in `warm_steps` steps.
-    """
-
-    agent: DecisionDiffuser
-
-    def reset(self, num_users: int) -> None:
-        super().reset(num_users)
-        self.plans: Tensor | None = None  # [B, F, A + 1]
-        self.played = 0  # frames of the plans
-
-    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
-        self.read(observation)
-        if self.plans is None or self.played == self.agent.replan_every:
-            generator = None if deterministic else self.generator
-            self.plans, self.played = self.agent.plan(self.state, generator, self.expected()), 0
-        action = self.agent.actions_of(self.plans)[:, self.played]
-        self.played += 1
-        return self.agent.decided(action)
-
-    def expected(self) -> Tensor | None:
-        """Return what is left of the plans, [B, F, A + 1]; None if the next plan starts from noise."""
-        if self.plans is None or self.agent.warm_steps is None:
-            return None
-        left = self.plans[:, self.played :]
-        return torch.cat([left, self.plans[:, -1:].expand(-1, self.played, -1)], dim=1)

@@ -1,7 +1,7 @@
 """A diffusion transformer that predicts the noise in planned frames, given the frames that were seen.
 
-Planned frames go through blocks of Peebles and Xie, "Scalable Diffusion Models with Transformers" (arXiv 2212.09748),
-whose shift, scale and gate follow from the step and the condition, and start at zero (adaLN-zero).
+Planned frames go through the adaLN-zero blocks of Peebles and Xie, "Scalable Diffusion Models with Transformers"
+(arXiv 2212.09748). Their shifts, scales and gates follow from the step and the condition, and start at zero.
 """
 
 from __future__ import annotations
