@@ -18,6 +18,7 @@ from slaterl.agents.offline import decision_diffuser as module
 from slaterl.agents.offline.base import with_actions
 from slaterl.agents.offline.decision_diffuser import DecisionDiffuser
 from slaterl.agents.offline.diffusion import TIME_DIM, Diffusion
+from slaterl.agents.offline.planning import PlanningPolicy
 from slaterl.beliefs.gru import GRUBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation
@@ -182,9 +183,7 @@ class Derivation:
         self.steps = (STEPS * drawn).astype(int)
         self.noise = torch.randn(count, FRAMES, LATENT + 1, generator=generator).double().numpy()
         played = np.concatenate([row[:length] for row, length in zip(self.rewards, self.lengths, strict=True)])
-        self.scale = 0.0, self.rewards.max() if max(self.lengths) < TURNS else played.max()
-        # of all sessions: `tiny` prepares on the same batch
-        self.scale = min(played.min(), 0 if min(self.lengths) < TURNS else played.min()), played.max()
+        self.scale = played.min(), played.max()
         ahead = means_ahead(self.rewards, self.lengths)
         in_order = np.sort(np.concatenate(ahead))
         low, high = (in_order[int(share * len(in_order))] for share in (0.01, 0.99))
@@ -247,7 +246,7 @@ class Derivation:
         return of_q + (np.abs(EXPECTILE - (u < 0)) * u**2)[mask].mean()
 
 
-def recorded(agent: DecisionDiffuser | None = None) -> Trajectories:
+def recorded() -> Trajectories:
     return with_lengths(tiny_trajectories(BATCH), LENGTHS)
 
 
@@ -327,7 +326,7 @@ def test_every_step_of_a_plan_reads_the_same_past(monkeypatch: pytest.MonkeyPatc
 
 @torch.no_grad()
 def test_padding_before_the_start_changes_nothing() -> None:
-    agent, other = tiny(), None
+    agent = tiny()
     data, belief = tiny_trajectories(7), agent.acting_belief
     memory = belief.step(Observation(data.slates[:, 0].long(), data.clicks[:, 0]), belief.initial_state(7))
     own = agent.plan(memory, None)
@@ -443,7 +442,7 @@ def test_plans_are_repeatable_and_start_at_a_low_temperature(monkeypatch: pytest
 # --- the policy
 
 
-def served(agent: DecisionDiffuser, turns: int = TURNS) -> tuple[list[Tensor], list[tuple[Tensor, Tensor | None]]]:
+def served(agent: DecisionDiffuser, policy: PlanningPolicy) -> tuple[list[Tensor], list[tuple[Tensor, Tensor | None]]]:
     """Actions of each turn, and the plans that were made, each with the plan that it started from."""
     plans: list[tuple[Tensor, Tensor | None]] = []
     plan = agent.plan
@@ -453,11 +452,11 @@ def served(agent: DecisionDiffuser, turns: int = TURNS) -> tuple[list[Tensor], l
         return plans[-1][0]
 
     agent.plan = planned  # type: ignore[method-assign]
-    data, policy = tiny_trajectories(7), agent.policy()
+    data = tiny_trajectories(7)
     policy.reset(7)
     with torch.no_grad():
         actions = [
-            policy.act(Observation(data.slates[:, t].long(), data.clicks[:, t]), True).action for t in range(turns)
+            policy.act(Observation(data.slates[:, t].long(), data.clicks[:, t]), True).action for t in range(TURNS)
         ]
     agent.plan = plan  # type: ignore[method-assign]
     return actions, plans
@@ -468,7 +467,8 @@ def served(agent: DecisionDiffuser, turns: int = TURNS) -> tuple[list[Tensor], l
 def test_the_policy_plays_its_plans(every: int, warm: int | None) -> None:
     """Frame after frame; then the plan moves to the present, and its last frame fills the end."""
     agent = tiny(horizon=4, replan_every=every, warm_steps=warm)
-    actions, plans = served(agent)
+    policy = agent.policy()
+    actions, plans = served(agent, policy)
     assert len(plans) == -(-TURNS // every)
     for turn, action in enumerate(actions):
         assert action is not None and torch.equal(action, plans[turn // every][0][:, turn % every, :-1])
@@ -479,7 +479,7 @@ def test_the_policy_plays_its_plans(every: int, warm: int | None) -> None:
             places = [min(frame + every, 3) for frame in range(4)]
             assert expected is not None and torch.equal(expected, before[:, places])
     assert plans[0][1] is None
-    again, fresh = served(agent)  # a restarted rollout begins without a plan
+    again, fresh = served(agent, policy)  # a restarted rollout begins without a plan
     assert fresh[0][1] is None and all(torch.equal(a, b) for a, b in zip(actions, again, strict=True))
 
 
@@ -577,6 +577,8 @@ def test_returns_are_scaled_by_the_data() -> None:
     agent = tiny(data)
     assert agent.low == 0 and agent.high > 0 and agent.ahead(data)[0, 0].item() == pytest.approx(1)
     assert agent.scaled(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+    data.reward = data.reward + 3  # padding is no reward of 0
+    assert tiny(data).scaled(torch.tensor([3.0, 4.0])).tolist() == [-1, 1]
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,9 @@ class PlanValues(OfflineAgent):
     def prepare(self, data: Trajectories) -> Trajectories:
         data = super().prepare(data)
         mask, complete = valid_turns(data), complete_turns(data)
-        rewards = data.rewards if mask is None else data.rewards.where(mask, 0.0)
-        self.lowest.copy_(rewards.amin())
-        self.highest.copy_(rewards.amax())
+        rewards = data.rewards
+        self.lowest.copy_(rewards.amin() if mask is None else rewards.where(mask, torch.inf).amin())
+        self.highest.copy_(rewards.amax() if mask is None else rewards.where(mask, -torch.inf).amax())
         self.longest.copy_(data.mask.sum(1).amax())
         ahead = self._mean_ahead(data)
         low, high = (percentile(ahead, share, complete) for share in (LUCKY, 1 - LUCKY))
