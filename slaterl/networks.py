@@ -44,6 +44,13 @@ class MLP(nn.Sequential):
         return nn.Sequential.forward(self, inputs)
 
 
+class Linear(nn.Linear):
+    """A linear layer by the faster products of `slaterl.layers`. It has no second derivative."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return layers([inputs], [self.weight, self.bias])
+
+
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool = False) -> MLP:
     """Build linear layers with ReLU between them. With `layer_norm`, a layer norm follows each ReLU."""
     widths = [inputs, *hidden]

@@ -1,6 +1,7 @@
 """Measure the CPU time of an update and of a validation for offline agents, at the sizes of scale=reduced.
 
     python docs/results/offline_speed.py bc td3_bc cql
+    python docs/results/offline_speed.py decision_diffuser offline.batch_size=256
 
 The agents are untrained, and the data are 400 trajectories of the epsilon-oracle.
 """
@@ -25,8 +26,9 @@ WARM_UP, UPDATES, VALIDATIONS = 4, 10, 14.5  # 12 validations; the test serves 5
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name in sys.argv[1:]:
-        cfg = compose_config("scale=reduced", "stage=offline", f"agent={name}", "device=cpu")
+    overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+    for name in (argument for argument in sys.argv[1:] if "=" not in argument):
+        cfg = compose_config("scale=reduced", "stage=offline", f"agent={name}", "device=cpu", *overrides)
         env, agent = begin_agent(cfg, {})
         generator = stream(1, "benchmark", env.device)
         sizes = {"num_items": env.num_items, "slate_size": env.slate_size, "generator": generator}

@@ -28,6 +28,7 @@ class Agent(Learner):
         ON_POLICY: whether an update takes the newest trajectories, each once, instead of samples of the replay buffer.
         SEES_SIMULATOR: whether the agent itself, not its belief, reads the simulator's hidden state.
         MIN_TURNS: shortest episode that the agent can learn from, in turns.
+        KEEPS_PLANS: whether its policy keeps more between turns than its belief, so that `decide` acts otherwise.
         CREDITS_CLICKS: whether it learns from clicks on items, so that the reward must be the number of clicks.
         explores: whether the agent's own choices differ with a generator.
         stochastic: whether acting with a generator differs from acting without one, be it by a ranker's temperature.
@@ -38,6 +39,7 @@ class Agent(Learner):
     ON_POLICY: ClassVar[bool] = False
     SEES_SIMULATOR: ClassVar[bool] = False
     MIN_TURNS: ClassVar[int] = 1
+    KEEPS_PLANS: ClassVar[bool] = False
     CREDITS_CLICKS: ClassVar[bool] = False
     explores: bool = True
 
@@ -109,10 +111,14 @@ class BeliefPolicy:
     def reset(self, num_users: int) -> None:
         self.memory = self.agent.acting_belief.initial_state(num_users)
 
-    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
+    def read(self, observation: Observation | PrivilegedObservation) -> None:
+        """Read an observation into memory and state."""
         belief = self.agent.acting_belief
         self.memory = belief.step(observation, self.memory)
         self.state = belief.state_of(self.memory)
+
+    def act(self, observation: Observation | PrivilegedObservation, deterministic: bool) -> Decision:
+        self.read(observation)
         return self.agent.decide(self.state, observation, None if deterministic else self.generator)
 
 
@@ -147,7 +153,10 @@ class LatentAgent(Agent):
     def decide(
         self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
     ) -> Decision:
-        action = self.action(state, generator)
+        return self.decided(self.action(state, generator), generator)
+
+    def decided(self, action: Tensor, generator: torch.Generator | None) -> Decision:
+        """Return the slates of actions [B, A] in [-1, 1], see Ranker.serve."""
         return Decision(self.ranker.serve(self.ranker.to_latent(action), generator), action)
 
     def q_values(self, critics: Critics, state: Tensor, action: Tensor) -> Tensor:

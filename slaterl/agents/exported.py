@@ -57,8 +57,10 @@ def record(agent: Agent, slate_size: int, source: str | Path) -> ExportedProgram
         source: file of the agent's checkpoint, for messages.
 
     Raises:
-        UserError: torch.export cannot record it.
+        UserError: the agent's policy keeps more than a belief, or torch.export cannot record it.
     """
+    if agent.KEEPS_PLANS:
+        raise UserError(f"{source}: {type(agent).__name__} keeps plans between turns, which a file does not")
     step = Step(copy.deepcopy(agent).requires_grad_(False))
     memory = step.initial_memory(USERS).clone()
     shape = (USERS, slate_size)

@@ -156,3 +156,8 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float,
 def advantage_weight(scaled_advantage: Tensor) -> Tensor:
     """Return min(exp(A), 100), the weight of an action in advantage-weighted imitation."""
     return scaled_advantage.exp().clamp(max=LARGEST_WEIGHT)
+
+
+def expectile_loss(error: Tensor, expectile: float) -> Tensor:
+    """Return |tau - [u < 0]| * u^2 of errors u [...] (IQL, arXiv 2110.06169, equation 5)."""
+    return (expectile - (error.detach() < 0).float()).abs() * error.square()

@@ -85,13 +85,13 @@ class AttentionLayer(nn.Module):
     slopes, -2^(-8 h / heads) per frame (Press et al., arXiv 2108.12409).
     """
 
-    def __init__(self, width: int, heads: int, context: int) -> None:
+    def __init__(self, width: int, heads: int, context: int, linear: type[nn.Linear] = nn.Linear) -> None:
         super().__init__()
         self.heads, self.context = heads, context
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.to_queries, self.to_pairs = nn.Linear(width, width), nn.Linear(width, 2 * width)  # keys and values
-        self.joined = nn.Linear(width, width)
-        self.widened, self.narrowed = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.to_queries, self.to_pairs = linear(width, width), linear(width, 2 * width)  # keys and values
+        self.joined = linear(width, width)
+        self.widened, self.narrowed = linear(width, 4 * width), linear(4 * width, width)
         slopes = 2.0 ** (-8 * torch.arange(1, heads + 1) / heads)
         self.bias = nn.Parameter(-slopes.unsqueeze(1) * torch.arange(context))  # [heads, K], by distance
 

@@ -89,7 +89,7 @@ class GeMSTransformer(SlateVAE):
         """Fill the slates [B, S] of latents [B, A] slot by slot: by draws, or without a generator by the argmax."""
         starts, items = self.starts(latent), self.item_embeddings
         slate = torch.empty(starts.shape[:2], dtype=torch.int64, device=latent.device)
-        taken = torch.zeros(len(latent), len(items) if self.unique else 0, dtype=torch.bool, device=latent.device)
+        taken = torch.zeros(latent.shape[0], len(items) if self.unique else 0, dtype=torch.bool, device=latent.device)
         caches = [starts.new_empty(*slate.shape, 2 * starts.shape[2]) for _ in self.layers]  # keys and values
         for slot in range(self.slate_size):
             hidden = starts[:, slot : slot + 1]

@@ -252,13 +252,8 @@ class _Loop(L.Callback):
 
     def _save(self, learner: Learner, name: str, /, **more: Any) -> None:
         learner.check_finite()  # never overwrite a good checkpoint with NaN
-        state = {
-            **self.about,
-            "learner": learner.learner_state(),
-            "best": dict(self.best),
-            "device": learner.device.type,
-            **_arithmetic(),
-        }
+        state = {**self.about, "learner": learner.learner_state(), "best": dict(self.best)}
+        state |= {"device": learner.device.type, **_arithmetic()}
         seconds = self.seconds + time.perf_counter() - self.marked[0]
         checkpoints.save(self.folder / name, {**state, "seconds": seconds, **more})
 

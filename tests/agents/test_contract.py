@@ -41,12 +41,20 @@ log_every_n_steps=5 val_users=6 test_users=6 logged_data.trajectories=30 dataset
 offline.max_steps=11 offline.batch_size=3 offline.val_every_n_steps=4 offline.val_users=6 offline.test_users=6
 offline.log_every_n_steps=2 offline.save_every_n_steps=5"""
 SMALL = SIZES.split()
+PLANNER = [
+    *("agent.context=5", "agent.horizon=4", "agent.width=16", "agent.heads=2", "agent.item_dim=4"),
+    *("agent.steps=8", "agent.sample_steps=3", "agent.q_hidden=[16,16]"),
+]
+SMALL_AGENT = {  # sizes of agents that take long to act
+    "decision_diffuser": [*PLANNER, "agent.warm_steps=2"],
+    "diffusion_veteran": [*PLANNER, "agent.candidates=3"],
+}
 
 
 def settings(agent: str, ranker: str | None, *more: str) -> DictConfig:
     given = [f"ranker={ranker}"] if ranker else []
     stage = [] if any(setting.startswith("stage=") for setting in more) else [f"stage={stage_of(agent)}"]
-    return compose_config(*SMALL, f"agent={agent}", *given, *stage, *more)
+    return compose_config(*SMALL, f"agent={agent}", *SMALL_AGENT.get(agent, []), *given, *stage, *more)
 
 
 def stage_of(agent: str) -> str:
@@ -96,7 +104,13 @@ VARIANTS = [
     ("gfn4rec_offline", "agent.turns=2"),
     ("hac", "agent.alignment=1 item_embeddings=scratch"),
     ("decision_transformer", "agent.heads=2 agent.context=3 agent.target_return=5"),
+    ("decision_diffuser", "agent.condition=advantage"),
+    ("decision_diffuser", "agent.guidance=1 agent.replan_every=1 agent.warm_steps=null"),
+    ("diffusion_veteran", "agent.replan_every=3 agent.warm_steps=1"),
 ]
+# agents that learn from windows with the return or the frames that follow, which have tests of their own
+SEQUENCE_MODELS = ("decision_transformer", "decision_diffuser", "diffusion_veteran")
+READ_A_BELIEF = [pair for pair in PAIRS if takes(pair[0], "belief") and pair[0] not in SEQUENCE_MODELS]
 # agents that read one belief, two in one pass, and two joined while they act
 WITH_BELIEFS = [(agent, belief) for agent in ("slate_bc", "sac", "td3_bc", "bcq") for belief in BELIEFS]
 SHARED = [(agent, "belief.shared=true") for agent in ("sac", "td3", "wolpertinger", "td3_bc", "iql", "bcq")]
@@ -331,11 +345,11 @@ def test_unique_slates(ranker: str) -> None:
     assert (slates.sort(dim=1).values.diff(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize(("agent", "ranker"), [pair for pair in PAIRS if takes(pair[0], "belief")])
+@pytest.mark.parametrize(("agent", "ranker"), READ_A_BELIEF)
 def test_a_turn_has_not_seen_what_it_is_to_choose(agent: str, ranker: str | None) -> None:
     """The state at turn t depends on the frames up to t, and not on frame t + 1 of the record.
 
-    Agents without a belief have tests of their own: the decision transformer also reads the future return.
+    Sequence models read the future return, or noise in future frames, so they have tests of their own.
     """
     built, env = build(settings(agent, ranker))
     batch = serve(built, env)

@@ -20,7 +20,10 @@ LENGTHS = [7, 3, 1, 5, 2, 4, 7, 0]
 AGENTS = [
     (agent, more)
     for agent, more in [(agent, "") for agent in learners() + learners(offline=True)] + VARIANTS
-    if agent != "slateq" and "belief=none" not in more  # they read the simulator
+    if agent != "slateq"
+    and "belief=none" not in more  # they read the simulator
+    # and plans that go on from the last one, which next slates do not know
+    and (agent not in ("decision_diffuser", "diffusion_veteran") or "warm_steps=null" in more)
 ]
 AGENTS += [one for one in WITH_BELIEFS if one[0] in ("slate_bc", "bcq")]  # whose memory can be more than their state
 

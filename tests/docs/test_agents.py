@@ -30,6 +30,7 @@ PAGES = {
         "Slate BC": ["slate_bc"],
         "Decision Transformer": ["decision_transformer"],
     },
+    "planners.md": {"Decision Diffuser": ["decision_diffuser"], "Diffusion Veteran": ["diffusion_veteran"]},
     "offline_critics.md": {
         "What they share": ["td3_bc", "iql", "awac"],
         "TD3 + BC": ["td3_bc"],

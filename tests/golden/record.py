@@ -34,7 +34,9 @@ ONLINE = [
 OFFLINE = [
     "bc", "slate_bc", "pct_bc", "td3_bc", "rebrac", "iql", "awac", "cql", "cal_ql", "bcq", "plas", "fql",
     "diffusion_ql", "sac_n", "edac", "decision_transformer", "gfn4rec_offline",
+    "decision_diffuser", "diffusion_veteran",
 ]  # fmt: skip
+SMALLER = {"diffusion_veteran": ["agent.candidates=4", "agent.sample_steps=4"]}  # it acts slowly
 HEURISTICS = ["random", "short_term_oracle", "epsilon_oracle", "constant_slate"]
 DATASETS = ["random", "medium", "expert", "medium_expert", "mixed", "replay"]
 
@@ -99,7 +101,7 @@ def results(home: Path) -> dict[str, Any]:
     commands += [["belief=none"], ["ranker.unique=true", "env=diffuse_divpen"], ["params=params1", "seed=1"]]
     commands += [["stage=evaluate", f"agent={agent}"] for agent in HEURISTICS]
     commands += [["stage=collect", f"dataset={dataset}"] for dataset in DATASETS]
-    commands += [["stage=offline", f"agent={agent}"] for agent in OFFLINE]
+    commands += [["stage=offline", f"agent={agent}", *SMALLER.get(agent, [])] for agent in OFFLINE]
     commands += [["stage=offline", "agent=td3_bc", "ranker=top_k", "dataset=mixed"]]
     fqe = ["fqe.updates=20", "fqe.batch_size=8", "fqe.members=5"]
     commands += [["stage=offline", "agent=iql", "offline.validation=fqe", *fqe]]

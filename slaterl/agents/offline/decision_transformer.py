@@ -5,7 +5,7 @@ Chen et al., "Decision Transformer: Reinforcement Learning via Sequence Modeling
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,54 +13,13 @@ from torch.nn.functional import embedding, gelu, scaled_dot_product_attention
 
 from slaterl.agents.losses import mean
 from slaterl.agents.offline.base import OfflineAgent, gradient_norm
-from slaterl.beliefs.base import Belief
+from slaterl.agents.offline.windows import Context, ContextWindow, Window, random_turns
 from slaterl.bounds import Count, NonNegative, Positive
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.env import Env
-from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.errors import UserError
 from slaterl.layers import in_blocks, product
 from slaterl.rankers.base import Ranker
-
-
-class Context(NamedTuple):
-    """K frames of B users, one after the other."""
-
-    slates: Tensor  # [B, K, S]
-    clicks: Tensor  # [B, K, S]
-    turn: Tensor  # [B, K] turn at which each frame is o_t; below zero outside of the episode
-
-
-class ContextWindow(Belief):
-    """The transformer's input as one row of numbers: the last K frames, and the counts of frames and clicks so far.
-
-    A frame holds its slate, its clicks, and the action that the ranker reads from the slate. So each is read once.
-    """
-
-    def __init__(self, length: int, slate_size: int, ranker: Ranker) -> None:
-        super().__init__()
-        self._zeros: Tensor
-        self._ranker = [ranker]  # in a list, because its parameters belong to the agent
-        self.length = length
-        self.parts = (slate_size, slate_size, ranker.action_dim)
-        self.state_dim = length * sum(self.parts) + 2
-        self.register_buffer("_zeros", torch.zeros(self.state_dim), persistent=False)
-
-    def initial_state(self, num_users: int) -> Tensor:
-        return self._zeros.expand(num_users, -1)
-
-    def step(self, observation: Observation | PrivilegedObservation, state: Tensor) -> Tensor:
-        frames, count, clicks = state[:, :-2], state[:, -2:-1], state[:, -1:]
-        action = self._ranker[0].action_of(observation.slate)
-        new = torch.cat([observation.slate.to(state.dtype), observation.clicks.to(state.dtype), action], dim=1)
-        earned = observation.clicks.sum(1, keepdim=True) * (count > 0)  # no policy chose frame 0
-        return torch.cat([frames[:, new.shape[1] :], new, count + 1, clicks + earned], dim=1)
-
-    def read_state(self, state: Tensor) -> tuple[Context, Tensor, Tensor]:
-        """Split states [B, state] into the context, the action of each slate [B, K, A] and the clicks so far [B]."""
-        slates, clicks, actions = state[:, :-2].unflatten(1, (self.length, -1)).split(self.parts, dim=2)
-        turn = state[:, -2:-1].long() - torch.arange(self.length, 0, -1, device=state.device)
-        return Context(slates.long(), clicks, turn), actions, state[:, -1]
 
 
 class DecisionTransformer(OfflineAgent):
@@ -188,23 +147,18 @@ class DecisionTransformer(OfflineAgent):
 
     def shown_actions(self, context: Context) -> Tensor:
         """Read the action after each frame of a context from the next frame, [B, K, A]. The last one means nothing."""
-        return self.ranker.place_of(context.slates.flatten(0, 1)).unflatten(0, context.turn.shape).roll(-1, dims=1)
+        return context.actions(self.ranker).roll(-1, dims=1)
 
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step on a window of K turns of each of B trajectories, which starts at a random turn."""
         assert batch.actions is not None
-        count, horizon = batch.rewards.shape
-        device = batch.slates.device
-        length = batch.mask.sum(1, keepdim=True)  # [B, 1]
-        starts = torch.rand(count, 1, generator=self.generators["update"], device=device) * length
-        turn = starts.long() + torch.arange(self.length, device=device)  # [B, K]
-        there, user = turn < length, torch.arange(count, device=device).unsqueeze(1)
-        inside = turn.clamp(max=horizon - 1)
-        to_go = batch.rewards.flip(1).cumsum(1).flip(1)[user, inside]
-        context = Context(batch.slates[user, inside], batch.clicks[user, inside], turn.where(there, -1))
+        start, length = random_turns(batch, self.generators["update"])
+        window = Window.of(batch, start + torch.arange(self.length, device=start.device), length)
+        to_go = window.cut(batch.rewards.flip(1).cumsum(1).flip(1))
+        context = window.context(batch)
         predicted = self.predict(context, to_go, self.shown_actions(context))
-        weight = there * length
-        loss = mean((predicted - batch.actions[user, inside]).square(), weight, of_vectors=True)
+        weight = window.there * length
+        loss = mean((predicted - window.cut(batch.actions)).square(), weight, of_vectors=True)
         self.minimise("actor", loss)
         return {
             "loss/actor": loss,

@@ -56,6 +56,35 @@ class Diffusion(nn.Module):
         """Return x_t for data and standard normal noise [..., A], after the steps [...]: [..., A]."""
         return self.keep[step].unsqueeze(-1) * clean + self.spread[step].unsqueeze(-1) * noise
 
+    def clean(self, x: Tensor, noise: Tensor, step: int) -> Tensor:
+        """Estimate the data in x_t [...] from its noise, clipped to [-1, 1]."""
+        return ((x - self.spread[step] * noise) / self.keep[step]).clamp(-1, 1)
+
+    def ladder(self, count: int) -> list[int]:
+        """Return `count` of the T steps, evenly spaced, from the last one down to step 0; one alone is the last."""
+        last = self.steps - 1
+        return [last - round(last * i / max(count - 1, 1)) for i in range(count)]
+
+    def implicit(self, predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, ladder: Sequence[int]) -> Tensor:
+        """Go from noisy data to data without noise on the way (DDIM, Song et al., arXiv 2010.02502, equation 12).
+
+        Args:
+            predict: returns the noise in x_t [...] at a step [].
+            x: [...] noisy data at the first step of the ladder.
+            ladder: falling steps; the data follow the last one.
+
+        Returns:
+            [...] in [-1, 1].
+        """
+        for place, step in enumerate(ladder):
+            clean = self.clean(x, predict(x, torch.full((), step, device=x.device)), step)
+            if place + 1 == len(ladder):
+                break
+            noise = (x - self.keep[step] * clean) / self.spread[step]  # of the clipped data
+            lower = ladder[place + 1]
+            x = self.keep[lower] * clean + self.spread[lower] * noise
+        return clean
+
     def denoised(self, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor) -> Tensor:
         """Go from noise to data in T steps (algorithm 2 of DDPM, with clipped estimates of the data).
 
@@ -69,7 +98,7 @@ class Diffusion(nn.Module):
         x = noise[0]
         for step in reversed(range(self.steps)):
             found = predict(x, torch.full((), step, device=x.device))
-            clean = ((x - self.spread[step] * found) / self.keep[step]).clamp(-1, 1)
+            clean = self.clean(x, found, step)
             x = self.of_clean[step] * clean + self.of_noisy[step] * x
             if step > 0:
                 x = x + self.deviation[step] * noise[self.steps - step]

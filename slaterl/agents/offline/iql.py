@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from slaterl.agents.losses import advantage_weight
+from slaterl.agents.losses import advantage_weight, expectile_loss
 from slaterl.agents.offline.actor_critic import OfflineActorCritic
 from slaterl.agents.offline.base import MakeBelief
 from slaterl.bounds import Count, Fraction, NonNegative, Positive, Widths
@@ -67,8 +67,7 @@ class IQL(OfflineActorCritic):
         with torch.no_grad():
             target_q = self.q_values(self.target_critics, turns.critic_state, turns.action).amin(0)
         advantage = target_q - self.value(turns.critic_state).squeeze(-1)
-        asymmetry = (self.expectile - (advantage.detach() < 0).float()).abs()
-        critic_loss = turns.mean((q - target).square()) + turns.mean(asymmetry * advantage.square())
+        critic_loss = turns.mean((q - target).square()) + turns.mean(expectile_loss(advantage, self.expectile))
 
         # policy: -min(exp(beta * u), 100) * log pi(a|s)
         parameters = self.actor(turns.actor_state)

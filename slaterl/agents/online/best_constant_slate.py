@@ -95,7 +95,7 @@ class BestConstantSlate(ItemAgent):
     def decide(
         self, state: Tensor, observation: Observation | PrivilegedObservation, generator: torch.Generator | None
     ) -> Decision:
-        users = len(state)
+        users = state.shape[0]
         return Decision(self.best().expand(users, -1) if generator is None else self.drawn(users, generator))
 
     def drawn(self, users: int, generator: torch.Generator) -> Tensor:
