@@ -82,7 +82,9 @@ def _nodes(path: str, value: Any, hint: Any) -> Iterator[_Node]:
     Args:
         hint: type of the value in the signature that takes it; sections are recognised by it, parts by `_target_`.
     """
-    if get_origin(hint) is dict and isinstance(value, DictConfig):
+    if get_origin(hint) is dict:
+        if not isinstance(value, DictConfig):
+            raise UserError(f"{path}={shown(value)}: expected settings below names of their own, or {{}} for none")
         for key in value:
             yield from _nodes(f"{path}.{key!s}", value[key], get_args(hint)[1])
         return
