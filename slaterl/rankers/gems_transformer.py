@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from slaterl.beliefs.transformer import AttentionLayer
 from slaterl.bounds import Count
 from slaterl.errors import UserError
+from slaterl.networks import AttentionLayer
 from slaterl.rankers.base import argmax
 from slaterl.rankers.gems import SlateVAE
 from slaterl.runtime import exact_products
