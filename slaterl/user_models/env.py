@@ -30,7 +30,7 @@ class LearnedEnv(Env):
         leaves: whether users may leave before `episode_length` turns, as in the file.
         member: the only member that all users belong to; null draws one for each user.
         penalty: what a turn pays less for each click of the members' disagreement, see Disagreement.
-        intrinsic: further terms of the reward by name. With a penalty or a positive weight, rewards are no longer clicks.
+        intrinsic: further terms of the reward by name. With a positive weight, rewards are no longer clicks.
         common: see Env.
     """
 
