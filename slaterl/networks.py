@@ -1,4 +1,4 @@
-"""The small networks of the agents, their targets, and the tanh-Gaussian policy."""
+"""The small networks of agents, beliefs and rankers, their targets, and the tanh-Gaussian policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import gelu, softplus
 
 from slaterl.layers import layers
 
@@ -147,3 +147,54 @@ def _log_density(raw: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:
 def with_gumbel_noise(scores: Tensor, generator: torch.Generator) -> Tensor:
     """Add Gumbel noise to scores [..., N]. The largest is then a draw from their softmax."""
     return scores - torch.empty_like(scores).exponential_(generator=generator).log()
+
+
+class AttentionLayer(nn.Module):
+    """Attention and an MLP, each after a layer norm and added to its input.
+
+    Each head has a learned bias for each distance. So a cached key need not know its turn. The biases start at ALiBi's
+    slopes, -2^(-8 h / heads) per frame (Press et al., arXiv 2108.12409).
+    """
+
+    def __init__(self, width: int, heads: int, context: int, linear: type[nn.Linear] = nn.Linear) -> None:
+        super().__init__()
+        self.heads, self.context = heads, context
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_queries, self.to_pairs = linear(width, width), linear(width, 2 * width)  # keys and values
+        self.joined = linear(width, width)
+        self.widened, self.narrowed = linear(width, 4 * width), linear(4 * width, width)
+        slopes = 2.0 ** (-8 * torch.arange(1, heads + 1) / heads)
+        self.bias = nn.Parameter(-slopes.unsqueeze(1) * torch.arange(context))  # [heads, K], by distance
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries [B, T, W] and pairs of keys and values [B, T, 2W] of T frames."""
+        normed = self.attention_norm(hidden)
+        return self.to_queries(normed), self.to_pairs(normed)
+
+    def attend(self, queries: Tensor, pairs: Tensor, bias: Tensor) -> Tensor:
+        """Let queries [B, T, W] attend to pairs [B, U, 2W] with biases [(B,) heads, T, U]. Returns [B, T, W]."""
+        queries = queries * (self.heads / queries.shape[2]) ** 0.5
+        q = queries.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, heads, T, W / heads]
+        k, v = pairs.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        weight = (q @ k.transpose(2, 3) + bias).softmax(3)
+        return self.joined((weight @ v).transpose(1, 2).flatten(2))
+
+    def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + attended
+        return hidden + self.narrowed(gelu(self.widened(self.mlp_norm(hidden))))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, T, W] -> [B, T, W]. Blocks of K queries, with the keys that they see, take time linear in T."""
+        queries, pairs = self.project(hidden)
+        turn = torch.arange(hidden.shape[1], device=hidden.device)
+        attended = []
+        for start in range(0, hidden.shape[1], self.context):
+            block, seen = (
+                slice(start, start + self.context),
+                slice(max(0, start - self.context + 1), start + self.context),
+            )
+            back = turn[block].unsqueeze(1) - turn[seen]  # distances
+            outside = (back < 0) | (back >= self.context)
+            bias = self.bias[:, back.clamp(0, self.context - 1)].masked_fill(outside, -torch.inf)
+            attended.append(self.attend(queries[:, block], pairs[:, seen], bias))
+        return self.after(hidden, torch.cat(attended, dim=1))

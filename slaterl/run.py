@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from slaterl import output
 from slaterl.config.listing import as_help, check_one_of_each
 from slaterl.config.quoting import explain_quoting
+from slaterl.config.spelling import explain_spelling
 from slaterl.paths import CONF
 
 # Read when torch is imported. GNU OpenMP's threads spin for milliseconds while they wait for each other, so an
@@ -34,6 +35,7 @@ OmegaConf.register_new_resolver("choices", as_help, replace=True)  # what --help
 
 
 @explain_quoting
+@explain_spelling
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     from slaterl.console import note

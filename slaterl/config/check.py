@@ -6,7 +6,6 @@ sections.py. Hydra refuses unknown keys on the command line, but not keys added 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, get_args, get_origin
@@ -21,6 +20,7 @@ from slaterl.config.build import SUPPLIED, parameters_of, plain
 from slaterl.config.fits import check_behaviours, check_env, check_fit, check_protocol, check_readers
 from slaterl.config.logs import settle_log
 from slaterl.config.sections import Configuration, NamedPart, Part, Section
+from slaterl.config.spelling import listed, no_such_setting
 from slaterl.errors import UserError
 
 
@@ -82,7 +82,9 @@ def _nodes(path: str, value: Any, hint: Any) -> Iterator[_Node]:
     Args:
         hint: type of the value in the signature that takes it; sections are recognised by it, parts by `_target_`.
     """
-    if get_origin(hint) is dict and isinstance(value, DictConfig):
+    if get_origin(hint) is dict:
+        if not isinstance(value, DictConfig):
+            raise UserError(f"{path}={shown(value)}: expected settings below names of their own, or {{}} for none")
         for key in value:
             yield from _nodes(f"{path}.{key!s}", value[key], get_args(hint)[1])
         return
@@ -97,7 +99,7 @@ def _nodes(path: str, value: Any, hint: Any) -> Iterator[_Node]:
         return
     elif not isinstance(value, DictConfig):
         chosen = len(classes) > 1 or issubclass(classes[0], Part)
-        expected = f"one of the files in conf/{path}" if chosen else f"the settings {_listed(hints_of(classes[0]))}"  # type: ignore[arg-type] # a class is hashable
+        expected = f"one of the files in conf/{path}" if chosen else f"the settings {listed(hints_of(classes[0]))}"  # type: ignore[arg-type] # a class is hashable
         raise UserError(f"{path}={shown(value)}: expected {expected}")
     else:
         target = max(classes, key=lambda cls: len(value.keys() & hints_of(cls).keys()))  # type: ignore[arg-type]
@@ -117,11 +119,8 @@ def _check_keys(node: _Node) -> None:
     known = settings.keys() | ({"name", "_target_"} if "_target_" in node.settings else set())
     found = [str(key) for key in node.settings]
     for key in sorted(set(found) - known):
-        children = {name: node.settings._get_node(name) for name in found}
-        inside = [f"{name}.{key}" for name, child in children.items() if isinstance(child, DictConfig) and key in child]
-        close = [*inside, *difflib.get_close_matches(key, known, n=1)]
-        hint = f"did you mean {close[0]}?" if close else f"there are {_listed(known)}"
-        raise UserError(f"{node.key(key)}: no such setting; {hint}")
+        children: dict[str, Any] = {name: node.settings._get_node(name) for name in found}
+        raise UserError(no_such_setting(node.path, key, known, children))
     for key in sorted((needed | ({"name"} if node.named else set())) - set(found)):
         raise UserError(f"{node.key(key)}: a value is needed; give {node.key(key)}=...")
 
@@ -140,7 +139,3 @@ def _check_values(node: _Node) -> None:
     for key, value in check_arguments(node.path, node.target, values).items():
         if repr(value) != repr(values[key]) and not OmegaConf.is_interpolation(node.settings, key):
             node.settings[key] = value
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(set(names) - {"_target_"}))

@@ -119,6 +119,7 @@ def online_cfg(cfg: DictConfig) -> DictConfig:
             own[name] = chosen[name]
         own.seed = own.ranker_seed = run.seed
         own.logged_data.source, own.init_from = "epsilon_oracle", None
+        own.constant_slate_users = None  # the search is for the dataset's card
         own.validation.by = "deterministic"  # so that learners that validate in another way share their dataset
         own.stage = OmegaConf.load(CONF / "stage" / "online.yaml")
     try:

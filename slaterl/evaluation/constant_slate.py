@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from slaterl.agents.heuristics import ConstantSlate
 from slaterl.agents.online.best_constant_slate import BestConstantSlate
 from slaterl.agents.online.collecting import OnlineData
-from slaterl.console import progress
+from slaterl.console import note, progress
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation, PrivilegedObservation
 from slaterl.evaluation.evaluate import Evaluation, evaluate
@@ -46,6 +46,17 @@ def tested_constant_slate(env: Env, users: int, test_users: int, seed: int) -> t
         slate = best_constant_slate(env, users=users, rounds=ROUNDS, seed=seed, on_progress=show).tolist()
     policy = ConstantSlate(slate=slate, num_items=env.num_items, slate_size=env.slate_size)
     return slate, evaluate(policy, env, test_users, seed, "test")
+
+
+def tell_without_search(users: int | None, result: Iterable[str]) -> None:
+    """Tell users who ask for the search that a finished run has none. The search is no part of a run's name.
+
+    Args:
+        users: the setting constant_slate_users.
+        result: entries of the run's result.
+    """
+    if users is not None and not any(entry.startswith("best_constant_") for entry in result):
+        note("constant_slate_users: this run was made without the search, and a finished run is not made again")
 
 
 def best_constant_slate(

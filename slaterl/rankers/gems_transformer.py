@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from slaterl.beliefs.transformer import AttentionLayer
 from slaterl.bounds import Count
 from slaterl.errors import UserError
+from slaterl.networks import AttentionLayer
 from slaterl.rankers.base import argmax
 from slaterl.rankers.gems import SlateVAE
 from slaterl.runtime import exact_products
@@ -66,7 +66,7 @@ class GeMSTransformer(SlateVAE):
 
     def decode(self, latent: Tensor, slates: Tensor) -> tuple[Tensor, Tensor]:
         before = self.item_embeddings.index_select(0, slates[:, :-1].reshape(-1).long())
-        before = self.from_item(before).view(len(slates), self.slate_size - 1, -1)
+        before = self.from_item(before).view(len(slates), self.slate_size - 1, len(self.from_item.weight))
         hidden = self.starts(latent) + pad(before, (0, 0, 1, 0))  # nothing stands before the first slot
         for layer in self.layers:
             hidden = layer(hidden)

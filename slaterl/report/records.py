@@ -124,7 +124,8 @@ def settings_of(record: Record) -> dict[str, Any]:
     precision = {"matmul_precision": record.config.get("matmul_precision", "highest")}  # older runs had no such setting
     if "checkpoint" in record.result:  # the agent comes from the checkpoint, not from the command
         file = Path(record.result["checkpoint"])
-        return {"checkpoint": f"{file.parent.name}/{file.name}", **precision}
+        served = {"temperature": record.result.get("temperature", "the checkpoint's")}
+        return {"checkpoint": f"{file.parent.name}/{file.name}", **served, **precision}
     parts = {key: record.config[key] for key in ("agent", "ranker", "belief", "params") if key in record.config}
     if "_target_" in parts.get("ranker", {}):
         parts["ranker"] = {"temperature": 0.0, **parts["ranker"]}  # older runs had no such setting

@@ -23,6 +23,7 @@ from slaterl.config.logs import is_log
 from slaterl.console import note, with_interval
 from slaterl.data import trajectories
 from slaterl.errors import UserError
+from slaterl.evaluation.constant_slate import tell_without_search
 from slaterl.evaluation.dataset_card import entries_of, reference_returns, write_card
 from slaterl.evaluation.medium import medium_checkpoint
 from slaterl.runs.products import Make, Product, product_of
@@ -74,8 +75,7 @@ def collect(cfg: DictConfig) -> Product:
             else:
                 checkpoints = {name: checkpoint_of(behaviour) for name, behaviour in behaviours.items()}
                 collected = collect_behaviours(dataset, behaviours, checkpoints, env, spec["env"])
-            data, told = collected.data, collected.behaviours
-            seconds = time.perf_counter() - started
+            data, told, seconds = collected.data, collected.behaviours, time.perf_counter() - started
 
             about: dict[str, Any] = {"env": plain(cfg.env), "item_embeddings": env.fingerprint, "behaviours": told}
             about |= {"dataset": dataset.name, "versions": versions(), "actions_of": collected.actions_of}
@@ -106,11 +106,11 @@ def collect(cfg: DictConfig) -> Product:
 
         return make
 
-    return Product(run, cfg, begin, inputs, _show)
+    def show(run: Run) -> None:
+        result = run.result()
+        returned = with_interval(result["return_mean"], result["return_std"])
+        note(f"{result['trajectories']:,} trajectories, return {returned} (standard deviation)")
+        note(f"card: {run.path / 'card.md'}")
+        tell_without_search(cfg.constant_slate_users, result)
 
-
-def _show(run: Run) -> None:
-    result = run.result()
-    returned = with_interval(result["return_mean"], result["return_std"])
-    note(f"{result['trajectories']:,} trajectories, return {returned} (standard deviation)")
-    note(f"card: {run.path / 'card.md'}")
+    return Product(run, cfg, begin, inputs, show)

@@ -1,4 +1,4 @@
-"""The environment in which a checkpoint is evaluated: its own, a changed one, or another one."""
+"""How a checkpoint is evaluated: in its own environment, a changed or another one, and at which temperature."""
 
 from __future__ import annotations
 
@@ -7,18 +7,40 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from slaterl.config.build import AGENT_NODES, catalogue_argument, env_spec, plain
+from slaterl.config.build import AGENT_NODES, catalogue_argument, env_spec, parameters_of, plain
 from slaterl.envs.catalog import fingerprint
 from slaterl.errors import UserError
 
+TEMPERATURE = "ranker.temperature"
 
-def refuse_own_parts(file: Path, given: Set[str]) -> None:
-    """Raise UserError if the command line sets a part that the checkpoint has."""
+
+def refuse_own_parts(file: Path, given: Set[str], changes: Set[str] = frozenset()) -> None:
+    """Raise UserError if the command line sets a part that the checkpoint has, except for the keys in `changes`."""
     for key in (*AGENT_NODES, "params"):
-        if any(name.split(".")[0] == key for name in given):
+        if any(name.split(".")[0] == key for name in given - changes):
             raise UserError(f"{key}: checkpoint={file} has its own; leave it out")
+
+
+def at_temperature(cfg: DictConfig, state: dict[str, Any], given: Set[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return an agent's checkpoint with the command line's temperature of its ranker, and this temperature, if given.
+
+    Raises:
+        UserError: the agent acts through no ranker with a temperature.
+    """
+    if TEMPERATURE not in given:
+        return state, {}
+    config, temperature = state["config"], cfg.ranker.temperature
+    ranker, agent = config["ranker"], config["agent"]
+    draws = "_target_" in ranker and "temperature" in parameters_of(get_object(ranker["_target_"]))
+    if not draws or "ranker" not in parameters_of(get_object(agent["_target_"])):
+        raise UserError(
+            f"{TEMPERATURE}: agent={agent['name']} of checkpoint={cfg.checkpoint} has no ranker that draws items"
+        )
+    served = {**config, "ranker": {**ranker, "temperature": temperature}}
+    return {**state, "config": served}, {"temperature": temperature}
 
 
 def env_node(cfg: DictConfig, own: Mapping[str, Any], given: Set[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
 from slaterl.runs.run import Run
 from slaterl.stages.agent import agent_inputs, begin_agent, give_inputs, provenance, ranker_spec
-from slaterl.stages.elsewhere import env_node, env_spec_elsewhere, refuse_own_parts
+from slaterl.stages.elsewhere import TEMPERATURE, at_temperature, env_node, env_spec_elsewhere, refuse_own_parts
 from slaterl.stages.estimated import estimated
 from slaterl.stages.propensities import by_propensities
 from slaterl.training import checkpoints
@@ -38,9 +38,11 @@ from slaterl.training import checkpoints
 def evaluate(cfg: DictConfig) -> Product:
     """Return the evaluation of `checkpoint`, or of `agent` if no checkpoint is given.
 
-    A checkpoint knows its environment, seed and number of test users; the command line overrides them. With
-    evaluation=fqe, ips or user_model the return is estimated from a dataset.
+    A checkpoint knows its environment, its ranker's temperature, seed and number of test users; the command line
+    overrides them. With evaluation=fqe, ips or user_model the return is estimated from a dataset.
     """
+    if cfg.checkpoint is not None:
+        refuse_own_parts(Path(cfg.checkpoint), given_keys(), {TEMPERATURE} if cfg.evaluation == "simulator" else set())
     if cfg.evaluation != "simulator":
         return {"fqe": estimates, "ips": by_propensities, "user_model": estimated}[cfg.evaluation](cfg)
     return _of_agent(cfg) if cfg.checkpoint is None else _of_checkpoint(cfg)
@@ -53,6 +55,7 @@ def _of_agent(cfg: DictConfig) -> Product:
     by_ranker = "ranker" in parameters_of(target) and cfg.agent.get("slate") is None  # it decodes latent 0
     inputs = agent_inputs(cfg) if by_ranker else {}
     spec = {"agent": settings_of(cfg.agent), **(ranker_spec(cfg, inputs) if inputs else {})}
+    spec.pop("temperature", None)  # it shows the slate of the argmax
     spec |= {"env": env_spec(cfg.env), "seed": cfg.seed, "users": cfg.test_users}
     run = _run(cfg, cfg.env.name, f"{cfg.agent.name}-seed{cfg.seed}", spec)
 
@@ -71,8 +74,7 @@ def _of_agent(cfg: DictConfig) -> Product:
 
 def _of_checkpoint(cfg: DictConfig) -> Product:
     file, given = Path(cfg.checkpoint), given_keys()
-    refuse_own_parts(file, given)
-    state = checkpoints.load(file, "agent")
+    state, served = at_temperature(cfg, checkpoints.load(file, "agent"), given)
     config, step = state["config"], state["learner"]["step"]
     if not simulates(config["env"]) and "env" not in given:
         instead = "use evaluation=user_model dataset=log dataset.path=<file>"
@@ -82,8 +84,8 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
     seed = cfg.seed if "seed" in given else config["evaluation"]["seed"]
     users = cfg.test_users if "test_users" in given else config["evaluation"]["test_users"]
     content, agent = fingerprint_of(file), config["agent"]["name"]
-    name = f"{agent}-step{step}-seed{seed}"
-    run = _run(cfg, node["name"], name, {"checkpoint": content, "env": spec, "seed": seed, "users": users})
+    name = f"{agent}-step{step}{''.join(f'-{key}{value:g}' for key, value in served.items())}-seed{seed}"
+    run = _run(cfg, node["name"], name, {"checkpoint": content, "env": spec, "seed": seed, "users": users, **served})
 
     def begin() -> Make:
         device = resolve_device(cfg.device)
@@ -91,7 +93,7 @@ def _of_checkpoint(cfg: DictConfig) -> Product:
         policy = policy_of(state, file, device, env).policy
 
         def make() -> dict[str, Any]:
-            about = {"checkpoint": str(file.resolve()), "checkpoint_sha256": content}
+            about = {"checkpoint": str(file.resolve()), "checkpoint_sha256": content, **served}
             return {"agent": agent, "step": step, **about, **_test(policy, env, seed, users)}
 
         return make

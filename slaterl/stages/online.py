@@ -13,7 +13,7 @@ from slaterl.agents.loading import check_environment, policy_of
 from slaterl.agents.online.collecting import OnlineData
 from slaterl.config.build import env_spec, validation_spec
 from slaterl.config.sections import OnlineProtocol
-from slaterl.console import note
+from slaterl.evaluation.constant_slate import tell_without_search
 from slaterl.evaluation.evaluate import evaluate_both, measure_names
 from slaterl.runs.files import fingerprint_of
 from slaterl.runs.products import Make, Product
@@ -86,7 +86,6 @@ def online(cfg: DictConfig) -> Product:
 
     def show(run: Run) -> None:
         show_agent(run)
-        if cfg.constant_slate_users is not None and "best_constant_return" not in run.result():
-            note("constant_slate_users: this run was tested without the search, and a finished run is not tested again")
+        tell_without_search(cfg.constant_slate_users, run.result())
 
     return Product(run, cfg, begin, inputs, show)

@@ -30,7 +30,7 @@ class LearnedEnv(Env):
         leaves: whether users may leave before `episode_length` turns, as in the file.
         member: the only member that all users belong to; null draws one for each user.
         penalty: what a turn pays less for each click of the members' disagreement, see Disagreement.
-        intrinsic: further terms of the reward by name. With a penalty or a term, rewards are no longer clicks.
+        intrinsic: further terms of the reward by name. With a positive weight, rewards are no longer clicks.
         common: see Env.
     """
 
@@ -53,8 +53,7 @@ class LearnedEnv(Env):
         for key, term in intrinsic.items():
             if not isinstance(term, Intrinsic):
                 raise UserError(f"env.intrinsic.{key}={term}: expected a term with _target_, as in env=learned_dorl")
-        self.terms = list(intrinsic.values())
-        self.terms += [Disagreement(weight=penalty)] if penalty else []
+        self.terms = [term for term in (*intrinsic.values(), Disagreement(weight=penalty)) if term.weight]
         self.reward_is_clicks = not self.terms
 
     @cached_property

@@ -500,6 +500,11 @@ def test_click_model_is_named_as_it_is_set(node: dict[str, Any], path: str) -> N
         (("stage=collect",), {"dataset__behaviour": 5}, "dataset.behaviour=5: expected the settings checkpoint"),
         (("stage=collect", "dataset=mixed"), {"dataset__behaviours__expert": 5}, "dataset.behaviours.expert=5: "),
         (("stage=collect",), {"dataset__behaviour__noise": 2}, "dataset.behaviour.noise=2: expected a number from 0"),
+        (
+            ("stage=collect", "dataset=mixed"),
+            {"dataset__behaviours": None},
+            "dataset.behaviours=null: expected settings",
+        ),
         (("stage=collect",), {"dataset": 5}, "dataset=5: expected one of the files in conf/dataset"),
         ((), {"belief": None}, "belief=null: expected one of the files in conf/belief"),
         ((), {"params__lambda_KL": -1}, "params.lambda_KL=-1: expected a number of at least 0"),

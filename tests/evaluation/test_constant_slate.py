@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slaterl.config.dataset import online_cfg
 from slaterl.envs.env import Env
 from slaterl.envs.observation import Observation
 from slaterl.errors import UserError
@@ -96,7 +97,7 @@ def test_a_row_of_the_table(
     assert [row for row in tables[0] if row != shown] == tables[1]
     capsys.readouterr()
     run_stage(compose_config(*SMALL, f"paths.root={tmp_path / 'without'}", "constant_slate_users=2"))
-    assert "constant_slate_users: this run was tested without the search" in capsys.readouterr().err
+    assert "constant_slate_users: this run was made without the search" in capsys.readouterr().err
 
 
 def test_a_row_of_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,3 +125,24 @@ def test_bad_numbers_of_users(value: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^constant_slate_users={value}: expected a whole number of at least 1 or"):
         run_stage(cfg)
     assert not (tmp_path / "home").exists()
+
+
+def test_finished_card_says_that_it_has_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The search is no part of a dataset's name, because the data stay the same."""
+    small = [
+        "env.num_items=60",
+        "env.num_topics=5",
+        "env.slate_size=4",
+        "env.episode_length=7",
+        "collect.trajectories=6",
+    ]
+    cfg = ["scale=smoke", "device=cpu", "stage=collect", "dataset=random", *small, f"paths.root={tmp_path}"]
+    run_stage(compose_config(*cfg))
+    assert "constant_slate_users" not in capsys.readouterr().err
+    run_stage(compose_config(*cfg, "constant_slate_users=1"))
+    assert "constant_slate_users: this run was made without the search" in capsys.readouterr().err
+
+
+def test_search_for_a_card_is_not_made_for_its_online_run_too() -> None:
+    cfg = compose_config("stage=collect", "dataset=expert", "constant_slate_users=5")
+    assert online_cfg(cfg).constant_slate_users is None and cfg.constant_slate_users == 5

@@ -199,3 +199,13 @@ def test_impossible_values_are_named(wrong: dict[str, Any], message: str) -> Non
     with pytest.raises(UserError) as error:
         make({**node, **wrong}, "ranker", num_items=ITEMS, slate_size=SLOTS)
     assert str(error.value) == message
+
+
+def test_slates_of_one_item() -> None:
+    """No item stands before the only slot."""
+    ranker = tiny_transformer(slate_size=1)
+    slates = torch.tensor([[3], [7]])
+    losses = ranker.losses(slates, torch.tensor([[1], [0]]), noise=None)
+    ranker.total(losses).backward()
+    assert losses.slate.isfinite()
+    assert ranker.rank(torch.zeros(2, LATENT)).shape == (2, 1)

@@ -282,10 +282,11 @@ def test_other_settings_make_another_name(setting: str, value: Any, tmp_path: Pa
 
 def test_patience_that_was_not_set_is_not_named(tmp_path: Path) -> None:
     """Older runs lack the two settings; with neither of them set they are seeds of one method."""
-    old, new = (made.config_of(tmp_path, seed=seed) for seed in (1, 2))
+    epochs = {"pretrain.epochs": 8}  # enough for a patience to end before them
+    old, new = (made.config_of(tmp_path, seed=seed, **epochs) for seed in (1, 2))
     with open_dict(old):
         del old.pretrain["patience"], old.pretrain["min_delta"]
-    patient = made.config_of(tmp_path, seed=3, **{"pretrain.patience": 2})
+    patient = made.config_of(tmp_path, seed=3, **epochs, **{"pretrain.patience": 2})
     assert len(set(names((old, {}), (new, {}), root=tmp_path))) == 1
     assert "pretrain.patience=2" in names((old, {}), (patient, {}), root=tmp_path)[1]
 

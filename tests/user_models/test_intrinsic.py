@@ -126,6 +126,7 @@ def test_presets(file: Path, preset: str, terms: list[tuple[type, float]]) -> No
     ("more", "message"),
     [
         ("env.intrinsic.entropy.weight=-1", "env.intrinsic.entropy.weight=-1: expected a number of at least 0"),
+        ("env.intrinsic=null", "env.intrinsic=null: expected settings below names of their own, or {} for none"),
         ("env.intrinsic.entropy=3", "env.intrinsic.entropy=3: expected a term with _target_, as in env=learned_dorl"),
     ],
 )
@@ -135,6 +136,14 @@ def test_wrong_terms_are_named(file: Path, more: str, message: str) -> None:
         check_config(cfg)
         build_env(cfg.env, torch.device("cpu"))
     assert str(error.value) == message
+
+
+def test_terms_without_a_weight_leave_the_reward_the_clicks(file: Path) -> None:
+    """So agents that learn from clicks may take part in a sweep over weights."""
+    weighted = learned_env(file, intrinsic={"term": LargestVariance(weight=0.1)})
+    none = learned_env(file, intrinsic={"term": LargestVariance(weight=0.0)})
+    assert (weighted.reward_is_clicks, none.reward_is_clicks) == (False, True)
+    assert torch.equal(served(none).rewards, served(learned_env(file)).rewards)
 
 
 def test_a_file_without_entropies_is_refused(file: Path) -> None:

@@ -15,8 +15,7 @@ from torch.nn.functional import embedding, gelu, layer_norm, mish
 
 from slaterl.agents.offline.diffusion import TIME_DIM, StepEmbedding, mish_mlp
 from slaterl.agents.offline.windows import Context
-from slaterl.beliefs.transformer import AttentionLayer
-from slaterl.networks import Linear
+from slaterl.networks import AttentionLayer, Linear
 
 
 class Seen(NamedTuple):
