@@ -65,7 +65,10 @@ def test_the_policy_has_read_the_whole_session(agent: str, more: str, monkeypatc
     whole = dataclasses.replace(data, lengths=None)
     found = next_slates(made, whole, generator=None)
     assert found.tolist() == [shown_to(made, data, user, 7) for user in range(len(LENGTHS))]
-    assert len({tuple(slate) for slate in found.tolist()}) > 1 or agent == "decision_transformer"
+    assert len({tuple(slate) for slate in found.tolist()}) > 1 or agent in (
+        "decision_transformer",
+        "best_constant_slate",
+    )
 
 
 def test_sampled_slates_depend_on_the_seed_alone() -> None:

@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from scipy.special import erf
 
+from slaterl import layers
 from slaterl.agents.init_from import start_from
 from slaterl.agents.offline import decision_transformer
 from slaterl.agents.offline.action_vae import ActionVAE
@@ -1119,7 +1120,7 @@ def test_decision_transformer_acts_as_it_was_trained(context: int) -> None:
 def test_decision_transformer_encodes_the_last_token_alone(
     block: int, padded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decision_transformer, "BLOCK", block)
+    monkeypatch.setattr(layers, "BLOCK", block)
     encoder = tiny_transformer().transformer
     sequence = torch.randn(5, 7, 8, generator=stream(0, "tokens"))
     visible = torch.ones(7, 7, dtype=torch.bool).tril().repeat(5, 1, 1)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from slaterl import layers
 from slaterl.config.build import make
 from slaterl.errors import UserError
-from slaterl.rankers import base
 from slaterl.rankers.base import argmax
 from slaterl.rankers.embedding_space import EmbeddingRanker, KHeadArgmax, TopK
 from slaterl.seeds import stream
@@ -231,5 +231,5 @@ def test_blocks_do_not_change_slates(monkeypatch: pytest.MonkeyPatch) -> None:
     ranker = build(KHeadArgmax, some_items())
     actions = some_actions(9, ranker)
     slates = ranker.rank(ranker.to_latent(actions))
-    monkeypatch.setattr(base, "BLOCK", 2 * ranker.slate_size * len(ranker.item_embeddings))  # two users
+    monkeypatch.setattr(layers, "BLOCK", 2 * ranker.slate_size * len(ranker.item_embeddings))  # two users
     assert torch.equal(ranker.rank(ranker.to_latent(actions)), slates)
