@@ -149,3 +149,14 @@ def test_warnings() -> None:
     assert "the mean weight is 0.50 instead of 1" in str(found(0.5 * data.propensity.double()).warning)
     silent = dataclasses.replace(data, clicks=torch.zeros_like(data.clicks))
     assert "and on 0 clicks" in str(found(data.propensity.double(), silent).warning)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_nothing_is_decided_after_the_end_of_a_session(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, agent, rows = log_of("independent", 40), agent_of(), []
+    decide = agent.decide
+    monkeypatch.setattr(agent, "slot_chances", lambda *_: None)
+    monkeypatch.setattr(agent, "decide", lambda state, *more: (rows.append(len(state)), decide(state, *more))[1])
+    found = shares(agent, data, draws=1, generator=stream(0, "draws") if sampled else None)
+    assert sum(rows) == int(data.mask.sum()) < data.mask.numel()
+    assert all(share[~data.mask].eq(0).all() for share in found)
