@@ -28,7 +28,7 @@ class Step(nn.Module):
     """One turn of an agent without exploration, as a function of tensors alone.
 
     Args:
-        agent: reads frames, not the simulator's hidden state.
+        agent: reads frames, not the simulator's hidden state, and keeps no plans.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -47,6 +47,16 @@ class Step(nn.Module):
         return self.agent.decide(belief.state_of(memory), observation, None).slate, memory
 
 
+def refuse_plans(agent: Agent, source: str | Path) -> None:
+    """Refuse an agent whose policy keeps more than the memory of its belief.
+
+    Args:
+        source: see `record`.
+    """
+    if agent.KEEPS_PLANS:
+        raise UserError(f"{source}: {type(agent).__name__} keeps plans between turns, which a file does not")
+
+
 def record(agent: Agent, slate_size: int, source: str | Path) -> ExportedProgram:
     """Record one turn of an agent on the CPU, for any number of users.
 
@@ -57,10 +67,8 @@ def record(agent: Agent, slate_size: int, source: str | Path) -> ExportedProgram
         source: file of the agent's checkpoint, for messages.
 
     Raises:
-        UserError: the agent's policy keeps more than a belief, or torch.export cannot record it.
+        UserError: torch.export cannot record it.
     """
-    if agent.KEEPS_PLANS:
-        raise UserError(f"{source}: {type(agent).__name__} keeps plans between turns, which a file does not")
     step = Step(copy.deepcopy(agent).requires_grad_(False))
     memory = step.initial_memory(USERS).clone()
     shape = (USERS, slate_size)

@@ -60,7 +60,7 @@ def shares(agent: Agent, data: Trajectories, *, draws: int, generator: torch.Gen
 
     Returns:
         two tensors [N, H, S] float64: the share of slates with the item in its slot, and the share of slates that
-        agree in this slot and all slots above it.
+        agree in this slot and all slots above it. Both are 0 after a session's end.
     """
     found: list[Tensor] = []
     for start in range(0, len(data), USERS):
@@ -71,17 +71,19 @@ def shares(agent: Agent, data: Trajectories, *, draws: int, generator: torch.Gen
         for frame in range(slates.shape[1] - 1):
             seen, shown = Observation(slates[:, frame], clicks[:, frame]), slates[:, frame + 1]
             memory = agent.acting_belief.step(seen, memory)
-            state = agent.acting_belief.state_of(memory)
+            there = part.mask[:, frame].to(memory.device)  # nothing is decided after a session's end
+            state, shown = agent.acting_belief.state_of(memory)[there], shown[there]
+            seen = Observation(seen.slate[there], seen.clicks[there])
+            agreeing = torch.zeros(2, *slates[:, 0].shape, dtype=torch.float64, device=memory.device)
             chances = None if generator is None else agent.slot_chances(state, shown)
             if chances is not None:
-                turns.append(torch.stack([chances.double(), chances.double().cumprod(1)]))
-                continue
-            counts = torch.zeros(2, *shown.shape, dtype=torch.float64, device=state.device)
-            times = 1 if generator is None else draws
-            for _ in range(times):
-                same = (agent.decide(state, seen, generator).slate == shown).double()
-                counts += torch.stack([same, same.cumprod(1)])
-            turns.append(counts / times)
+                agreeing[:, there] = torch.stack([chances.double(), chances.double().cumprod(1)])
+            else:
+                times = 1 if generator is None else draws
+                for _ in range(times):
+                    same = (agent.decide(state, seen, generator).slate == shown).double()
+                    agreeing[:, there] += torch.stack([same, same.cumprod(1)]) / times
+            turns.append(agreeing)
         found.append(torch.stack(turns, dim=2).cpu())
     slot, above = torch.cat(found, dim=1)
     return slot, above

@@ -44,6 +44,7 @@ def exported_policy(cfg: DictConfig) -> Product:
                 require_package(package, "onnx", "export.onnx=true")
         loaded = policy_of(state, file)
         agent, env = reader_of(loaded, file), loaded.env
+        exported.refuse_plans(agent, file)
         items = config.get("item_ids")
         if items is None and not simulates(config["env"]):
             note("the policy shows numbers of items, because its checkpoint does not hold the log's own ids")

@@ -115,9 +115,24 @@ class Study:
             raise UserError(
                 f"hydra.sweep.dir={self.folder}: its trials have other settings ({differ}); choose another folder"
             )
+        self._check_space()
         self.optuna.set_user_attr("fixed", self.fixed)
         if self.count():
             note(f"the study has {self.count()} trials: {self.folder}")
+
+    def _check_space(self) -> None:
+        """Refuse a space that Optuna would refuse in the middle of a proposal, which leaves a trial unfinished."""
+        from optuna.distributions import check_distribution_compatibility
+
+        for trial in self.trials:
+            for key in trial.distributions.keys() & self.space.keys():
+                try:
+                    check_distribution_compatibility(trial.distributions[key], self.space[key])
+                except ValueError:
+                    raise UserError(
+                        f"hydra.sweep.dir={self.folder}: its trials chose {key} in another way; "
+                        "only the ends of an interval may change, so choose another folder"
+                    ) from None
 
     @property
     def trials(self) -> list[Any]:
@@ -127,7 +142,15 @@ class Study:
         return len(self.trials)
 
     def left_running(self) -> list[int]:
-        """Return the trials that an earlier command began and did not end."""
+        """Return the trials that an earlier command began and did not end.
+
+        A proposal that was cut short lacks settings. It is recorded as failed, because it would run with the defaults.
+        """
+        from optuna.trial import TrialState
+
+        for trial in self.trials:
+            if not trial.state.is_finished() and not self.space.keys() <= trial.params.keys():
+                self.optuna.tell(trial.number, state=TrialState.FAIL)
         return [trial.number for trial in self.trials if not trial.state.is_finished()]
 
     def ended(self) -> list[str]:

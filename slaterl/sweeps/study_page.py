@@ -104,7 +104,9 @@ def _draw(study: Study, names: list[str], path: Path) -> None:
         chosen = [trial for trial in told if trial.state.name == state]
         first.scatter([t.number for t in chosen], [t.value for t in chosen], marker=marker, label=_NAMES[state.lower()])
         for name, axes in zip(names, others, strict=True):
-            pairs = [(t.params[name], t.value) for t in chosen if name in t.params]
+            choices = list(getattr(study.space.get(name), "choices", ()))  # drawn in their order, not by name
+            place = {choice: number for number, choice in enumerate(choices)}
+            pairs = [(place.get(x, x), t.value) for t in chosen for x in [t.params.get(name)] if x is not None]
             axes.scatter([x for x, _ in pairs], [y for _, y in pairs], marker=marker, clip_on=False)
     first.set(xlabel="trial", ylabel="val/return")
     first.legend()
@@ -115,5 +117,7 @@ def _draw(study: Study, names: list[str], path: Path) -> None:
             axes.set_xscale("log" if known.log else "linear")
             axes.set_xlim(known.low, known.high)
             axes.xaxis.set_minor_formatter(NullFormatter())  # they would overlap
+        elif known is not None:
+            axes.set_xticks(range(len(known.choices)), known.choices)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=120)

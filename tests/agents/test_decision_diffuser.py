@@ -587,6 +587,7 @@ def test_returns_are_scaled_by_the_data() -> None:
         (dict(sample_steps=7), ["agent.sample_steps=7", "agent.steps=6"]),
         (dict(warm_steps=5), ["agent.warm_steps=5", "agent.sample_steps=4"]),
         (dict(replan_every=3), ["agent.replan_every=3", "agent.horizon=2"]),
+        (dict(CANDIDATES, temperature=0.0), ["agent.candidates=3", "agent.temperature"]),
         (dict(candidates=2), ["agent.candidates=2", "agent.condition=none"]),
     ],
 )

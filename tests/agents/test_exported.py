@@ -119,11 +119,11 @@ def test_onnx(tmp_path: Path) -> None:
 
 
 def test_an_agent_with_plans() -> None:
-    agent, env = build(settings("decision_diffuser", "top_k"))
+    agent, _ = build(settings("decision_diffuser", "top_k"))
     with pytest.raises(
         UserError, match=r"^best.ckpt: DecisionDiffuser keeps plans between turns, which a file does not$"
     ):
-        exported.record(agent, env.slate_size, "best.ckpt")
+        exported.refuse_plans(agent, "best.ckpt")
 
 
 def test_an_agent_that_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from slaterl.beliefs.recurrent import RecurrentBelief
 from slaterl.data.trajectories import Trajectories
 from slaterl.evaluation import propensities
 from slaterl.evaluation.propensities import estimates, shares
+from slaterl.rollout import Decision
 from slaterl.seeds import seeded_weights, stream
 from tests.agents.test_lengths import garbled
 
@@ -149,3 +151,19 @@ def test_warnings() -> None:
     assert "the mean weight is 0.50 instead of 1" in str(found(0.5 * data.propensity.double()).warning)
     silent = dataclasses.replace(data, clicks=torch.zeros_like(data.clicks))
     assert "and on 0 clicks" in str(found(data.propensity.double(), silent).warning)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_nothing_is_decided_after_the_end_of_a_session(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, agent, decided = log_of("independent", 40), agent_of(), SlateBC.decide
+    rows: list[int] = []
+
+    def decide(agent: SlateBC, state: Tensor, *more: Any) -> Decision:
+        rows.append(len(state))
+        return decided(agent, state, *more)
+
+    monkeypatch.setattr(agent, "slot_chances", lambda *_: None)
+    monkeypatch.setattr(SlateBC, "decide", decide)
+    found = shares(agent, data, draws=1, generator=stream(0, "draws") if sampled else None)
+    assert sum(rows) == int(data.mask.sum()) < data.mask.numel()
+    assert all(share[~data.mask].eq(0).all() for share in found)

@@ -149,6 +149,15 @@ def test_agents_that_read_the_simulator(tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
+def test_planners_are_refused_before_a_folder_is_made(
+    online: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slaterl.agents.base.Agent.KEEPS_PLANS", True)
+    with pytest.raises(UserError, match="DQN keeps plans between turns"):
+        export(tmp_path, online[1])
+    assert not (tmp_path / "export").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -188,6 +188,33 @@ def test_what_is_refused(
     assert states(tmp_path) == ["COMPLETE", "COMPLETE"]
 
 
+@pytest.mark.parametrize("other", ["seed=1,3", "seed=interval(1,2)"])
+def test_other_choices_need_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str) -> None:
+    settings = ("agent.gamma=interval(0.1,0.9)",)
+    tune(tmp_path, near, *settings, "seed=1,2", trials=2)
+    with pytest.raises(SystemExit) as stopped:
+        tune(tmp_path, near, *settings, other, trials=4)
+    assert stopped.value.code == 2 and "its trials chose seed in another way" in capsys.readouterr().err
+    assert states(tmp_path) == ["COMPLETE", "COMPLETE"], "no trial was begun"
+    tune(tmp_path, near, "agent.gamma=interval(0.2,0.8)", "seed=1,2", trials=3)
+    assert states(tmp_path) == ["COMPLETE"] * 3, "an interval may change"
+
+
+def test_a_proposal_that_was_cut_short_is_not_run(tmp_path: Path) -> None:
+    study = Study(tmp_path, *parsed(*SPACE, "seed=5"), seed=0, startup=2)
+    with study.running():
+        study.optuna.ask({"agent.gamma": study.space["agent.gamma"]})
+    launcher = tune(tmp_path, near, trials=3)
+    assert [first for first, _ in launcher.launches] == [1]
+    assert states(tmp_path) == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_choices_are_drawn_in_their_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        tune(tmp_path, near, "agent.gamma=0.7,0.1,0.4", trials=6)
+    assert "categorical units" not in caplog.text, "matplotlib did not have to guess"
+
+
 def test_two_commands(tmp_path: Path) -> None:
     study = Study(tmp_path, *parsed(*SPACE), seed=0, startup=2)
     other = Study(tmp_path, *parsed(*SPACE), seed=0, startup=2)

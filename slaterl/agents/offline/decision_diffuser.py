@@ -98,6 +98,10 @@ class DecisionDiffuser(PlanValues):
                 f"agent.candidates={candidates}: critics choose among plans that are asked for nothing; "
                 "use agent.condition=none",
             ),
+            (
+                candidates > 1 and temperature == 0,
+                f"agent.candidates={candidates}: without noise all plans are the same; use agent.temperature above 0",
+            ),
         ):
             if wrong:
                 raise UserError(why)
