@@ -35,7 +35,7 @@ def check_one_of_each(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         found = re.match(r"([\w/]+)=\[(.*)\]$", argument)
-        if found and found[1] in groups() and found[1] != "logger":  # only loggers can be several
+        if found and found[1] in groups() and found[1] not in ("logger", "experiment"):  # these add up
             several = found[2].replace(" ", "")
             raise UserError(
                 f"{argument}: {found[1]} takes one choice; to run one after the other: -m {found[1]}={several}"

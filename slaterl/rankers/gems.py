@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from slaterl.bounds import Count, NonNegative, Widths
-from slaterl.layers import BLOCK, first_derivative_only, layers, product
+from slaterl.layers import first_derivative_only, in_blocks, layers, product
 from slaterl.networks import mlp
 from slaterl.rankers.base import Ranker
 from slaterl.runtime import exact_products
@@ -178,8 +178,8 @@ class _ItemCrossEntropy(torch.autograd.Function):
         # with a column of ones, the product that averages the items also sums the exponentials
         summed = torch.cat([items, items.new_ones(len(items), 1)], dim=1).t().contiguous()  # [E + 1, N]
         losses, hits, averages = [], [], []
-        size = max(1, BLOCK // len(items))
-        for block, wanted in zip(queries.split(size), target.split(size), strict=True):
+        blocks = zip(in_blocks(queries, len(items)), in_blocks(target, len(items)), strict=True)
+        for block, wanted in blocks:
             logits = product(block, items)
             of_target = logits.gather(1, wanted.unsqueeze(1))
             largest = logits.amax(1, keepdim=True)

@@ -136,7 +136,7 @@ def test_a_resumed_run_learns_the_labels_that_its_checkpoint_has_the_box_of(
     if old:  # of a version that did not keep the calibration
         del saved["data"]["prepared"]
     else:
-        monkeypatch.setattr("slaterl.agents.offline.base.calibrate", lambda *given: pytest.fail("computed anew"))
+        monkeypatch.setattr("slaterl.agents.offline.base.calibrate", lambda *given: pytest.fail("computed again"))
         monkeypatch.setattr("slaterl.agents.offline.base._spread", lambda *given: (torch.ones(3), torch.ones(3)))
     second = Labelled()
     after = batches_of(second, data)

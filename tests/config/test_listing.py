@@ -40,4 +40,5 @@ def test_a_group_takes_one_choice(argument: str) -> None:
 
 
 def test_lists_that_are_meant() -> None:
+    check_one_of_each(["experiment=[offline_benchmark,head_to_head]"])
     check_one_of_each(["logger=[csv,swanlab]", "agent.q_hidden=[256,256]", "-m", "env=focused_topdown,diffuse_mix"])

@@ -145,10 +145,6 @@ class DecisionTransformer(OfflineAgent):
         encoded = encode_last(self.transformer, sequence[:, :-1], visible[:, :-1, :-1])
         return self.actor(encoded).tanh()
 
-    def shown_actions(self, context: Context) -> Tensor:
-        """Read the action after each frame of a context from the next frame, [B, K, A]. The last one means nothing."""
-        return context.actions(self.ranker).roll(-1, dims=1)
-
     def update(self, batch: Trajectories) -> dict[str, Tensor]:
         """Take one step on a window of K turns of each of B trajectories, which starts at a random turn."""
         assert batch.actions is not None
@@ -156,7 +152,8 @@ class DecisionTransformer(OfflineAgent):
         window = Window.of(batch, start + torch.arange(self.length, device=start.device), length)
         to_go = window.cut(batch.rewards.flip(1).cumsum(1).flip(1))
         context = window.context(batch)
-        predicted = self.predict(context, to_go, self.shown_actions(context))
+        shown = context.actions(self.ranker).roll(-1, dims=1)  # after each frame, [B, K, A]; the last means nothing
+        predicted = self.predict(context, to_go, shown)
         weight = window.there * length
         loss = mean((predicted - window.cut(batch.actions)).square(), weight, of_vectors=True)
         self.minimise("actor", loss)

@@ -15,7 +15,7 @@ from slaterl.beliefs.base import Belief, states_of
 from slaterl.bounds import Count, Positive, Widths
 from slaterl.data.trajectories import Trajectories
 from slaterl.envs.observation import Observation, PrivilegedObservation
-from slaterl.layers import BLOCK, in_blocks
+from slaterl.layers import in_blocks
 from slaterl.networks import mlp, with_gumbel_noise
 from slaterl.rankers.base import best_of
 from slaterl.rollout import Decision
@@ -82,8 +82,8 @@ class SlateBC(ItemAgent):
     def slot_chances(self, state: Tensor, slates: Tensor) -> Tensor | None:
         if self.unique:
             return None
-        size, items = max(1, BLOCK // self.slot_bias.numel()), slates.unsqueeze(2)
-        blocks = zip(self.actor(state).split(size), items.split(size), strict=True)
+        scored = self.slot_bias.numel()
+        blocks = zip(in_blocks(self.actor(state), scored), in_blocks(slates.unsqueeze(2), scored), strict=True)
         return torch.cat([self.scores(queries).softmax(2).gather(2, shown) for queries, shown in blocks]).squeeze(2)
 
     @exact_products()
