@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slaterl import output
-from slaterl.config.listing import as_help, check_one_of_each
+from slaterl.config.listing import as_help, check_flags, check_one_of_each
 from slaterl.config.quoting import explain_quoting
 from slaterl.config.spelling import explain_spelling
 from slaterl.paths import CONF
@@ -120,6 +120,7 @@ def command() -> None:
     try:
         check_overrides(sys.argv[1:])
         check_one_of_each(sys.argv[1:])
+        check_flags(sys.argv[1:])
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

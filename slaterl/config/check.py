@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from slaterl.bounds import check_arguments, hints_of, shown
 from slaterl.config.build import SUPPLIED, parameters_of, plain
 from slaterl.config.fits import check_behaviours, check_env, check_fit, check_protocol, check_readers
-from slaterl.config.logs import settle_log
+from slaterl.config.logs import settle_learned, settle_log
 from slaterl.config.sections import Configuration, NamedPart, Part, Section
 from slaterl.config.spelling import listed, no_such_setting
 from slaterl.errors import UserError
@@ -48,6 +48,7 @@ def check_config(cfg: DictConfig, given: Iterable[str] = ()) -> None:
     for node in nodes:
         _check_keys(node)
     settle_log(cfg, given)
+    settle_learned(cfg, given)
     check_readers(cfg, given)
     for key in _open_keys(OmegaConf.to_container(cfg, resolve=False)):
         raise UserError(f"{key}: a value is needed; give {key}=...")

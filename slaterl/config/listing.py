@@ -42,6 +42,16 @@ def check_one_of_each(arguments: Sequence[str]) -> None:
             )
 
 
+def check_flags(arguments: Sequence[str]) -> None:
+    """Refuse -m next to --cfg, which Hydra answers with a traceback.
+
+    Raises:
+        UserError: says what to leave out.
+    """
+    if {"-m", "--multirun"} & set(arguments) and {"-c", "--cfg"} & set(arguments):
+        raise UserError("--cfg shows the settings of one job: leave out -m, and give each setting one value")
+
+
 def as_help() -> str:
     """List all groups for --help."""
     parts = []

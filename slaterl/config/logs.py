@@ -1,4 +1,4 @@
-"""dataset=log: what follows from it for the other settings, and what needs a simulator and is refused."""
+"""Users without a simulator: what follows from dataset=log and env=learned for other settings, and what is refused."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def log_name(dataset: DictConfig) -> str:
     return (Path(name).stem if name.lower().endswith((*TEXT, *PARQUET)) else name) or dataset.name
 
 
+def settle_learned(cfg: DictConfig, given: Iterable[str]) -> None:
+    """Let episodes of env=learned be as long as the file's sessions, though a scale sets the length of others."""
+    if "user_model" in cfg.env and "env.episode_length" not in given:
+        cfg.env.episode_length = "${user_model_of:${.user_model},episode_length}"
+
+
 def settle_log(cfg: DictConfig, given: Iterable[str]) -> None:
     """Set what follows from dataset=log: the name of the environment, GeMS' data, and a validation without a simulator.
 
@@ -46,6 +52,9 @@ def settle_log(cfg: DictConfig, given: Iterable[str]) -> None:
         if not simulates(env):
             raise UserError(f"env={env.name}: only dataset=log sets it; give dataset=log dataset.path=<file>")
         return
+    if "user_model" in set(env):  # a node does not contain keys without a value
+        data = "logged_data.source=dataset dataset=file dataset.path=<its trajectories.safetensors>"
+        raise UserError(f"env={env.name}: leave out dataset=log; to pretrain on its data, give {data}")
     if simulates(env):
         raise UserError(f"env={env.name}: dataset=log comes from no simulator; leave out env")
     for key in sorted(given):

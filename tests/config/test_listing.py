@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slaterl.config.listing import as_help, as_markdown, check_one_of_each, choices, groups
+from slaterl.config.listing import as_help, as_markdown, check_flags, check_one_of_each, choices, groups
 from slaterl.errors import UserError
 from slaterl.paths import CONF
 
@@ -42,3 +42,10 @@ def test_a_group_takes_one_choice(argument: str) -> None:
 def test_lists_that_are_meant() -> None:
     check_one_of_each(["experiment=[offline_benchmark,head_to_head]"])
     check_one_of_each(["logger=[csv,swanlab]", "agent.q_hidden=[256,256]", "-m", "env=focused_topdown,diffuse_mix"])
+
+
+def test_settings_are_shown_of_one_job() -> None:
+    with pytest.raises(UserError, match="--cfg shows the settings of one job: leave out -m"):
+        check_flags(["-m", "seed=1,2", "--cfg", "job"])
+    check_flags(["seed=1", "--cfg", "job"])
+    check_flags(["-m", "seed=1,2"])

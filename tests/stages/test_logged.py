@@ -223,6 +223,7 @@ def test_runs_lie_below_the_name_of_the_file(file: str, name: str) -> None:
         ("stage=benchmark", "stage=benchmark: dataset=log has no simulator to act in"),
         ("stage=evaluate", "stage=evaluate: dataset=log has no simulator to act in; use evaluation=user_model"),
         ("stage=collect env=focused_topdown", "env=focused_topdown: dataset=log comes from no simulator; leave out"),
+        ("stage=online env=learned", "env=learned: leave out dataset=log; to pretrain on its data, give"),
         ("stage=collect dataset.session_gap=soon", "dataset.session_gap=soon: expected a time such as 45s, 30m"),
         ("stage=collect dataset.ragged=keep", "dataset.ragged=keep: expected refuse or drop"),
         ("stage=collect dataset.columns.item=3", "dataset.columns.item=3: expected the name of a column, or a list"),

@@ -111,6 +111,16 @@ def test_settings_come_from_the_file(file: Path, tmp_path: Path) -> None:
     assert env_spec(compose_config("env=learned", f"env.user_model={other}").env) != names[0]
 
 
+def test_a_scale_does_not_change_how_long_sessions_are(file: Path) -> None:
+    """scale=smoke shortens the episodes of simulators to 20 turns."""
+    cfg = compose_config("env=learned", f"env.user_model={file}", "scale=smoke")
+    check_config(cfg)
+    assert cfg.env.episode_length == TURNS != 20
+    cfg = compose_config("env=learned", f"env.user_model={file}", "env.episode_length=3")
+    check_config(cfg, given=["env.episode_length"])
+    assert cfg.env.episode_length == 3
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
